@@ -1,0 +1,166 @@
+"""Configuration: one frozen tree, checked once.
+
+Always true
+  - Flags beat the environment, the environment beats the file, the file beats the defaults.
+  - An error names the key and, where it can, the source. Nothing reads the environment after load().
+  - docs/SETTINGS.md is generated from this file; a test fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from engine.errors import ConfigError
+from engine.limits import COMMIT_EVENTS_MAX, ROW_FILE_ROWS, ROW_FILE_ROWS_MIN
+
+ENV_PREFIX = "FLOWKIN_"
+CIDRS_INTERNAL = (
+    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10",
+)  # fmt: skip
+
+Ms = Annotated[int, Meta(ge=1, le=600_000)]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: immutable, and a misspelt key is an error."""
+
+
+class Sockets(Section):
+    query: Annotated[str, Meta(description="Path of the query socket; empty: DATA_DIR/run/query.sock.")] = ""
+    write: Annotated[str, Meta(description="Path of the write socket; empty: DATA_DIR/run/write.sock.")] = ""
+    query_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$", description="Mode of the query socket.")] = "0660"
+    write_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$", description="Mode of the write socket.")] = "0660"
+    write_group: Annotated[str, Meta(description="Group that owns the write socket; empty: the engine's own.")] = ""
+    writers: Annotated[
+        list[str],
+        Meta(description="Users (names or uids) who may write; empty: the engine's own user, root, and members of write_group."),
+    ] = []
+    connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Open connections of one worker.")] = 12_000
+
+
+class Readers(Section):
+    count: Annotated[int, Meta(ge=1, le=64, description="Reader processes.")] = 2
+    deadline_ms: Annotated[Ms, Meta(description="The longest a request may wait, whatever it asks for.")] = 30_000
+
+
+class Ingest(Section):
+    save_events: Annotated[int, Meta(ge=1, le=COMMIT_EVENTS_MAX, description="Save when this many events wait.")] = 100
+    save_after_ms: Annotated[Ms, Meta(description="Save when the oldest waiting event is this old; when idle, at once.")] = 5
+    commit_events: Annotated[
+        int, Meta(ge=1, le=COMMIT_EVENTS_MAX, description="The most events in one commit; the rest waits for the next.")
+    ] = 1_024
+    queue_events: Annotated[int, Meta(ge=1_024, le=1_000_000, description="Waiting events before writers are told to wait.")] = 16_384
+    durability: Annotated[
+        Literal["full", "meta"],
+        Meta(description="full: an acknowledged event survives power loss. meta: at most the last commits are lost, never torn."),
+    ] = "full"
+
+
+class Store(Section):
+    map_size_gib: Annotated[int, Meta(ge=1, le=4096, description="Size of the LMDB map (sparse).")] = 64
+    row_file_rows: Annotated[
+        int, Meta(ge=ROW_FILE_ROWS_MIN, le=1 << 20, description="Events in a row file; fixed when the data directory is born.")
+    ] = ROW_FILE_ROWS
+    generations_kept: Annotated[int, Meta(ge=1, le=1_000, description="Old files are kept this many index generations.")] = 2
+
+
+class Network(Section):
+    internal: Annotated[list[str], Meta(description="Networks that count as internal, CIDR.")] = msgspec.field(default_factory=lambda: list(CIDRS_INTERNAL))
+
+
+class Source(Section):
+    """A file or directory that the engine itself follows, [sources.NAME]."""
+
+    path: Annotated[str, Meta(min_length=1, description="File or directory to follow. The engine opens nothing beyond it.")]
+    format: Annotated[str, Meta(description="Format; auto: found by looking.")] = "auto"
+    pattern: Annotated[str, Meta(description="File names to follow in a directory.")] = "*"
+    sensor: Annotated[str, Meta(max_length=128, description="Name of the sensor, part of an event's identity.")] = ""
+    timezone: Annotated[str, Meta(description="IANA timezone for times without one.")] = "UTC"
+    poll_ms: Annotated[Ms, Meta(description="How often to look for new bytes.")] = 200
+
+
+class Log(Section):
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged, to stderr.")] = "info"
+
+
+class Config(Section):
+    data_dir: Annotated[str, Meta(description="The data directory.")] = ""
+    hang_after_ms: Annotated[Ms, Meta(description="A worker that gave no sign of life for so long is killed and restarted.")] = 15_000
+    drain_ms: Annotated[Ms, Meta(description="How long a stop waits for requests under way.")] = 5_000
+    sockets: Sockets = Sockets()
+    readers: Readers = Readers()
+    ingest: Ingest = Ingest()
+    store: Store = Store()
+    network: Network = Network()
+    sources: Annotated[dict[str, Source], Meta(max_length=256)] = {}
+    log: Log = Log()
+
+    def __post_init__(self) -> None:
+        import ipaddress
+
+        for cidr in self.network.internal:
+            try:
+                ipaddress.ip_network(cidr)
+            except ValueError as e:
+                raise ValueError(f"network.internal: {e}") from e
+        if self.ingest.save_events > self.ingest.commit_events:
+            raise ValueError("ingest.save_events must not be above ingest.commit_events")
+        for name in self.sources:
+            if "/" in name or not 0 < len(name) <= 128:
+                raise ValueError(f"sources.{name}: a source's name has 1 to 128 characters and no '/'")
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{'.'.join(path)}: {part} is not a section")
+    tree[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """A flag's or variable's text as TOML would read it, else as a plain string."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def load(
+    file: Path | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration from file, environment (FLOWKIN_READERS__COUNT=4) and flags ({"readers.count": 4}).
+
+    Raises ConfigError naming the key and where it came from.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        try:
+            tree = tomllib.loads(file.read_text("utf-8"))
+        except OSError as e:
+            raise ConfigError(f"configuration {file} cannot be read: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"configuration {file} is not TOML: {e}") from e
+    known = {f.name for f in msgspec.structs.fields(Config)}
+    for name, text in sorted((os.environ if env is None else env).items()):
+        path = name.removeprefix(ENV_PREFIX).lower().split("__")
+        if name.startswith(ENV_PREFIX) and path[0] in known:
+            _put(tree, path, text if path == ["data_dir"] else _value(text))
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, name.split("."), value)
+    try:
+        return msgspec.convert(tree, Config, strict=True)
+    except msgspec.ValidationError as e:
+        text = str(e).replace("`$.", "`")
+        raise ConfigError(f"configuration: {text} ({file or 'environment and flags'})") from e

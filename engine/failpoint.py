@@ -1,0 +1,34 @@
+"""Named places where a test lets a process die. `failpoint("publish.committed")` does nothing unless armed.
+
+ENGINE_FAILPOINT="name" kills the process with SIGKILL the first time it comes by; "name:3" the third time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+POINTS = (
+    "publish.appended",  # rows written, not yet synced
+    "publish.synced",  # rows durable, nothing committed
+    "publish.before_commit",  # all puts done, transaction open
+    "publish.committed",  # durable and visible to who looks; counter not bumped
+    "publish.bumped",
+    "row_file.created",  # a new row file is written and renamed, not yet in a manifest
+    "index.built",  # the child's files are in place, not yet in a manifest
+    "index.committed",
+    "model.rows_ready",  # a switch: all rows of the new version are there, not yet committed
+    "model.committed",
+)
+
+_name, _, _nth = os.environ.get("ENGINE_FAILPOINT", "").partition(":")
+_left = int(_nth or 1)
+
+
+def failpoint(name: str) -> None:
+    """Die here if armed."""
+    global _left
+    if name == _name:
+        _left -= 1
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)

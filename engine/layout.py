@@ -1,0 +1,83 @@
+"""The only file that spells a path inside a data directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Layout(NamedTuple):
+    """Paths of one data directory. Directories are 0700, files 0600, index files 0400 once in place."""
+
+    data_dir: Path
+
+    @property
+    def catalog(self) -> Path:
+        return self.data_dir / "catalog"
+
+    @property
+    def generation(self) -> Path:
+        return self.data_dir / "generation"
+
+    @property
+    def rows(self) -> Path:
+        return self.data_dir / "rows"
+
+    def row_file(self, epoch: int, number: int) -> Path:
+        """Row file `number` (its first seq divided by the rows a file has) of model epoch `epoch`."""
+        return self.rows / f"{epoch:04d}-{number:08d}"
+
+    @property
+    def indexes(self) -> Path:
+        return self.data_dir / "indexes"
+
+    def index_file(self, name: str) -> Path:
+        return self.indexes / name
+
+    @property
+    def models(self) -> Path:
+        return self.data_dir / "models"
+
+    def model(self, version: str) -> Path:
+        return self.models / version
+
+    @property
+    def quarantine(self) -> Path:
+        return self.data_dir / "quarantine"
+
+    @property
+    def dead_letters(self) -> Path:
+        return self.data_dir / "dead_letters.ndjson"
+
+    @property
+    def run(self) -> Path:
+        return self.data_dir / "run"
+
+    @property
+    def query_socket(self) -> Path:
+        return self.run / "query.sock"
+
+    @property
+    def write_socket(self) -> Path:
+        return self.run / "write.sock"
+
+    @property
+    def writer_lock(self) -> Path:
+        return self.run / "writer.lock"
+
+    @property
+    def supervisor_pid(self) -> Path:
+        return self.run / "supervisor.pid"
+
+    def heartbeat(self, role: str) -> Path:
+        """One mapped page a worker stamps (engine/heartbeat.py)."""
+        return self.run / f"{role}.heartbeat"
+
+    @property
+    def config(self) -> Path:
+        return self.data_dir / "flowkin.toml"
+
+    def make(self) -> None:
+        """Create the directories, private to their owner. Raises OSError."""
+        for path in (self.data_dir, self.rows, self.indexes, self.models, self.run, self.catalog):
+            path.mkdir(mode=0o700, parents=path == self.data_dir, exist_ok=True)

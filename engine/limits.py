@@ -1,0 +1,37 @@
+"""Every bound of the engine, the unit last in its name. What a user may change is in config.py; this is what he may not.
+
+The asserts at the end say how bounds relate; they run at import.
+"""
+
+from __future__ import annotations
+
+from ipc.messages import EVENTS_PER_MESSAGE_MAX, FRAME_BYTES_MAX
+
+FORMAT_VERSION = 1  # of a data directory
+FEATURES_VERSION = 1  # of the 105 features' definitions
+
+ROW_FILE_ROWS = 16_384  # events in a row file; a data directory keeps the value it was born with
+ROW_FILE_ROWS_MIN = 64  # smaller ones serve tests
+
+COMMIT_EVENTS_MAX = 4_096  # one huge commit taxes all later ones (LMDB rewrites its free list)
+FAMILIES_MAX = 4_096  # distinct family words; later ones become "Unknown"
+SOURCES_MAX = 4_096
+
+RECORD_BYTES_MAX = 1 << 20  # one source record: a line, a row
+DECOMPRESS_RATIO_MAX = 200
+DECOMPRESS_BYTES_MAX = 1 << 30  # a member of an archive
+
+CONTEXT_HOSTS_MAX = 65_536
+CONTEXT_WINDOW_S = 30
+CONTEXT_LATE_MAX_S = 900
+
+COLLAPSE_FETCH_MAX = 1_024  # candidates looked at to fill an answer with distinct hits
+OTHER_EPISODE_S = 600
+
+HANDOFF_BACKLOG_MAX = 64  # connections on the way to one worker
+PENDING_REQUESTS_MAX = 1_024  # of one reader
+PENDING_PER_CONNECTION_MAX = 256
+
+assert EVENTS_PER_MESSAGE_MAX <= COMMIT_EVENTS_MAX
+assert RECORD_BYTES_MAX < FRAME_BYTES_MAX
+assert ROW_FILE_ROWS % ROW_FILE_ROWS_MIN == 0

@@ -1,0 +1,66 @@
+"""What every adapter promises: bytes of a source in, events and rejects out.
+
+Always true
+  - An adapter is fed consecutive bytes, cut anywhere; the same bytes cut otherwise give the same events.
+  - It opens nothing, knows no clock and no engine. A bad record becomes a Reject with its offset and stops nothing.
+  - `resume_offset` is the low-water mark: feeding a fresh adapter from there (after `prime` with the head of the
+    file) yields every event not yet returned, and at most repeats returned ones with the same ids.
+  - It fills what its source says; engine/normalize.py completes an event, engine/context.py its window and history
+    features. Missing is NaN, never 0 and never a sentinel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from ipc.event import FeaturedEvent
+from ipc.messages import Reject
+
+
+class SourceSpec(NamedTuple):
+    """Where bytes come from. name: the event's `source`; file: what a reject names; timezone: IANA name for sources
+    that give local times without an offset; labels: parsed label rules for captures (engine/sources/labels.py)."""
+
+    name: str
+    file: str = "-"
+    sensor: str = ""
+    timezone: str = "UTC"
+    fingerprint: str = ""  # of the file's first bytes, for ids of records without a time
+    labels: object | None = None
+
+
+class Parsed(NamedTuple):
+    events: list[FeaturedEvent]
+    rejects: list[Reject]
+
+
+class Adapter(ABC):
+    """One format. Subclasses set `format` and implement the rest; engine/sources/__init__.py lists them."""
+
+    format: ClassVar[str]
+    binary: ClassVar[bool] = False  # True: not lines (pcap)
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self.spec = spec
+
+    @classmethod
+    @abstractmethod
+    def sniff(cls, head: bytes, file_name: str) -> bool:
+        """Is this my format? head: up to 64 KiB of the decompressed beginning. Must not raise."""
+
+    def prime(self, head: bytes) -> None:  # noqa: B027  (most formats have no header)
+        """Learn the header from the beginning of the file before feeding from an offset > 0."""
+
+    @abstractmethod
+    def feed(self, data: bytes, offset: int) -> Parsed:
+        """Parse the next bytes; `offset` is that of data[0] in the decompressed file. An incomplete tail is kept."""
+
+    @abstractmethod
+    def finish(self) -> Parsed:
+        """The source has ended: what is pending comes out."""
+
+    @property
+    @abstractmethod
+    def resume_offset(self) -> int:
+        """Decompressed offset from which a restart must read again."""
