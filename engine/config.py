@@ -32,7 +32,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all sections: immutable, and a misspelt key is an error."""
 
 
-class Sockets(Section):
+class Sockets(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     query: Annotated[str, Meta(description="Path of the query socket; empty: DATA_DIR/run/query.sock.")] = ""
     write: Annotated[str, Meta(description="Path of the write socket; empty: DATA_DIR/run/write.sock.")] = ""
     query_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$", description="Mode of the query socket.")] = "0660"
@@ -40,45 +40,62 @@ class Sockets(Section):
     write_group: Annotated[str, Meta(description="Group that owns the write socket; empty: the engine's own.")] = ""
     writers: Annotated[
         list[str],
-        Meta(description="Users (names or uids) who may write; empty: the engine's own user, root, and members of write_group."),
+        Meta(
+            description="Users (names or uids) who may write; empty: the engine's user, root, members of write_group."
+        ),
     ] = []
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Open connections of one worker.")] = 12_000
 
 
-class Readers(Section):
+class Readers(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=64, description="Reader processes.")] = 2
     deadline_ms: Annotated[Ms, Meta(description="The longest a request may wait, whatever it asks for.")] = 30_000
 
 
-class Ingest(Section):
+class Ingest(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     save_events: Annotated[int, Meta(ge=1, le=COMMIT_EVENTS_MAX, description="Save when this many events wait.")] = 100
-    save_after_ms: Annotated[Ms, Meta(description="Save when the oldest waiting event is this old; when idle, at once.")] = 5
+    save_after_ms: Annotated[
+        Ms, Meta(description="Save when the oldest waiting event is this old; when idle, at once.")
+    ] = 5
     commit_events: Annotated[
         int, Meta(ge=1, le=COMMIT_EVENTS_MAX, description="The most events in one commit; the rest waits for the next.")
     ] = 1_024
-    queue_events: Annotated[int, Meta(ge=1_024, le=1_000_000, description="Waiting events before writers are told to wait.")] = 16_384
+    queue_events: Annotated[
+        int, Meta(ge=1_024, le=1_000_000, description="Waiting events before writers are told to wait.")
+    ] = 16_384
     durability: Annotated[
         Literal["full", "meta"],
-        Meta(description="full: an acknowledged event survives power loss. meta: at most the last commits are lost, never torn."),
+        Meta(
+            description="full: acknowledged events survive power loss. meta: at most the last commits are lost, none torn."
+        ),
     ] = "full"
 
 
-class Store(Section):
+class Store(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     map_size_gib: Annotated[int, Meta(ge=1, le=4096, description="Size of the LMDB map (sparse).")] = 64
     row_file_rows: Annotated[
-        int, Meta(ge=ROW_FILE_ROWS_MIN, le=1 << 20, description="Events in a row file; fixed when the data directory is born.")
+        int,
+        Meta(
+            ge=ROW_FILE_ROWS_MIN, le=1 << 20, description="Events in a row file; fixed when the data directory is born."
+        ),
     ] = ROW_FILE_ROWS
-    generations_kept: Annotated[int, Meta(ge=1, le=1_000, description="Old files are kept this many index generations.")] = 2
+    generations_kept: Annotated[
+        int, Meta(ge=1, le=1_000, description="Old files are kept this many index generations.")
+    ] = 2
 
 
-class Network(Section):
-    internal: Annotated[list[str], Meta(description="Networks that count as internal, CIDR.")] = msgspec.field(default_factory=lambda: list(CIDRS_INTERNAL))
+class Network(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    internal: Annotated[list[str], Meta(description="Networks that count as internal, CIDR.")] = msgspec.field(
+        default_factory=lambda: list(CIDRS_INTERNAL)
+    )
 
 
-class Source(Section):
+class Source(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file or directory that the engine itself follows, [sources.NAME]."""
 
-    path: Annotated[str, Meta(min_length=1, description="File or directory to follow. The engine opens nothing beyond it.")]
+    path: Annotated[
+        str, Meta(min_length=1, description="File or directory to follow. The engine opens nothing beyond it.")
+    ]
     format: Annotated[str, Meta(description="Format; auto: found by looking.")] = "auto"
     pattern: Annotated[str, Meta(description="File names to follow in a directory.")] = "*"
     sensor: Annotated[str, Meta(max_length=128, description="Name of the sensor, part of an event's identity.")] = ""
@@ -86,13 +103,17 @@ class Source(Section):
     poll_ms: Annotated[Ms, Meta(description="How often to look for new bytes.")] = 200
 
 
-class Log(Section):
-    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged, to stderr.")] = "info"
+class Log(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged, to stderr.")
+    ] = "info"
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: Annotated[str, Meta(description="The data directory.")] = ""
-    hang_after_ms: Annotated[Ms, Meta(description="A worker that gave no sign of life for so long is killed and restarted.")] = 15_000
+    hang_after_ms: Annotated[
+        Ms, Meta(description="A worker that gave no sign of life for so long is killed and restarted.")
+    ] = 15_000
     drain_ms: Annotated[Ms, Meta(description="How long a stop waits for requests under way.")] = 5_000
     sockets: Sockets = Sockets()
     readers: Readers = Readers()

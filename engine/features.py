@@ -22,7 +22,7 @@ class Feature(NamedTuple):
     """scope: flow (from the flow alone), sensor (given by the source), or what engine/context.py computes: src window,
     dst window, src history, pair history. heavy: spans orders of magnitude, so a scaler takes log1p first."""
 
-    index: int
+    column: int
     name: str
     group: str
     scope: str
@@ -143,10 +143,10 @@ FEATURES: tuple[Feature, ...] = (
 # fmt: on
 
 NAMES = tuple(f.name for f in FEATURES)
-INDEX = {f.name: f.index for f in FEATURES}
-CONTEXT_INDEXES = tuple(f.index for f in FEATURES if f.scope.endswith(("window", "history")))
+INDEX = {f.name: f.column for f in FEATURES}
+CONTEXT_INDEXES = tuple(f.column for f in FEATURES if f.scope.endswith(("window", "history")))
 
-assert len(FEATURES) == FEATURE_COUNT and all(f.index == i for i, f in enumerate(FEATURES))
+assert len(FEATURES) == FEATURE_COUNT and all(f.column == i for i, f in enumerate(FEATURES))
 
 
 def empty(n: int) -> F32:

@@ -1,4 +1,4 @@
-"""Every bound of the engine, the unit last in its name. What a user may change is in config.py; this is what he may not.
+"""Every bound of the engine, the unit last in its name. What a user may change is in config.py; the rest is here.
 
 The asserts at the end say how bounds relate; they run at import.
 """

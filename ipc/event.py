@@ -29,7 +29,10 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class Verdict(Struct, frozen=True, omit_defaults=True):
-    """One engine's opinion. reason_code: SIG_MATCH, STAT_ANOMALY, PCA_OUTLIER, PROT_VIOLATION, ENGINE_CONFLICT, UNKNOWN."""
+    """One engine's opinion.
+
+    reason_code: SIG_MATCH, STAT_ANOMALY, PCA_OUTLIER, PROT_VIOLATION, ENGINE_CONFLICT or UNKNOWN.
+    """
 
     engine: Word
     classification: Classification

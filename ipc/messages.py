@@ -54,7 +54,7 @@ Names = Annotated[list[Name], Meta(max_length=64)]
 Weight = Annotated[float, Meta(ge=0.0, le=1e6)]
 
 
-class Message(Struct, frozen=True, array_like=True, gc=False):
+class Message(Struct, array_like=True, gc=False):
     """Base of all messages."""
 
 
