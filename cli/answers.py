@@ -1,0 +1,210 @@
+"""What an answer means: documents for programs, the outcome of the hits, and which features agree. No printing.
+
+Always true
+  - The documents are the contract with programs (docs/CLI.md): a key is always there, None where nothing is known.
+  - An event in a document has all its fields, in the order of ipc/event.py, then what was said of it afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cli.text import iso
+from ipc.event import Annotation, Event, Hit, Verdict
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Stored
+
+Document = dict[str, Any]
+
+_EVENT_FIELDS = Event.__struct_fields__
+_VERDICT_FIELDS = Verdict.__struct_fields__
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_annotation = msgspec.msgpack.Decoder(Annotation).decode
+
+
+def event_of(event: Event | msgspec.Raw) -> Event:
+    return _decode_event(event) if isinstance(event, msgspec.Raw) else event
+
+
+def annotation_of(annotation: Annotation | msgspec.Raw | None) -> Annotation:
+    if isinstance(annotation, msgspec.Raw):
+        return _decode_annotation(annotation) if bytes(annotation) else Annotation()
+    return annotation or Annotation()
+
+
+def identity(event: Event) -> str:
+    """source/id: names this event and no other."""
+    return f"{event.source}/{event.event_id}"
+
+
+def event_document(event: Event | msgspec.Raw, annotation: Annotation | msgspec.Raw | None = None) -> Document:
+    event, said = event_of(event), annotation_of(annotation)
+    document: Document = {name: getattr(event, name) for name in _EVENT_FIELDS}
+    document["ts"], document["ts_start"] = iso(event.ts), iso(event.ts_start)
+    document["verdicts"] = [{name: getattr(v, name) for name in _VERDICT_FIELDS} for v in event.verdicts]
+    document["label"] = said.label or None
+    document["labelled_by"] = said.labelled_by or None
+    document["labelled_at"] = iso(said.labelled_at) if said.labelled_at else None
+    document["firewall_action"] = said.firewall_action or None
+    document["firewall_ts"] = iso(said.firewall_ts) if said.firewall_ts else None
+    return document
+
+
+def history_document(annotation: Annotation | msgspec.Raw | None) -> list[Document]:
+    """Oldest first."""
+    return [
+        {"at": iso(at), "by": by, "field": field, "value": value}
+        for at, by, field, value in annotation_of(annotation).history
+    ]
+
+
+def stored_document(stored: Stored) -> Document:
+    return {"seq": stored.seq} | event_document(stored.event, stored.annotation)
+
+
+def hit_document(rank: int, hit: Hit) -> Document:
+    document = event_document(hit.event, hit.annotation)
+    first = ("event_id", "classification", "family", "label", "ts")
+    return {
+        "rank": rank,
+        "event_id": document["event_id"],
+        "distance": hit.distance,
+        "percentile": hit.percentile,
+        "count": hit.count,
+        **{name: document[name] for name in first[1:]},
+        **{name: value for name, value in document.items() if name not in first},
+        "seq": hit.seq,
+    }
+
+
+def contribution_document(c: Contribution) -> Document:
+    return {"feature": c.feature, "query": c.query, "hit": c.hit, "z": c.z, "contribution": c.contribution}
+
+
+def explanation_document(e: Explanation) -> Document:
+    document: Document = {
+        "event_id": e.event_id,
+        "space": e.space,
+        "distance": e.distance,
+        "percentile": e.percentile,
+        "contributions": [contribution_document(c) for c in e.contributions],
+        "agree": e.agree,
+        "disagree": e.disagree,
+    }
+    if e.words:
+        document["words"] = [{"word": word, "weight": weight} for word, weight in e.words]
+    if e.spaces:
+        document["spaces"] = {
+            name: {"distance": distance, "percentile": percentile, "weight": weight}
+            for name, (distance, percentile, weight) in e.spaces.items()
+        }
+    if e.parts:
+        document["parts"] = [explanation_document(part) for part in e.parts]
+    return document
+
+
+def counter_example_document(c: CounterExample | None) -> Document | None:
+    if c is None:
+        return None
+    return {
+        "seq": c.seq,
+        "distance": c.distance,
+        "event": event_document(c.event),
+        "contributions": [contribution_document(x) for x in c.contributions],
+    }
+
+
+class Outcome(NamedTuple):
+    """What became of the hits. Counted by hit; `events` counts the near-identical ones that a hit stands for too."""
+
+    hits: int
+    events: int
+    families: dict[str, int]
+    classifications: dict[str, int]
+    labels: dict[str, int]
+    unlabelled: int
+    decisions: dict[str, int]
+    firewall_actions: dict[str, int]
+    first_seen: int | None  # ns
+    last_seen: int | None  # ns
+
+
+def _tally(words: Iterable[str]) -> dict[str, int]:
+    """Without the empty word, most frequent first."""
+    return dict(Counter(word for word in words if word).most_common())
+
+
+def outcome(hits: Sequence[Hit]) -> Outcome:
+    events = [event_of(hit.event) for hit in hits]
+    said = [annotation_of(hit.annotation) for hit in hits]
+    labels = _tally(a.label for a in said)
+    return Outcome(
+        hits=len(hits),
+        events=sum(hit.count for hit in hits),
+        families=_tally(e.family for e in events),
+        classifications=_tally(e.classification for e in events),
+        labels=labels,
+        unlabelled=len(hits) - sum(labels.values()),
+        decisions=_tally(e.decision for e in events),
+        firewall_actions=_tally(a.firewall_action for a in said),
+        first_seen=min((e.ts for e in events), default=None),
+        last_seen=max((e.ts for e in events), default=None),
+    )
+
+
+def outcome_document(o: Outcome) -> Document:
+    document = o._asdict()
+    document["first_seen"] = None if o.first_seen is None else iso(o.first_seen)
+    document["last_seen"] = None if o.last_seen is None else iso(o.last_seen)
+    return document
+
+
+def answer_document(answer: Answer, generation: int) -> Document:
+    document: Document = {
+        "generation": generation,
+        "space": answer.space,
+        "model": answer.model,
+        "metric": answer.metric,
+        "exact": answer.exact,
+        "scanned": answer.scanned,
+        "matched": answer.matched,
+        "took_ms": answer.took_us / 1000,
+        "query": None if answer.query is None else event_document(answer.query),
+        "hits": [hit_document(rank, hit) for rank, hit in enumerate(answer.hits, 1)],
+        "same_family": answer.same_family,
+        "no_close_precedent": answer.no_close_precedent,
+        "explain": [explanation_document(e) for e in answer.explain],
+        "counter_example": counter_example_document(answer.counter_example),
+        "outcome": outcome_document(outcome(answer.hits)),
+    }
+    if answer.weights:
+        document["weights"] = answer.weights
+    if answer.plan:
+        document["plan"] = answer.plan
+    return document
+
+
+class Split(NamedTuple):
+    """The contributions of one distance that are worth reading."""
+
+    agree: list[Contribution]
+    disagree: list[Contribution]
+
+
+def split(e: Explanation, most: int = 6) -> Split:
+    """Features that agree and those that disagree most; the engine names them, otherwise what pulls most either way."""
+    by_name = {c.feature: c for c in e.contributions}
+    disagree = [by_name[name] for name in e.disagree if name in by_name][:most]
+    agree = [by_name[name] for name in e.agree if name in by_name and name not in e.disagree][:most]
+    if not disagree:
+        taken = {c.feature for c in agree}
+        pushing = [c for c in e.contributions if c.contribution > 0 and c.feature not in taken]
+        disagree = sorted(pushing, key=lambda c: -c.contribution)[:most]
+    if not agree:
+        taken = {c.feature for c in disagree}
+        known = [c for c in e.contributions if c.feature not in taken and c.query is not None and c.hit is not None]
+        agree = sorted(known, key=lambda c: (c.contribution >= 0, abs(c.z or 0.0), -abs(c.query or 0.0)))[:most]
+    return Split(agree, disagree)

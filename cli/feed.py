@@ -1,0 +1,373 @@
+"""Files to messages: parse as the caller, stream to the engine, ask about events that are not stored. No printing.
+
+Always true
+  - A batch leaves `waiting` only when the engine acknowledged it; what was sent and not acknowledged is sent again
+    after a broken connection. The ids make each event exactly one, however often it is sent.
+  - At most WINDOW messages are under way; while the engine says wait, nothing more is read from the files.
+  - Retrying ends: RETRY_S seconds without a single acknowledgement, and the command fails saying what is stored.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cli.errors import NOT_FOUND, USAGE, CommandError
+from cli.text import clean
+from ipc.errors import ClientError, ConnectError, DeadlineError, NotReadyError, error_of
+from ipc.event import FeaturedEvent
+from ipc.messages import Answer, ErrorCode, Failure, Ingest, Ingested, Options, Reject, Request, encode
+
+if TYPE_CHECKING:
+    from cli.render import Meter
+    from ipc.client import Client
+
+EVENTS_MAX = 512  # of one message
+BYTES_MAX = 3 << 20
+ASK_EVENTS_MAX = 256
+WINDOW = 4
+TIMEOUT_MS = 30_000  # of one message
+RETRY_S = 60.0
+REJECT_RECORD_BYTES = 1 << 16
+RETRIED = (ErrorCode.OVERLOADED, ErrorCode.NO_SPACE, ErrorCode.NOT_READY, ErrorCode.DEADLINE, ErrorCode.CANCELLED)
+
+
+class How(NamedTuple):
+    """What the user said of the files."""
+
+    format: str = "auto"
+    source: str = ""
+    sensor: str = ""
+    timezone: str = "UTC"
+    labels: Path | None = None
+
+
+class Part(NamedTuple):
+    """Some events and rejects of one file."""
+
+    format: str
+    source: str
+    events: Sequence[FeaturedEvent]
+    rejects: Sequence[Reject]
+
+
+class Batch(NamedTuple):
+    """What goes into one Ingest message."""
+
+    format: str
+    source: str
+    events: list[FeaturedEvent]
+    rejects: list[Reject]
+
+
+class Summary:
+    """What became of the events sent so far."""
+
+    def __init__(self) -> None:
+        self.accepted = self.duplicates = self.rejected = self.generation = 0
+        self.dead_letters = ""
+        self.started_s = time.monotonic()
+
+    def add(self, reply: Ingested) -> None:
+        self.accepted += reply.accepted
+        self.duplicates += reply.duplicates
+        self.rejected += reply.rejected
+        self.generation = max(self.generation, reply.generation)
+        self.dead_letters = reply.dead_letters or self.dead_letters
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "accepted": self.accepted,
+            "duplicates": self.duplicates,
+            "rejected": self.rejected,
+            "dead_letters": self.dead_letters or None,
+            "generation": self.generation,
+            "seconds": round(time.monotonic() - self.started_s, 3),
+        }
+
+
+def found(paths: Sequence[Path]) -> list[Path]:
+    """The paths as given. Raises CommandError naming the first that is not there."""
+    for path in paths:
+        if str(path) != "-" and not path.exists():
+            raise CommandError(f"{path}: no such file or directory", NOT_FOUND)
+    return list(paths)
+
+
+def checked(how: How) -> How:
+    """Raises CommandError for a format or timezone that does not exist, before a file is opened."""
+    import zoneinfo
+
+    from engine.sources import FORMATS
+
+    if how.format not in ("auto", *FORMATS):
+        raise CommandError(f"no format {how.format!r}; there are auto, {', '.join(FORMATS)}", USAGE)
+    try:
+        zoneinfo.ZoneInfo(how.timezone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise CommandError(f"no timezone {how.timezone!r}; an IANA name is like Europe/Madrid", USAGE) from None
+    return how
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+def _head(path: Path) -> bytes:
+    """Up to 64 KiB of the decompressed beginning; standard input keeps it."""
+    from engine.sources.files import HEAD_BYTES, ArchiveError, chunks, open_path
+
+    stream = open_path(path)
+    head = b""
+    try:
+        peek = getattr(stream, "peek", None) if str(path) == "-" else None
+        for chunk in chunks(io.BytesIO(peek(HEAD_BYTES)) if peek else stream):
+            head += chunk
+            if len(head) >= HEAD_BYTES:
+                break
+    except ArchiveError:
+        pass  # the reader will say so; what came before it is good
+    finally:
+        if str(path) != "-":
+            stream.close()
+    return head[:HEAD_BYTES]
+
+
+def sorted_out(paths: Sequence[Path], how: How) -> dict[str, list[Path]]:
+    """The files by format, in order. Of a directory, files that no adapter recognises are left out with a word."""
+    from engine.errors import SourceError
+    from engine.sources import detect
+    from engine.sources.files import walk
+
+    by_format: dict[str, list[Path]] = {}
+    for path in paths:
+        is_directory = str(path) != "-" and path.is_dir()
+        for file in [path] if str(path) == "-" else walk(path):
+            name = how.format
+            try:
+                head = _head(file) if name == "auto" else b"?"
+                if not head:
+                    continue
+                name = detect(head, str(file)) if name == "auto" else name
+            except SourceError as e:
+                if not is_directory:
+                    raise
+                sys.stderr.write(clean(f"left out: {e}") + "\n")
+                continue
+            by_format.setdefault(name, []).append(file)
+    return by_format
+
+
+def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
+    """All files, each format's in the order of time. Raises SourceError for a file that cannot be read."""
+    from engine.sources.base import SourceSpec
+    from engine.sources.files import read_file, sorted_by_time
+
+    for name, files in sorted_out(found(paths), checked(how)).items():
+        source = how.source or name
+        spec = SourceSpec(source, sensor=how.sensor, timezone=how.timezone, labels=_labels(how))
+        parsed = (one for file in files for one in read_file(file, spec._replace(file=str(file)), name))
+        for one in sorted_by_time(parsed):
+            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects])
+
+
+def _labels(how: How) -> object | None:
+    if how.labels is None:
+        return None
+    from engine.sources.labels import LabelRules
+
+    found([how.labels])
+    return LabelRules.load(how.labels)
+
+
+def _bounded(reject: Reject) -> Reject:
+    """Within the limits of the message."""
+    reject.file, reject.reason = reject.file[-4096:], reject.reason[:512]
+    reject.record = reject.record[:REJECT_RECORD_BYTES]
+    return reject
+
+
+def events(paths: Sequence[Path], how: How) -> Iterator[FeaturedEvent]:
+    """The events alone; what could not be read is counted on stderr at the end."""
+    rejected = 0
+    for part in parts(paths, how):
+        rejected += len(part.rejects)
+        yield from part.events
+    if rejected:
+        sys.stderr.write(f"{rejected:,} records could not be read; `flowkin ingest` would put them into dead letters\n")
+
+
+# ---- sending ------------------------------------------------------------------------------------------------------
+def batches(parts: Iterable[Part]) -> Iterator[Batch]:
+    """Cut and join parts into messages within bounds; a message has one format and one source."""
+    current, size = Batch("", "", [], []), 0
+    for part in parts:
+        if (part.format, part.source) != (current.format, current.source):
+            if current.events or current.rejects:
+                yield current
+            current, size = Batch(part.format, part.source, [], []), 0
+        each: Iterator[FeaturedEvent | Reject] = itertools.chain(part.events, part.rejects)
+        for item in each:
+            more = len(encode(item))
+            full = len(current.events) >= EVENTS_MAX or len(current.rejects) >= EVENTS_MAX or size + more > BYTES_MAX
+            if full and (current.events or current.rejects):
+                yield current
+                current, size = Batch(part.format, part.source, [], []), 0
+            if isinstance(item, FeaturedEvent):
+                current.events.append(item)
+            else:
+                current.rejects.append(item)
+            size += more
+    if current.events or current.rejects:
+        yield current
+
+
+def _make(batch: Batch) -> Callable[[int, int], Request]:
+    return lambda request_id, left_ms: Ingest(request_id, batch.format, batch.events, batch.rejects, batch.source)
+
+
+class Patience:
+    """How long to go on without an acknowledgement."""
+
+    def __init__(self, limit_s: float, sleep: Callable[[float], None]) -> None:
+        self.limit_s, self.sleep = limit_s, sleep
+        self.reset()
+
+    def reset(self) -> None:
+        self.since_s, self.pause_s = time.monotonic(), 0.05
+
+    def wait(self, error: ClientError, summary: Summary) -> None:
+        """Sleep as the engine asked, longer each time it did not say. Raises the error when the limit is reached."""
+        if time.monotonic() - self.since_s > self.limit_s:
+            error.args = (
+                f"{error}; gave up after {self.limit_s:.0f} s, {summary.accepted:,} events are stored; "
+                "the same command again goes on from there",
+            )
+            raise error
+        self.sleep((error.retry_after_ms / 1000 or self.pause_s) * random.uniform(0.8, 1.2))
+        self.pause_s = min(2.0, self.pause_s * 2)
+
+
+def deliver(
+    client: Client,
+    source: Iterable[Batch],
+    summary: Summary,
+    meter: Meter,
+    *,
+    retry_s: float = RETRY_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Send all batches, until each is acknowledged or refused for good."""
+    unread = iter(source)
+    waiting: deque[Batch] = deque()  # to send, before more is read
+    under_way: deque[Batch] = deque()  # sent, oldest first
+    patience = Patience(retry_s, sleep)
+    connected = False
+    broken: list[Exception] = []  # why reading the files ended early; raised when all before it is acknowledged
+
+    def makes() -> Iterator[Callable[[int, int], Request]]:
+        while not broken or waiting:
+            try:
+                batch = waiting.popleft() if waiting else next(unread, None)
+            except Exception as e:
+                broken.append(e)
+                return
+            if batch is None:
+                return
+            under_way.append(batch)
+            yield _make(batch)
+
+    while True:
+        try:
+            for reply in client.pipeline(makes(), window=WINDOW, timeout_ms=TIMEOUT_MS):
+                batch = under_way.popleft()
+                connected = True
+                if isinstance(reply, Ingested):
+                    summary.add(reply)
+                    patience.reset()
+                    meter.advance(len(batch.events))
+                elif isinstance(reply, Failure):
+                    error = error_of(reply)
+                    if reply.code not in RETRIED:
+                        raise error
+                    waiting.append(batch)
+                    patience.wait(error, summary)
+            if not waiting and broken:
+                raise broken[0]
+            if not waiting:
+                return
+        except (ConnectError, DeadlineError, NotReadyError) as e:
+            if not connected and not isinstance(e, DeadlineError | NotReadyError):
+                raise
+            waiting.extendleft(reversed(under_way))
+            under_way.clear()
+            patience.wait(e, summary)
+
+
+def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Summary:
+    """Everything readable is durable when this returns."""
+    found(paths)
+    client.ping()  # before a file is parsed: is anybody there?
+    summary = Summary()
+    try:
+        deliver(client, batches(parts(paths, how)), summary, meter)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{summary.accepted:,} events are stored; the same command again goes on from there\n")
+        raise
+    summary.generation = summary.generation or client.ping().generation
+    return summary
+
+
+# ---- asking -------------------------------------------------------------------------------------------------------
+def per_message(options: Options) -> int:
+    """Events of a question, so that its answer stays within a frame."""
+    each = options.top_k * (1_024 + (12_288 if options.explain else 0))
+    return max(1, min(ASK_EVENTS_MAX, BYTES_MAX // each))
+
+
+def ask(
+    client: Client, events: Iterable[FeaturedEvent], options: Options, timeout_ms: int | None
+) -> Iterator[tuple[Answer, int]]:
+    """(answer, generation) for each event in order; one session, so that context goes on between messages."""
+    session = random.getrandbits(52) | 1
+    most = per_message(options)
+    batch: list[FeaturedEvent] = []
+    size = 0
+
+    def answered() -> Iterator[tuple[Answer, int]]:
+        reply = client.query_events(batch, options=options, session=session, timeout_ms=timeout_ms or TIMEOUT_MS)
+        for answer in reply.answers:
+            yield answer, reply.generation
+
+    for item in events:
+        item.raw = b""  # the record itself is not needed for a question
+        more = len(encode(item))
+        if batch and (len(batch) >= most or size + more > BYTES_MAX):
+            yield from answered()
+            batch, size = [], 0
+        batch.append(item)
+        size += more
+    if batch:
+        yield from answered()
+
+
+def metered(answers: Iterable[tuple[Answer, int]], meter: Meter) -> Iterator[tuple[Answer, int]]:
+    for answer in answers:
+        meter.advance(1)
+        yield answer
+
+
+class Peeked(NamedTuple):
+    """The same answers, and whether there is more than one."""
+
+    several: bool
+    answers: Iterator[tuple[Answer, int]]
+
+
+def peeked(answers: Iterator[tuple[Answer, int]]) -> Peeked:
+    first = list(itertools.islice(answers, 2))
+    return Peeked(len(first) > 1, itertools.chain(first, answers))

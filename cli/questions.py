@@ -1,0 +1,109 @@
+"""Reads that take more than one message: pages, several ids, one event or nothing, watching. No printing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from cli.errors import NOT_FOUND, CommandError
+from ipc.client import within
+from ipc.errors import error_of
+from ipc.messages import Answers, Failure, Filter, Found, Options, QuerySimilar, Request
+
+if TYPE_CHECKING:
+    from cli.session import Session
+    from ipc.client import Client
+
+PAGE = 500
+WINDOW = 8
+
+
+def ids_of(ids: Sequence[str], stdin: TextIO) -> tuple[bool, Iterator[str]]:
+    """(several, ids); '-' stands for the lines of stdin."""
+
+    def each() -> Iterator[str]:
+        for one in ids:
+            if one == "-":
+                yield from (line.strip() for line in stdin if line.strip())
+            else:
+                yield one
+
+    return len(ids) > 1 or "-" in ids, each()
+
+
+def similar(client: Client, ids: Iterator[str], options: Options, timeout_ms: int | None) -> Iterator[Answers]:
+    """One reply for each id, in order."""
+    first = next(ids, None)
+    second = next(ids, None)
+    if first is not None and second is None:  # the one that is tried again when a reader leaves
+        yield client.query_similar(first, options=options, timeout_ms=timeout_ms)
+        return
+
+    def make(one: str) -> Callable[[int, int], Request]:
+        return lambda request_id, left_ms: QuerySimilar(request_id, one, within(options, left_ms))
+
+    makes = (make(one) for one in itertools.chain([first, second], ids) if one is not None)
+    for reply in client.pipeline(makes, window=WINDOW, timeout_ms=timeout_ms):
+        if isinstance(reply, Failure):
+            raise error_of(reply)
+        if isinstance(reply, Answers):
+            yield reply
+
+
+def pages(
+    client: Client, filter: Filter | None, after: int, limit: int | None, timeout_ms: int | None
+) -> Iterator[Found]:
+    """`limit` events after that seq, or all there are."""
+    left = limit
+    while left is None or left > 0:
+        page = client.list(
+            filter=filter, after_seq=after, limit=PAGE if left is None else min(PAGE, left), timeout_ms=timeout_ms
+        )
+        yield page
+        if left is not None:
+            left -= len(page.events)
+        if page.next_seq < 0 or page.next_seq <= after:
+            return
+        after = page.next_seq
+
+
+def noted(found: Iterable[Found], session: Session) -> Iterator[Found]:
+    """The same pages; a shell remembers what they held."""
+    from cli.answers import event_of, identity
+
+    hits: list[str] = []
+    for page in found:
+        if session.interactive:
+            hits += [identity(event_of(stored.event)) for stored in page.events]
+            session.hits = hits
+        yield page
+
+
+def one(client: Client, event_id: str, *, raw: bool, timeout_ms: int | None) -> Found:
+    """That event with features, or with its record. Raises CommandError where there is none."""
+    found = client.get([event_id], features=not raw, raw=raw, timeout_ms=timeout_ms)
+    if not found.events:
+        raise CommandError(f"no event {event_id!r}; `flowkin recent` and `flowkin list` name stored ones", NOT_FOUND)
+    return found
+
+
+def watch(client: Client, filter: Filter | None) -> Iterator[Found]:
+    """What arrives from now on."""
+    newest = client.recent(limit=1)
+    after = newest.events[0].seq if newest.events else -1
+    for _ in client.watch(after_generation=newest.generation):
+        for page in pages(client, filter, after, None, None):
+            if page.events:
+                after = max(after, page.events[-1].seq)
+                yield page
+
+
+def model_of(facts: Mapping[str, Any], version: str) -> Mapping[str, Any]:
+    """One version's facts, however they are listed."""
+    listed = facts.get("models", facts.get("versions", {}))
+    named = listed if isinstance(listed, Mapping) else {str(m.get("version", m.get("name"))): m for m in listed}
+    if version not in named:
+        raise CommandError(f"no model {version!r}; there are {', '.join(map(str, named)) or 'none'}", NOT_FOUND)
+    found = named[version]
+    return {"version": version} | dict(found) if isinstance(found, Mapping) else {"version": version, "facts": found}

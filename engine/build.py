@@ -1,0 +1,148 @@
+"""The niced child: builds indexes, builds row files again, verifies files. It publishes nothing.
+
+Always true
+  - One job, given as one argument, answered with one JSON line on stdout; the ingest worker commits what it names.
+  - It dies with its parent. Files that no manifest names are removed at the next start (engine/gc.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from engine.layout import Layout
+
+
+class Job(Struct, tag_field="job"):
+    data_dir: str
+    parent_pid: int
+    niceness: int
+    map_size: int
+
+
+class IndexJob(Job, tag="index"):
+    """Index the rows of one full row file in every space."""
+
+    row_file: tuple[int, int, int]  # epoch, number, revision
+    rows: int
+
+
+class RowsJob(Job, tag="rows"):
+    """Build row file `row_file` from the records for model `model`; `count` of its rows are stored."""
+
+    row_file: tuple[int, int, int]
+    rows: int
+    count: int
+    model: str
+
+
+class VerifyJob(Job, tag="verify"):
+    """Compare every file that the manifest names with its checksums."""
+
+
+class Built(Struct):
+    """indexes: arrays as in manifest.IndexFile. bad_indexes: file names; bad_rows: numbers of row files."""
+
+    indexes: list[tuple[str, int, int, str, int, bytes, str, int]] = []
+    sealed: list[tuple[int, bytes]] = []
+    bad_indexes: list[str] = []
+    bad_rows: list[int] = []
+    seconds: float = 0.0
+
+
+def build_indexes(layout: Layout, job: IndexJob) -> Built:
+    import secrets
+
+    import numpy as np
+
+    from engine import index
+    from engine.embed.base import SPACES
+    from engine.rows import RowMap
+
+    epoch, number, _ = job.row_file
+    rows = RowMap(layout.row_file(*job.row_file), number, job.rows)
+    if rows.bad_rows(job.rows):
+        return Built(bad_rows=[number])
+    built = Built(sealed=[(number, rows.checksum())])
+    lo, hi = number * job.rows, (number + 1) * job.rows
+    for space in SPACES:
+        choice = index.choose(job.rows)
+        made = index.build(np.ascontiguousarray(rows.vectors[space]), choice)
+        name = f"{space}-{epoch:04d}-{lo:012d}-{hi:012d}-{secrets.token_hex(4)}"
+        size, checksum = index.write(made, layout.index_file(name))
+        built.indexes.append((space, lo, hi, name, size, checksum, choice.kind, choice.nprobe))
+    return built
+
+
+def build_rows(layout: Layout, job: RowsJob) -> Built:
+    from engine.catalog import Catalog
+    from engine.publish import load_models
+    from engine.rebuild import rebuild
+    from engine.rows import RowMap
+
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    try:
+        model = load_models(layout.model(job.model), catalog)
+        path, number = layout.row_file(*job.row_file), job.row_file[1]
+        rebuild(catalog, model, path, number, job.rows, job.count)
+        return Built(sealed=[(number, RowMap(path, number, job.rows).checksum())] if job.count == job.rows else [])
+    finally:
+        catalog.close()
+
+
+def verify(layout: Layout, job: VerifyJob) -> Built:
+    from engine import index
+    from engine.catalog import Catalog
+    from engine.errors import CorruptionError
+    from engine.rows import RowMap
+
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    try:
+        with catalog.read() as view:
+            manifest = view.manifest()
+        assert manifest is not None
+    finally:
+        catalog.close()
+    built = Built()
+    for file in manifest.indexes:
+        path = layout.index_file(file.file)
+        if not path.exists() or index.checksum(path) != file.checksum:
+            built.bad_indexes.append(file.file)
+    sealed = {s.number: s.checksum for s in manifest.sealed}
+    for number in range(manifest.row_files):
+        stored = min(manifest.row_file_rows, manifest.count - number * manifest.row_file_rows)
+        try:
+            rows = RowMap(layout.row_file(*manifest.row_file(number)), number, manifest.row_file_rows)
+            bad = rows.checksum() != sealed[number] if number in sealed else bool(rows.bad_rows(stored))
+        except (OSError, CorruptionError):
+            bad = True
+        if bad:
+            built.bad_rows.append(number)
+    return built
+
+
+def main() -> int:
+    from engine.worker import die_with_parent
+
+    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | VerifyJob)
+    die_with_parent(job.parent_pid)
+    os.nice(job.niceness)
+    os.umask(0o077)
+    layout = Layout(Path(job.data_dir))
+    match job:
+        case IndexJob():
+            built = build_indexes(layout, job)
+        case RowsJob():
+            built = build_rows(layout, job)
+        case VerifyJob():
+            built = verify(layout, job)
+    sys.stdout.buffer.write(msgspec.json.encode(built) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

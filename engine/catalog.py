@@ -1,0 +1,303 @@
+"""The catalog: LMDB, one writer, and the only commit point of the store.
+
+Always true
+  - Every value ends with 8 bytes, xxh3_64 of its payload seeded by its table and key; checked whenever it leaves here.
+  - A read transaction lives for one micro-batch: begin, read, copy out, end. None survives an await, none is held idle.
+  - One process writes (it holds writer.lock). Keys are at most 511 bytes. On-disk format 0.9.
+
+Tables
+  records      seq u64 BE -> u32 LE length of head | head (msgpack Event) | features (420 bytes or none) | raw (zstd)
+  ids          event_id NUL source -> seq u64 BE | xxh3_128 of raw
+  annotations  seq -> msgpack Annotation           marks     field NUL value NUL seq -> nothing (index of annotations)
+  texts        xxh3_128 of (text model, sentence) -> float32 vector
+  offsets      followed file -> its state          tracker   "checkpoint" -> u64 seq | state of the context tracker
+  extents      first seq -> u32 rows, then xxh3_64 of each region's bytes
+  meta         "manifest", "names" (families and sources by number), "counters"
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import lmdb
+import msgspec
+import xxhash
+import zstandard
+
+from engine.errors import BootError, CorruptionError, NoSpaceError
+from engine.manifest import Manifest
+from engine.manifest import decode as decode_manifest
+from engine.manifest import encode as encode_manifest
+from ipc.event import FEATURE_BYTES, Annotation
+
+TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
+READERS_MAX = 510
+CURRENT = "CURRENT"
+_SUM = struct.Struct("<Q")
+_HEAD = struct.Struct("<I")
+_EXTENT = struct.Struct("<I5Q")
+_decode_annotation = msgspec.msgpack.Decoder(Annotation).decode
+_encode = msgspec.msgpack.Encoder().encode
+_xxh = xxhash.xxh3_64_intdigest
+
+
+def seq_key(seq: int) -> bytes:
+    return seq.to_bytes(8, "big")
+
+
+def id_key(event_id: str, source: str) -> bytes:
+    return f"{event_id}\0{source}".encode()
+
+
+class Names(msgspec.Struct):
+    """Words that columns store as numbers: place in the list = number. Append-only. family 0 is "Unknown"."""
+
+    families: list[str]
+    sources: list[tuple[str, str]]  # (source, format)
+
+    @property
+    def count(self) -> int:
+        return len(self.families) + len(self.sources)
+
+
+class SourceCounters(msgspec.Struct):
+    events: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    coverage_sum: int = 0  # features present, over all events
+
+
+class Counters(msgspec.Struct):
+    """What stats report; committed with the events they count."""
+
+    families: dict[str, int] = {}
+    sources: dict[str, SourceCounters] = {}
+    conflicts: int = 0  # other content under a known identity
+    record_bytes: int = 0
+
+
+class Record(NamedTuple):
+    """One stored event. head: msgpack Event; features: FEATURE_BYTES or empty; raw: the source record, verbatim."""
+
+    head: bytes
+    features: bytes
+    compressed: bytes
+
+    @property
+    def raw(self) -> bytes:
+        return zstandard.ZstdDecompressor().decompress(self.compressed, max_output_size=1 << 21)
+
+
+class Catalog:
+    """An open catalog. Close it before the process forks or ends; LMDB opens a file once per process."""
+
+    def __init__(self, folder: Path, *, write: bool, map_size: int, durability: str = "full") -> None:
+        """Raises BootError where there is no catalog and write is False, or it cannot be opened."""
+        current = folder / CURRENT
+        if not current.exists():
+            if not write:
+                raise BootError(f"{folder}: no catalog here; start the engine once to create it")
+            (folder / (CURRENT + ".tmp")).write_text("catalog.0")
+            (folder / (CURRENT + ".tmp")).rename(current)
+        self.path = folder / current.read_text().strip()
+        try:
+            self.env = lmdb.Environment(
+                str(self.path), map_size=map_size, subdir=False, readonly=not write, metasync=durability == "full",
+                mode=0o600, create=write, max_readers=READERS_MAX, max_dbs=len(TABLES), max_spare_txns=4,
+                readahead=False, lib_version=0,
+            )  # fmt: skip
+            self.tables = {name: self.env.open_db(name.encode(), create=write) for name in TABLES}
+        except lmdb.Error as e:
+            raise BootError(f"catalog {self.path} cannot be opened: {e}; nothing was changed") from e
+        self._seeds = {name: _xxh(name.encode()) for name in TABLES}
+
+    def close(self) -> None:
+        self.env.close()
+
+    def read(self) -> View:
+        """A read transaction, to be used with `with` and for one micro-batch only."""
+        while True:
+            try:
+                return View(self, self.env.begin(buffers=True))
+            except lmdb.MapResizedError:
+                self.env.set_mapsize(0)
+            except lmdb.ReadersFullError:
+                if not self.env.reader_check():
+                    raise
+
+    def write(self) -> Batch:
+        """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error."""
+        return Batch(self, self.env.begin(write=True, buffers=True))
+
+    def seal(self, table: str, key: bytes, payload: bytes) -> bytes:
+        return payload + _SUM.pack(_xxh(payload, seed=_xxh(key, seed=self._seeds[table])))
+
+    def unseal(self, table: str, key: bytes | memoryview, value: memoryview) -> memoryview:
+        """The payload, valid as long as `value` is. Raises CorruptionError."""
+        payload, end = value[:-8], value[-8:]
+        if len(end) != 8 or _xxh(payload, seed=_xxh(key, seed=self._seeds[table])) != _SUM.unpack(end)[0]:
+            raise CorruptionError(
+                f"catalog {table}[{bytes(key)[:40]!r}]",
+                "its bytes disagree with their checksum; this value is refused, all others are unchanged; "
+                "run `flowkin doctor --deep` and restore it from its source or a backup",
+            )
+        return payload
+
+
+class View:
+    """One read transaction. What it returns is copied out unless it says memoryview."""
+
+    def __init__(self, catalog: Catalog, txn: Any) -> None:
+        self.catalog, self.txn = catalog, txn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.txn.abort()
+
+    def get(self, table: str, key: bytes) -> memoryview | None:
+        """Checked payload; a view into the map that must not outlive this transaction."""
+        value = self.txn.get(key, db=self.catalog.tables[table])
+        return None if value is None else self.catalog.unseal(table, key, value)
+
+    def scan(self, table: str, start: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
+        """(key, checked payload) in order of keys from `start` on, as long as keys begin with `prefix`."""
+        with self.txn.cursor(self.catalog.tables[table]) as cursor:
+            if not cursor.set_range(start or prefix) if (start or prefix) else not cursor.first():
+                return
+            for key, value in cursor.iternext():
+                if prefix and bytes(key[: len(prefix)]) != prefix:
+                    return
+                yield bytes(key), self.catalog.unseal(table, key, value)
+
+    def manifest(self) -> Manifest | None:
+        blob = self.get("meta", b"manifest")
+        return None if blob is None else decode_manifest(blob)
+
+    def names(self) -> Names:
+        blob = self.get("meta", b"names")
+        return Names(["Unknown"], []) if blob is None else msgspec.msgpack.decode(blob, type=Names)
+
+    def counters(self) -> Counters:
+        blob = self.get("meta", b"counters")
+        return Counters() if blob is None else msgspec.msgpack.decode(blob, type=Counters)
+
+    def head(self, seq: int) -> bytes | None:
+        """The stored event as msgpack, ready to be spliced into a reply."""
+        payload = self.get("records", seq_key(seq))
+        return None if payload is None else bytes(payload[4 : 4 + _HEAD.unpack(payload[:4])[0]])
+
+    def record(self, seq: int) -> Record | None:
+        payload = self.get("records", seq_key(seq))
+        return None if payload is None else split_record(payload)
+
+    def records(self, lo: int, hi: int) -> Iterator[tuple[int, Record]]:
+        """(seq, record) for seqs in [lo, hi), in order."""
+        for key, payload in self.scan("records", seq_key(lo)):
+            seq = int.from_bytes(key, "big")
+            if seq >= hi:
+                return
+            yield seq, split_record(payload)
+
+    def annotation_bytes(self, seq: int) -> bytes | None:
+        payload = self.get("annotations", seq_key(seq))
+        return None if payload is None else bytes(payload)
+
+    def annotation(self, seq: int) -> Annotation | None:
+        payload = self.get("annotations", seq_key(seq))
+        return None if payload is None else _decode_annotation(payload)
+
+    def marked(self, field: str, value: str) -> list[int]:
+        """Seqs whose annotation `field` is `value`, ascending."""
+        prefix = f"{field}\0{value}\0".encode()
+        return [int.from_bytes(key[len(prefix) :], "big") for key, _ in self.scan("marks", prefix=prefix)]
+
+    def identity(self, event_id: str, source: str) -> tuple[int, bytes] | None:
+        """(seq, content hash) of a stored identity."""
+        payload = self.get("ids", id_key(event_id, source))
+        return None if payload is None else (int.from_bytes(payload[:8], "big"), bytes(payload[8:24]))
+
+    def find(self, name: str) -> int | None:
+        """Seq of a bare event_id (the newest event that bears it) or of source/event_id exactly."""
+        prefix = f"{name}\0".encode()
+        if len(prefix) <= 500:
+            found = [int.from_bytes(payload[:8], "big") for _, payload in self.scan("ids", prefix=prefix)]
+            if found:
+                return max(found)
+        source, slash, event_id = name.partition("/")
+        known = self.identity(event_id, source) if slash and len(name.encode()) <= 500 else None
+        return known[0] if known else None
+
+    def extents(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """(first seq, rows, checksum of each region) of every commit."""
+        for key, payload in self.scan("extents"):
+            rows, *sums = _EXTENT.unpack(payload)
+            yield int.from_bytes(key, "big"), rows, tuple(sums)
+
+
+def split_record(payload: memoryview) -> Record:
+    end = 4 + _HEAD.unpack(payload[:4])[0]
+    has_features = payload[end] == 1
+    middle = end + 1 + (FEATURE_BYTES if has_features else 0)
+    return Record(bytes(payload[4:end]), bytes(payload[end + 1 : middle]), bytes(payload[middle:]))
+
+
+def join_record(head: bytes, features: bytes, compressed: bytes) -> bytes:
+    return b"".join((_HEAD.pack(len(head)), head, b"\x01" if features else b"\x00", features, compressed))
+
+
+class Batch(View):
+    """The write transaction. Leaving the `with` block commits; an error inside aborts and nothing has changed."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            try:
+                self.txn.commit()
+            except lmdb.MapFullError as e:
+                raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
+            except lmdb.DiskError as e:
+                raise NoSpaceError(f"the catalog cannot be written: {e}; the batch was not stored") from e
+        else:
+            self.txn.abort()
+
+    def put(self, table: str, key: bytes, payload: bytes, *, append: bool = False, overwrite: bool = True) -> bool:
+        """False where the key is there and overwrite is False. Raises NoSpaceError."""
+        try:
+            done: bool = self.txn.put(
+                key, self.catalog.seal(table, key, payload), db=self.catalog.tables[table], append=append,
+                overwrite=overwrite,
+            )  # fmt: skip
+        except lmdb.MapFullError as e:
+            raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
+        return done
+
+    def delete(self, table: str, key: bytes) -> None:
+        self.txn.delete(key, db=self.catalog.tables[table])
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        self.put("meta", b"manifest", encode_manifest(manifest))
+
+    def put_names(self, names: Names) -> None:
+        self.put("meta", b"names", _encode(names))
+
+    def put_counters(self, counters: Counters) -> None:
+        self.put("meta", b"counters", _encode(counters))
+
+    def put_extent(self, first: int, rows: int, sums: tuple[int, ...]) -> None:
+        self.put("extents", seq_key(first), _EXTENT.pack(rows, *sums), append=True)
+
+    def put_annotation(self, seq: int, old: Annotation | None, new: Annotation) -> None:
+        """Store the current value and its history, and move the index entries of the fields that changed."""
+        self.put("annotations", seq_key(seq), _encode(new))
+        for field in ("label", "firewall_action"):
+            before, after = getattr(old, field, ""), getattr(new, field)
+            if before != after:
+                if before:
+                    self.delete("marks", f"{field}\0{before}\0".encode() + seq_key(seq))
+                if after:
+                    self.put("marks", f"{field}\0{after}\0".encode() + seq_key(seq), b"")

@@ -1,0 +1,45 @@
+"""The mapped generation counter: a hint to look again, never the truth.
+
+Always true
+  - One u64 at offset 0 of the file `generation`, written by the ingest worker only, after the commit it announces.
+  - It is written whole by one store (`memoryview.cast("Q")[0] = n`); struct.pack_into zeroes first and readers saw it.
+  - Losing an update makes a reader late, nothing else: the manifest in the catalog is the truth.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+PAGE_BYTES = 4096
+
+
+class Counter:
+    """The page of one data directory, mapped; the owner closes it."""
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        """Raises OSError (a reader where the file is not there yet)."""
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDWR | os.O_CREAT if write else os.O_RDONLY)
+        fd = os.open(path, flags, 0o600)
+        try:
+            if write and os.fstat(fd).st_size < PAGE_BYTES:
+                os.posix_fallocate(fd, 0, PAGE_BYTES)
+            self._map = mmap.mmap(
+                fd, PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+            )
+        finally:
+            os.close(fd)
+        self._cells = memoryview(self._map).cast("Q")
+
+    @property
+    def value(self) -> int:
+        return self._cells[0]
+
+    @value.setter
+    def value(self, generation: int) -> None:
+        self._cells[0] = generation
+
+    def close(self) -> None:
+        self._cells.release()
+        self._map.close()

@@ -1,0 +1,250 @@
+"""Fit a model version on labelled events: two linear maps, what is far, and how the spaces weigh.
+
+Always true
+  - The same events in the same order, features and seed give the same files, on the same machine.
+  - Families count the same, however many events each has; a family nobody named ("", Unknown) teaches chronos only.
+  - Precedent bounds come from the later part of the data looking back at the earlier part, never the other way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from engine.embed.base import DIMS, F32, Calibration, Embedder
+from engine.embed.linear import F64, LinearEmbedder, transformed
+from engine.embed.models import QUANTILES, Data, to_files
+from engine.embed.text import TextEmbedder, TextModel
+from engine.errors import ModelError
+from engine.features import FEATURES
+from ipc.event import FEATURE_COUNT, Event
+
+EVENTS_MIN = 100
+FALSE_ALARM = 0.05  # of held-out events with a precedent that the bound calls without
+HELD_OUT = 0.3  # the later part, in time
+PAIRS = 20_000
+NEIGHBOURS_MAX = 4_000  # held-out events looked up in the calibration
+SENTENCES_MAX = 600  # distinct ones embedded for the calibration of sbert: 3 s
+MASK_WEIGHT = 0.3
+SHRINK = 0.05  # of the within-family scatter towards its diagonal mean
+_EXACT_ROWS = 512  # of a distance matrix at a time
+
+_CHRONOS_GROUPS = {"time", "count", "length", "rate", "ratio", "bulk"}
+_CHRONOS_FACTS = {
+    "packet_symmetry",
+    "network_activity",
+    "data_volume",
+    "temporal_consistency",
+    "packet_size_consistency",
+}
+
+Families = NDArray[np.int64]  # number of each event's family, -1 where nobody named one
+
+
+def chronos_columns() -> list[int]:
+    """Behaviour in time: timing, rates, sizes, bulk, and the recent past of host and pair."""
+    facts = _CHRONOS_FACTS | {f.fact for f in FEATURES if f.group in _CHRONOS_GROUPS}
+    return [f.column for f in FEATURES if f.fact in facts or f.scope.endswith(("window", "history"))]
+
+
+def attack_columns() -> list[int]:
+    """All 105."""
+    return list(range(FEATURE_COUNT))
+
+
+class Scaler(NamedTuple):
+    center: F64
+    scale: F64
+
+
+def scaler(features: F32, columns: Sequence[int]) -> Scaler:
+    """Median and IQR/1.349 of each column, after log1p where heavy; a column whose IQR says little takes its standard
+    deviation, one without values or spread takes 1."""
+    heavy = np.array([FEATURES[c].heavy for c in columns])
+    values = transformed(features[:, columns].astype(np.float64), heavy)
+    values[~np.isfinite(values)] = np.nan
+    values[:, np.isnan(values).all(axis=0)] = 0.0
+    low, center, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
+    deviation = np.nanstd(values, axis=0)
+    scale = np.maximum((high - low) / 1.349, deviation / 3)
+    return Scaler(center, np.where(scale > 1e-6, scale, 1.0))
+
+
+def input_weights(columns: Sequence[int]) -> F64:
+    """Weight of each input [2 x columns]: one fact counts once, however many features state it; masks count little."""
+    sizes = Counter(FEATURES[c].fact for c in columns)
+    one = np.array([1.0 / np.sqrt(sizes[FEATURES[c].fact]) for c in columns])
+    return np.concatenate((one, MASK_WEIGHT * one))
+
+
+def chronos_map(s: F64, weights: F64, dim: int) -> F64:
+    """W [dim, inputs]: leading principal directions, half whitened."""
+    x = s * weights
+    values, vectors = eigh(np.cov(x, rowvar=False))
+    order = np.argsort(values)[::-1][:dim]
+    values, vectors = np.maximum(values[order], 0.0), vectors[:, order]
+    whitened = vectors / np.power(values + 0.01 * values.mean() + 1e-9, 0.25)
+    return _padded((whitened * weights[:, None]).T, dim)
+
+
+def attack_map(s: F64, weights: F64, families: Families, dim: int) -> F64:
+    """W [dim, inputs]: the directions in which families differ most for how little their own events differ.
+
+    Generalised eigenvectors of total against within-family scatter, families counted alike; |W d| is then the distance
+    in units of what is usual inside of a family. With fewer than two families: whitened principal directions.
+    """
+    x = s * weights
+    known = families >= 0
+    numbers = np.unique(families[known])
+    if len(numbers) < 2:
+        within = np.cov(x, rowvar=False)
+        between = np.zeros_like(within)
+    else:
+        means = np.array([x[families == f].mean(axis=0) for f in numbers])
+        within = sum(
+            (np.cov(x[families == f], rowvar=False, bias=True) for f in numbers), np.zeros((x.shape[1], x.shape[1]))
+        ) / len(numbers)
+        between = np.cov(means, rowvar=False, bias=True)
+    ridge = SHRINK * np.trace(within) / len(within) + 1e-9
+    values, vectors = eigh(within + between, within + ridge * np.eye(len(within)))
+    order = np.argsort(values)[::-1][:dim]
+    return _padded((vectors[:, order] * weights[:, None]).T, dim)
+
+
+def _padded(rows: F64, dim: int) -> F64:
+    """Rows of fixed sign (their largest entry positive), then zeros up to `dim`."""
+    top = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
+    rows = rows * np.where(top < 0, -1.0, 1.0)[:, None]
+    return np.vstack((rows, np.zeros((dim - len(rows), rows.shape[1]))))
+
+
+def linear(name: str, version: str, features: F32, families: Families) -> LinearEmbedder:
+    """The fitted embedder of a linear space, not calibrated."""
+    columns = chronos_columns() if name == "chronos" else attack_columns()
+    fitted = scaler(features, columns)
+    weights = input_weights(columns)
+    blank = np.zeros((DIMS[name], 2 * len(columns)), np.float32)
+    nothing = Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM)
+    s = LinearEmbedder(name, version, columns, *fitted, blank, nothing).scaled(features)
+    w = chronos_map(s, weights, DIMS[name]) if name == "chronos" else attack_map(s, weights, families, DIMS[name])
+    return LinearEmbedder(name, version, columns, *fitted, w.astype(np.float32), nothing)
+
+
+def family_numbers(events: Sequence[Event]) -> tuple[Families, list[str]]:
+    """The number of each event's family, -1 where nobody named one, and the names."""
+    names = sorted({e.family for e in events} - {"", "Unknown"})
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number.get(e.family, -1) for e in events], np.int64), names
+
+
+def nearest(queries: F32, index: F32, k: int) -> tuple[NDArray[np.int64], F64]:
+    """Row and distance of the k nearest in `index`, exact, ties by row: [n, k]."""
+    norms = np.einsum("ij,ij->i", index, index, dtype=np.float64)
+    rows, distances = [], []
+    for at in range(0, len(queries), _EXACT_ROWS):
+        q = queries[at : at + _EXACT_ROWS].astype(np.float64)
+        square = norms - 2.0 * (q @ index.T.astype(np.float64)) + np.einsum("ij,ij->i", q, q)[:, None]
+        best = np.argsort(np.maximum(square, 0.0), axis=1, kind="stable")[:, :k]
+        rows.append(best)
+        distances.append(np.sqrt(np.maximum(np.take_along_axis(square, best, axis=1), 0.0)))
+    return np.vstack(rows), np.vstack(distances)
+
+
+def calibration(vectors: F32, rng: np.random.Generator) -> Calibration:
+    """Of vectors in order of time: distances of random pairs, and how far the later ones are from the earlier ones."""
+    n = len(vectors)
+    a, b = rng.integers(0, n, PAIRS), rng.integers(1, n, PAIRS)
+    b = (a + b) % n  # never the same event
+    distances = np.linalg.norm(vectors[a].astype(np.float64) - vectors[b], axis=1)
+    cut = int(n * (1 - HELD_OUT))
+    later = vectors[cut:][:: max(1, (n - cut) // NEIGHBOURS_MAX)]
+    _, gaps = nearest(later, vectors[:cut], 1)
+    return Calibration(
+        np.quantile(distances, np.linspace(0, 1, QUANTILES)), float(np.quantile(gaps, 1 - FALSE_ALARM)), FALSE_ALARM
+    )
+
+
+def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, rng: np.random.Generator) -> list[int]:
+    """Events picked at random until SENTENCES_MAX distinct sentences are among them, in their order."""
+    seen: set[str] = set()
+    picked: list[int] = []
+    for i in rng.permutation(len(events))[:PAIRS]:
+        seen.add(embedder.sentence(events[i], features[i]))
+        if len(seen) > SENTENCES_MAX:
+            break
+        picked.append(int(i))
+    return sorted(picked)
+
+
+def fit(
+    events: Sequence[Event],
+    features: F32,
+    *,
+    version: str,
+    seed: int,
+    data: Data,
+    created: str = "",
+    text_model: TextModel | None = None,
+) -> dict[str, bytes]:
+    """The files of a new model version, fitted on events and their features, float32 [n, 105].
+
+    data: its description and sha256; counts are filled in here. Raises ModelError for too few events.
+    """
+    if len(events) < EVENTS_MIN:
+        raise ModelError(f"{len(events)} events are too few to fit on: at least {EVENTS_MIN}, better some thousands")
+    if features.shape != (len(events), FEATURE_COUNT):
+        raise ModelError(f"features of shape {features.shape} do not belong to {len(events)} events")
+    if not np.isfinite(features).any():
+        raise ModelError("no event has any of the 105 features: there is nothing to fit on")
+    order = np.argsort([e.ts for e in events], kind="stable")
+    events, features = [events[i] for i in order], features[order]
+    families, _ = family_numbers(events)
+    rng = np.random.default_rng(seed)
+    embedders: dict[str, Embedder] = {}
+    for space in ("chronos", "attack"):
+        embedder = linear(space, version, features, families)
+        embedder.calibration = calibration(embedder.embed_features(features), rng)
+        embedders[space] = embedder
+    text = TextEmbedder(version, Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM), text_model)
+    picked = text_sample(text, events, features, rng)
+    text.calibration = calibration(text.embed([events[i] for i in picked], features[picked]), rng)
+    embedders["sbert"] = text
+    counts = Counter(e.family for e in events)
+    return to_files(
+        embedders,
+        fusion={"chronos": 0.3, "sbert": 0.3, "attack": 0.4},
+        data=Data(
+            description=data.description,
+            events=len(events),
+            families={name: counts[name] for name in sorted(counts)},
+            sha256=data.sha256,
+        ),
+        metrics=held_out_metrics(features, families, version),
+        seed=seed,
+        created=created,
+    )
+
+
+def held_out_metrics(features: F32, families: Families, version: str) -> dict[str, float]:
+    """Share of same-family neighbours at k = 10 in each linear space: the later part of each family looks back at the
+    earlier part, on which a throw-away map is fitted. Empty with fewer than two families."""
+    known = np.flatnonzero(families >= 0)
+    cut = {f: np.quantile(known[families[known] == f], 1 - HELD_OUT) for f in np.unique(families[known])}
+    if len(cut) < 2:
+        return {}
+    later = np.array([families[i] >= 0 and i > cut[families[i]] for i in range(len(families))])
+    train, test = np.flatnonzero(~later & (families >= 0)), np.flatnonzero(later)
+    test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
+    out = {}
+    for space in ("chronos", "attack"):
+        embedder = linear(space, version, features[train], families[train])
+        rows, _ = nearest(embedder.embed_features(features[test]), embedder.embed_features(features[train]), 10)
+        same = (families[train][rows] == families[test][:, None]).mean(axis=1)
+        macro = np.mean([same[families[test] == f].mean() for f in np.unique(families[test])])
+        out[f"{space}.same_family_at_10"] = round(float(macro), 4)
+    return out

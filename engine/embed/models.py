@@ -1,0 +1,259 @@
+"""A model version on disk: a directory <version>/ of chronos.safetensors, attack.safetensors and card.json.
+
+Always true
+  - A file is used only after its bytes agreed with the card's sha256, and the card with this code: version name,
+    features, wording, text model, dimensions, calibration. Otherwise ModelError says which and why.
+  - A version's directory appears whole (written beside it, synced, then renamed) and never changes again.
+  - Nothing is unpickled: safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+from safetensors import SafetensorError
+from safetensors.numpy import load as tensors_of
+from safetensors.numpy import save as bytes_of
+
+from engine.embed.base import DIMS, SPACES, Calibration, Embedder, ModelSet
+from engine.embed.linear import LinearEmbedder
+from engine.embed.sentence import WORDING
+from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder, TextModel
+from engine.errors import ModelError
+from engine.features import INDEX, NAMES
+from engine.limits import FEATURES_VERSION
+
+LINEAR = ("chronos", "attack")
+CARD = "card.json"
+FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)
+FILE_BYTES_MAX = 1 << 20
+QUANTILES = 1_001
+
+_VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class SpaceCard(Struct, frozen=True, kw_only=True):
+    """One space. pair_quantiles, precedent_bound, false_alarm: as in Calibration."""
+
+    dim: int
+    metric: str
+    pair_quantiles: Annotated[list[float], Meta(min_length=QUANTILES, max_length=QUANTILES)]
+    precedent_bound: Annotated[float, Meta(ge=0)]
+    false_alarm: Annotated[float, Meta(ge=0, le=1)]
+
+
+class TextRef(Struct, frozen=True, kw_only=True):
+    package: str = PACKAGE
+    weights_sha256: str = WEIGHTS_SHA256
+    export: int = EXPORT
+    wording: int = WORDING
+
+
+class Data(Struct, frozen=True, kw_only=True):
+    """What a version was fitted on. sha256: of each training file, by name."""
+
+    description: str
+    events: int = 0
+    families: dict[str, int] = {}
+    sha256: dict[str, str] = {}
+
+
+class Card(Struct, frozen=True, kw_only=True):
+    """card.json. features: the columns by name, for each linear space. sha256: of each other file."""
+
+    version: str
+    created: str
+    features_version: int
+    seed: int
+    spaces: dict[str, SpaceCard]
+    features: dict[str, list[str]]
+    fusion: dict[str, Annotated[float, Meta(ge=0, le=1)]]
+    data: Data
+    metrics: dict[str, float]
+    text_model: TextRef
+    sha256: dict[str, str]
+
+
+def valid_version(name: str) -> bool:
+    """May a version be called that? Names are directories, so they are confined."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def versions(home: Path) -> list[str]:
+    """The versions whose directories are in `home`, by name; none where it is missing."""
+    return sorted(path.parent.name for path in home.glob(f"*/{CARD}") if valid_version(path.parent.name))
+
+
+def shipped() -> Path:
+    """The version that comes with the package, the newest by name. Raises ModelError where there is none."""
+    home = Path(__file__).parent / "shipped"
+    found = versions(home)
+    if not found:
+        raise ModelError(f"no model version ships in {home}; make one with: python -m engine.embed.ship")
+    return home / found[-1]
+
+
+def load(path: Path) -> ModelSet:
+    """The model version in directory `path`. Raises ModelError naming what is missing or damaged."""
+    files = {}
+    for name in FILES:
+        try:
+            with (path / name).open("rb") as f:
+                files[name] = f.read(FILE_BYTES_MAX + 1)
+        except OSError as e:
+            raise ModelError(f"model {path}: {name} cannot be read: {e.strerror}") from e
+    models = from_files(files)
+    if models.version != path.name:
+        raise ModelError(f"model {path}: the card says version {models.version!r}; rename the directory to that")
+    return models
+
+
+def from_files(files: Mapping[str, bytes]) -> ModelSet:
+    """The model version made of these files, by name. Raises ModelError naming what is missing or damaged."""
+    card = card_of(files)
+    embedders: dict[str, Embedder] = {}
+    for space in SPACES:
+        of = card.spaces[space]
+        calibration = Calibration(np.array(of.pair_quantiles), of.precedent_bound, of.false_alarm)
+        if space in LINEAR:
+            embedders[space] = _linear(space, card, files[f"{space}.safetensors"], calibration)
+        else:
+            embedders[space] = TextEmbedder(card.version, calibration, TextModel())
+    digests = {**card.sha256, CARD: sha256(files[CARD]).hexdigest()}
+    return ModelSet(card.version, embedders, dict(card.fusion), digests)
+
+
+def card_of(files: Mapping[str, bytes]) -> Card:
+    """The checked card of a version's files. Raises ModelError."""
+    if set(files) != set(FILES):
+        raise ModelError(f"a model version is {', '.join(FILES)}; these are {', '.join(sorted(files)) or 'none'}")
+    if large := next((name for name, blob in files.items() if len(blob) > FILE_BYTES_MAX), None):
+        raise ModelError(f"model file {large} is larger than {FILE_BYTES_MAX} bytes")
+    try:
+        card = msgspec.json.decode(files[CARD], type=Card)
+    except msgspec.DecodeError as e:
+        raise ModelError(f"model {CARD} is damaged: {e}") from e
+    if not valid_version(card.version):
+        raise ModelError(f"model version {card.version[:80]!r}: lower-case letters, digits, '.', '_', '-', at most 64")
+    for name in FILES:
+        if name != CARD and sha256(files[name]).hexdigest() != card.sha256.get(name):
+            raise ModelError(f"model {card.version}: {name} is damaged: its sha256 is not the card's")
+    if card.features_version != FEATURES_VERSION:
+        raise ModelError(f"model {card.version} is for features {card.features_version}, this is {FEATURES_VERSION}")
+    if card.text_model != TextRef():
+        raise ModelError(f"model {card.version} is for another text model or wording: {card.text_model}; fit a new one")
+    for what, table in (("spaces", card.spaces), ("fusion weights", card.fusion)):
+        if set(table) != set(SPACES):
+            raise ModelError(f"model {card.version}: {what} must be for {', '.join(SPACES)}")
+    if abs(sum(card.fusion.values()) - 1.0) > 1e-6:
+        raise ModelError(f"model {card.version}: the fusion weights add up to {sum(card.fusion.values())}, not to 1")
+    for space, of in card.spaces.items():
+        if (of.dim, of.metric) != (DIMS[space], "l2"):
+            raise ModelError(f"model {card.version}: {space} is {of.dim} {of.metric}, not {DIMS[space]} l2")
+        if of.pair_quantiles != sorted(of.pair_quantiles):
+            raise ModelError(f"model {card.version}: the pair quantiles of {space} are not in order")
+    return card
+
+
+def _linear(space: str, card: Card, blob: bytes, calibration: Calibration) -> LinearEmbedder:
+    try:
+        tensors = tensors_of(blob)
+        columns = [INDEX[name] for name in card.features[space]]
+        embedder = LinearEmbedder(
+            space, card.version, columns, tensors["center"], tensors["scale"], tensors["weights"], calibration
+        )
+    except (SafetensorError, KeyError, ValueError) as e:
+        raise ModelError(f"model {card.version}: {space}.safetensors is not such a model: {e}") from e
+    if embedder.dim != DIMS[space]:
+        raise ModelError(f"model {card.version}: {space} has {embedder.dim} dimensions, not {DIMS[space]}")
+    return embedder
+
+
+def to_files(
+    embedders: Mapping[str, Embedder],
+    *,
+    fusion: Mapping[str, float],
+    data: Data,
+    metrics: Mapping[str, float],
+    seed: int,
+    created: str = "",
+) -> dict[str, bytes]:
+    """The files of a version. The same models give the same bytes. Raises ModelError where they would not load."""
+    version = embedders["attack"].version
+    files: dict[str, bytes] = {}
+    features: dict[str, list[str]] = {}
+    for space in LINEAR:
+        linear = embedders[space]
+        assert isinstance(linear, LinearEmbedder)
+        features[space] = [NAMES[c] for c in linear.columns]
+        parts = {"center": linear.center, "scale": linear.scale, "weights": linear.weights}
+        files[f"{space}.safetensors"] = bytes_of({name: np.ascontiguousarray(part) for name, part in parts.items()})
+    card = Card(
+        version=version,
+        created=created,
+        features_version=FEATURES_VERSION,
+        seed=seed,
+        spaces={
+            space: SpaceCard(
+                dim=e.dim,
+                metric=e.metric,
+                pair_quantiles=[float(f"{q:.7g}") for q in e.calibration.pair_quantiles],
+                precedent_bound=float(f"{e.calibration.precedent_bound:.7g}"),
+                false_alarm=e.calibration.false_alarm,
+            )
+            for space, e in embedders.items()
+        },
+        features=features,
+        fusion=dict(fusion),
+        data=data,
+        metrics=dict(metrics),
+        text_model=TextRef(),
+        sha256={name: sha256(blob).hexdigest() for name, blob in files.items()},
+    )
+    files[CARD] = msgspec.json.encode(card)
+    from_files(files)
+    return files
+
+
+def save(directory: Path, files: Mapping[str, bytes]) -> Path:
+    """Write a version's files as directory/<version> and return that path. Raises ModelError where it is there already
+    with other content, or would not load; OSError."""
+    version = card_of(files).version
+    from_files(files)
+    path = directory / version
+    if path.exists():
+        if all((path / name).is_file() and (path / name).read_bytes() == files[name] for name in FILES):
+            return path
+        raise ModelError(f"model version {version} exists in {directory} with other content; choose another name")
+    scratch = Path(tempfile.mkdtemp(dir=directory, prefix=".model-"))
+    try:
+        for name, blob in files.items():
+            with (scratch / name).open("wb") as f:
+                f.write(blob)
+                f.flush()
+                os.fsync(f.fileno())
+        _sync(scratch)
+        scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    _sync(directory)
+    return path
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,124 @@
+"""What stats and info report: read from the catalog, the heartbeats and /proc, at the moment of asking."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from engine import heartbeat
+from engine.catalog import View
+from engine.embed.base import SPACES
+from engine.errors import NotReadyError
+from engine.layout import Layout
+from engine.limits import FEATURES_VERSION, FORMAT_VERSION
+from engine.manifest import Manifest
+from engine.version import VERSION
+from ipc.event import FEATURE_COUNT
+
+
+def memory_bytes(pid: int) -> dict[str, int]:
+    """Private and proportional memory of a process from smaps_rollup; empty where it may not be read."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return {}
+    sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines[1:])}
+    return {
+        "private_bytes": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
+        "pss_bytes": sizes.get("Pss", 0),
+    }
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes that the files below a folder take on disk."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(Path(path, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def worker_facts(path: Path) -> dict[str, Any] | None:
+    """One worker by its heartbeat; None where it is gone."""
+    beat = heartbeat.read(path)
+    if beat is None or not beat.pid:
+        return None
+    return {
+        "pid": beat.pid, "connections": beat.connections, "requests": beat.requests, "errors": beat.errors,
+        "generation": beat.generation, "restarts": beat.restarts,
+        "stamp_age_ms": max(0, time.monotonic_ns() - beat.stamp_ns) // 1_000_000,
+        **memory_bytes(beat.pid),
+    }  # fmt: skip
+
+
+def _manifest(view: View) -> Manifest:
+    manifest = view.manifest()
+    if manifest is None:
+        raise NotReadyError("the data directory is not born yet; try again")
+    return manifest
+
+
+def info(view: View) -> dict[str, Any]:
+    """What this engine is: versions, model, spaces."""
+    manifest = _manifest(view)
+    return {
+        "version": VERSION, "format_version": FORMAT_VERSION, "features_version": FEATURES_VERSION,
+        "features": FEATURE_COUNT, "spaces": list(SPACES), "generation": manifest.generation,
+        "events": manifest.count, "model": manifest.model, "row_file_rows": manifest.row_file_rows,
+        "families": view.names().families[1:], "sources": [s for s, _ in view.names().sources],
+    }  # fmt: skip
+
+
+def stats(layout: Layout, view: View) -> dict[str, Any]:
+    """The figures of docs/PROTOCOL.md; a worker that is gone is left out."""
+    manifest, counters, formats = _manifest(view), view.counters(), dict(view.names().sources)
+    readers = [worker_facts(p) for p in sorted(layout.run.glob("reader-*.heartbeat"))]
+    indexed = sum(i.hi - i.lo for i in manifest.indexes if i.space == SPACES[0])
+    environment = view.catalog.env
+    return {
+        "generation": manifest.generation,
+        "events": manifest.count,
+        "model": manifest.model,
+        "readers": [r for r in readers if r],
+        "ingest": worker_facts(layout.heartbeat("ingest")) or {},
+        "sources": [
+            {
+                "name": name, "format": formats.get(name, ""), "events": c.events, "duplicates": c.duplicates,
+                "rejected": c.rejected, "coverage_mean": round(c.coverage_sum / c.events, 2) if c.events else None,
+                "coverage_of": FEATURE_COUNT,
+            }
+            for name, c in sorted(counters.sources.items())
+        ],
+        "families": dict(sorted(counters.families.items(), key=lambda item: -item[1])),
+        "conflicts": counters.conflicts,
+        "labelled": environment_entries(view, "annotations"),
+        "indexes": len(manifest.indexes),
+        "rows_indexed": indexed,
+        "rows_exact": manifest.count - indexed,
+        "disk_bytes": disk_bytes(layout.data_dir),
+        "catalog": {
+            "used_bytes": environment.info()["last_pgno"] * environment.stat()["psize"],
+            "free_pages": _free_pages(view),
+            "record_bytes": counters.record_bytes,
+            "texts": environment_entries(view, "texts"),
+        },
+    }  # fmt: skip
+
+
+def environment_entries(view: View, table: str) -> int:
+    """Entries of a table."""
+    return int(view.txn.stat(view.catalog.tables[table])["entries"])
+
+
+def _free_pages(view: View) -> int:
+    """Pages of the catalog that hold nothing now: a measure of what compacting would give back."""
+    info, used = view.catalog.env.info(), 0
+    for table in (*view.catalog.tables.values(), None):
+        stat = view.txn.stat(table) if table is not None else view.catalog.env.stat()
+        used += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return max(0, int(info["last_pgno"]) + 1 - used)

@@ -1,0 +1,54 @@
+"""Write a file so that it is there whole or not at all.
+
+Always true
+  - A file appears under its name only after its bytes are durable: tmp with a unique name, fdatasync every 8 MiB (one
+    fsync of 600 MiB stalls everybody else's), fsync, rename, fsync of the directory.
+  - A mapped file is never truncated or overwritten; a new content is a new file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+SYNC_EVERY_BYTES = 8 << 20
+TMP_SUFFIX = ".tmp"
+
+
+def sync_directory(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_new(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o600) -> None:
+    """Create `path` with these bytes; durable on return. An existing file of that name is replaced, not overwritten.
+
+    Raises OSError; then `path` is as it was and the temporary file is gone.
+    """
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TMP_SUFFIX}")
+    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            unsynced = 0
+            for chunk in chunks:
+                view = memoryview(chunk).cast("B")
+                while view:
+                    done = os.write(fd, view[:SYNC_EVERY_BYTES])
+                    view, unsynced = view[done:], unsynced + done
+                    if unsynced >= SYNC_EVERY_BYTES:
+                        os.fdatasync(fd)
+                        unsynced = 0
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        tmp.rename(path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)

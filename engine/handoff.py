@@ -1,0 +1,201 @@
+"""The channel between the supervisor and one worker: accepted connections one way, signs the other.
+
+Always true
+  - One SOCK_SEQPACKET socketpair a worker; neither side ever blocks on it. Its end is the end of the other process.
+  - A connection is in one process only: offer() closes the supervisor's copy as soon as the kernel took it.
+  - At most HANDOFF_BACKLOG_MAX connections are on the way. Counts are running totals, so a report that could not be
+    sent is made good by the next: open = sent - closed, on the way = sent - taken.
+  - A worker that dies takes its connections along; the supervisor forgets the channel with its counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from engine.limits import HANDOFF_BACKLOG_MAX
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = 1 << 17
+JOB, CONNECTION, SUSPECT = b"J", b"C", b"S"  # to the worker
+READY, COUNTS, CHECKED = b"R", b"N", b"K"  # from the worker
+FD = struct.Struct("=i")
+FD_SPACE = socket.CMSG_SPACE(FD.size)
+TOTALS = struct.Struct("<QQ")  # taken, closed
+REPORT_AGAIN_S = 0.02
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """(supervisor's end, worker's end), both closed on exec."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    ours.setblocking(False)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES_MAX * 2)
+    return ours, theirs
+
+
+class Sender:
+    """The supervisor's end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sent = self.taken = self.closed = 0
+        self.ready = self.checked = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    @property
+    def open(self) -> int:
+        """Connections the worker has, those on the way included."""
+        return self.sent - self.closed
+
+    @property
+    def full(self) -> bool:
+        return self.sent - self.taken >= HANDOFF_BACKLOG_MAX
+
+    def offer(self, connection: socket.socket) -> bool:
+        """Hand a connection over and close it here; False: the channel is full or its worker gone, keep it."""
+        if self.full:
+            return False
+        try:
+            socket.send_fds(self.sock, [CONNECTION], [connection.fileno()])
+        except OSError:  # full (EAGAIN, ETOOMANYREFS), or the worker is gone
+            return False
+        self.sent += 1
+        connection.close()
+        return True
+
+    def send(self, kind: bytes, body: bytes = b"") -> bool:
+        """False: full or gone."""
+        try:
+            self.sock.send(kind + body)
+        except OSError as e:
+            if e.errno == errno.EMSGSIZE:
+                raise
+            return False
+        return True
+
+    def receive(self) -> bool:
+        """Take what the worker reported; False once its end is closed."""
+        while True:
+            try:
+                message = self.sock.recv(MESSAGE_BYTES_MAX)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            kind, body = message[:1], message[1:]
+            if kind == COUNTS:
+                self.taken, self.closed = TOTALS.unpack(body)
+            elif kind == READY:
+                self.ready = True
+            elif kind == CHECKED:
+                self.checked = True
+            elif not message:
+                return False
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Receiver:
+    """The worker's end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.taken = self.closed = 0
+        self.on_connection: Callable[[socket.socket], None] | None = None
+        self.on_suspect: Callable[[str], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_end: Callable[[], None] = lambda: None
+        self._reporting = False
+
+    def job(self) -> bytes:
+        """The first message, before the loop runs; blocks. Empty when the supervisor is gone."""
+        message = self.sock.recv(MESSAGE_BYTES_MAX)
+        return message[1:] if message[:1] == JOB else b""
+
+    def attach(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None]) -> None:
+        """Serve the channel on this loop; on_end once the supervisor is gone."""
+        self._loop, self._on_end = loop, on_end
+        self.sock.setblocking(False)
+        loop.add_reader(self.sock, self._receive)
+
+    def stop(self) -> None:
+        """Take nothing more. What is on the way is closed: its peers were not welcomed yet, and connect again."""
+        self.on_connection = None
+        if self._loop is not None and self._loop.remove_reader(self.sock):
+            self._receive()
+
+    def send(self, kind: bytes) -> None:
+        """READY and CHECKED: sent once, and the channel is as good as empty then."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.sock.send(kind)
+
+    def closed_one(self) -> None:
+        """A connection that on_connection got is closed."""
+        self.closed += 1
+        self._report_soon()
+
+    def _receive(self) -> None:
+        for _ in range(HANDOFF_BACKLOG_MAX):
+            try:
+                # not socket.recv_fds(): in Python 3.11 it forgets its flags, and a child would inherit the connection
+                message, ancillary, _, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, ancillary = b"", []
+            if message == CONNECTION:
+                self._take([FD.unpack(data)[0] for _, _, data in ancillary])
+            elif message[:1] == SUSPECT:
+                if self.on_suspect is None:
+                    self.send(CHECKED)
+                else:
+                    self.on_suspect(message[1:].decode("utf-8", "replace"))
+            elif not message:
+                self._end()
+                return
+
+    def _end(self) -> None:
+        if self._loop is not None and self._loop.remove_reader(self.sock):
+            self._on_end()
+
+    def _take(self, fds: list[int]) -> None:
+        self.taken += 1
+        self._report_soon()
+        if not fds:  # the kernel dropped it, its peer sees EOF
+            log.error("a connection was dropped: no free file descriptor")
+            self.closed += 1
+        elif self.on_connection is None:
+            os.close(fds[0])
+            self.closed += 1
+        else:
+            connection = socket.socket(fileno=fds[0])
+            connection.setblocking(False)
+            self.on_connection(connection)
+
+    def _report_soon(self) -> None:
+        """One report for all that changes in this turn of the loop."""
+        if not self._reporting and self._loop is not None and not self._loop.is_closed():
+            self._reporting = True
+            self._loop.call_soon(self._report)
+
+    def _report(self) -> None:
+        assert self._loop is not None
+        self._reporting = False
+        try:
+            self.sock.send(COUNTS + TOTALS.pack(self.taken, self.closed))
+        except BlockingIOError:
+            self._reporting = True
+            self._loop.call_later(REPORT_AGAIN_S, self._report)
+        except OSError:
+            pass  # the supervisor is gone; on_end says so

@@ -1,0 +1,104 @@
+"""One mapped page a worker: signs of life and a few figures, written by the worker, read by supervisor and stats.
+
+Always true
+  - A slot is written whole (an 8-byte store), so no half number is ever seen; two slots may be of different times.
+  - stamp_ns is the worker's time.monotonic_ns() (one clock for all processes), written from the loop that works.
+  - It is the truth about nothing: losing the page loses figures, no data.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+PAGE_BYTES = 4096
+TEXT_AT = 2048
+TEXT_BYTES_MAX = 255
+
+
+class Beat(NamedTuple):
+    """A copy of a page. searching: the space and file under search, "" when none."""
+
+    stamp_ns: int = 0
+    pid: int = 0
+    started_ns: int = 0
+    restarts: int = 0
+    generation: int = 0
+    connections: int = 0
+    requests: int = 0
+    errors: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    searching: str = ""
+
+
+SLOTS = {name: number for number, name in enumerate(Beat._fields[:-1])}
+
+
+class Heartbeat:
+    """An open page. Raises OSError when it cannot be opened; a link in its place is refused."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+        fd = os.open(path, flags, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(f"{path} is not a file")
+            if create:
+                os.posix_fallocate(fd, 0, PAGE_BYTES)
+            self._map = mmap.mmap(fd, PAGE_BYTES)
+        finally:
+            os.close(fd)
+        self._slots = memoryview(self._map).cast("Q")
+
+    def stamp(self) -> None:
+        self._slots[0] = time.monotonic_ns()
+
+    def put(self, **values: int) -> None:
+        """put(generation=7, requests=12): slots by their name in Beat."""
+        for name, value in values.items():
+            self._slots[SLOTS[name]] = value
+
+    def searching(self, text: str) -> None:
+        """What a crash from now on should be blamed on."""
+        data = text.encode()[:TEXT_BYTES_MAX]
+        self._map[TEXT_AT] = 0
+        self._map[TEXT_AT + 1 : TEXT_AT + 1 + len(data)] = data
+        self._map[TEXT_AT] = len(data)  # last, so that a length never vouches for old bytes
+
+    def start(self, restarts: int) -> None:
+        """By the supervisor, before it spawns: a clean page, stamped now."""
+        now_ns = time.monotonic_ns()
+        for slot in range(len(SLOTS)):
+            self._slots[slot] = 0
+        self.searching("")
+        self.put(stamp_ns=now_ns, started_ns=now_ns, restarts=restarts)
+
+    @property
+    def stamp_ns(self) -> int:
+        return self._slots[0]
+
+    def read(self) -> Beat:
+        size = self._map[TEXT_AT]
+        text = self._map[TEXT_AT + 1 : TEXT_AT + 1 + size].decode("utf-8", "replace")
+        return Beat(**{name: self._slots[slot] for name, slot in SLOTS.items()}, searching=text)
+
+    def close(self) -> None:
+        self._slots.release()
+        self._map.close()
+
+
+def read(path: Path) -> Beat | None:
+    """The page at path, None where there is none."""
+    try:
+        page = Heartbeat(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        return page.read()
+    finally:
+        page.close()

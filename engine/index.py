@@ -1,0 +1,136 @@
+"""FAISS over a range of rows of one space: build, write, open mapped, search.
+
+Always true
+  - Position in an index = seq - lo. An index file never changes once it has its name.
+  - A mapped index is never mutated (add and reset on one abort the process), and no numpy view into it is kept.
+  - Distances that leave this module are squared L2 as FAISS ranks them; engine/snapshot.py takes the exact ones from
+    the rows.
+
+IVF-Flat with nlist 1.5 sqrt(n): security events are full of floods, and duplicates break HNSW for the other events
+(DESIGN section 6). Type and parameters by measurement, merging and groups of duplicates belong to `choose` and to the
+ranges that engine/build.py is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports each library it tries
+
+import faiss
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from engine.errors import CorruptionError
+from engine.features import F32
+from engine.files import SYNC_EVERY_BYTES, write_new
+
+faiss.omp_set_num_threads(1)
+faiss.cvar.distance_compute_blas_threshold = 1024  # exact batches use BLAS, single queries do not
+
+Positions = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Choice(NamedTuple):
+    """What to build for a range of n rows."""
+
+    kind: str
+    nlist: int
+    nprobe: int
+
+
+def choose(n: int) -> Choice:
+    """The index for n rows; nprobe as measured for recall 1.0 on floods of near-duplicates."""
+    return Choice("ivf_flat", max(1, round(1.5 * math.sqrt(n))), 8 if n <= 16_384 else 16)
+
+
+def build(vectors: F32, choice: Choice) -> Any:
+    """A trained index of vectors, float32 [n, dim]."""
+    dim = vectors.shape[1]
+    quantizer = faiss.IndexFlatL2(dim)
+    index = faiss.IndexIVFFlat(quantizer, dim, choice.nlist, faiss.METRIC_L2)
+    index.cp.seed = 1
+    index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1
+    index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+def write(index: Any, path: Path) -> tuple[int, bytes]:
+    """Write durably under `path`, read-only. Returns (size, xxh3_128 checksum). Raises OSError."""
+    data = faiss.serialize_index(index).tobytes()
+
+    view = memoryview(data)
+
+    def chunks() -> Iterator[memoryview]:
+        for i in range(0, len(data), SYNC_EVERY_BYTES):
+            yield view[i : i + SYNC_EVERY_BYTES]
+
+    write_new(path, chunks(), mode=0o400)
+    return len(data), xxhash.xxh3_128_digest(data)
+
+
+def checksum(path: Path) -> bytes:
+    """xxh3_128 of a file. Raises OSError."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(SYNC_EVERY_BYTES):
+            digest.update(chunk)
+    return digest.digest()
+
+
+class MappedIndex:
+    """An index file opened for reading, shared with every other process that maps it."""
+
+    def __init__(self, path: Path, size: int, lo: int, hi: int, nprobe: int) -> None:
+        """Raises CorruptionError where the file is not what the manifest says, OSError where it is not there."""
+        if path.stat().st_size != size:
+            raise CorruptionError(str(path), f"has not the {size} bytes that the manifest says")
+        self.path, self.lo, self.hi, self.nprobe = path, lo, hi, nprobe
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as e:
+            raise CorruptionError(str(path), f"is not an index: {e}") from e
+        if self._index.ntotal != hi - lo:
+            raise CorruptionError(str(path), f"holds {self._index.ntotal} entries, not {hi - lo}")
+
+    def touch(self) -> None:
+        """Read all of it once, so that no query pays for a cold page. To be called in a thread."""
+        params = faiss.SearchParametersIVF(nprobe=self._index.nlist)
+        self._index.search(np.zeros((1, self._index.d), np.float32), 1, params=params)
+
+    def scanned(self, matched: int) -> int:
+        """About how many entries one query looks at."""
+        return matched * self.nprobe // max(1, int(self._index.nlist))
+
+    def search(self, queries: F32, k: int, allowed: Mask | None, matched: int) -> tuple[F32, Positions] | None:
+        """Squared distances float32 [n, k] (+inf where nothing was found) and seqs int64 [n, k] (-1 there).
+
+        allowed: bool over positions, `matched` of them True. None is returned where the index would give fewer than
+        min(k, matched) or look at most of its lists: compare the rows instead.
+        """
+        params = faiss.SearchParametersIVF(nprobe=self.nprobe)
+        if allowed is not None:
+            nprobe = math.ceil(self.nprobe * (self.hi - self.lo) / matched)  # as many allowed entries as without a filter
+            if nprobe > self._index.nlist // 2:
+                return None
+            bits = np.packbits(allowed, bitorder="little")
+            params = faiss.SearchParametersIVF(nprobe=nprobe, sel=faiss.IDSelectorBitmap(bits))
+        distances, positions = self._index.search(queries, k, params=params)
+        found = positions >= 0
+        if (found.sum(1) < min(k, matched)).any():
+            return None
+        return np.where(found, distances, np.float32(np.inf)), np.where(found, positions + self.lo, -1)
+
+
+def search_rows(queries: F32, rows: F32, k: int) -> tuple[F32, Positions]:
+    """Exact: squared distances and row numbers, [n, min(k, len(rows))] each, nearest first."""
+    distances, positions = faiss.knn(queries, rows, min(k, len(rows)))
+    return distances, positions

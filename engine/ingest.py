@@ -1,0 +1,474 @@
+"""The ingest worker: the one process that writes.
+
+Always true
+  - It holds writer.lock from before its first write until it ends.
+  - A submission is acknowledged only when its events are durable and visible to the next request, and its dead
+    letters durable.
+  - Saves at once when idle, else when `save_events` wait or the oldest has waited `save_after_ms`; a save takes all that
+    waits, up to `commit_events`.
+  - Index builds, row files built again and verification run in a child (engine/jobs.py); this process commits them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import pwd
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from engine import dead_letters, facts, gc, lock
+from engine.build import Built, IndexJob, Job, RowsJob, VerifyJob
+from engine.config import Source
+from engine.embed import models as embed_models
+from engine.embed.base import SPACES
+from engine.errors import (
+    BadRequestError,
+    BootError,
+    DeniedError,
+    EngineError,
+    NoSpaceError,
+    NotFoundError,
+    OverloadedError,
+    SourceError,
+)
+from engine.jobs import NICENESS, Jobs
+from engine.manifest import IndexFile, SealedRows
+from engine.publish import Outcome, Publisher, Submission, load_models
+from engine.rebuild import rebuild
+from engine.recover import map_size, mend_rows, open_store
+from engine.sources.base import SourceSpec
+from engine.sources.follow import Batch, FileState, Follower
+from engine.version import VERSION
+from engine.worker import Worker
+from ipc.messages import (
+    AddModel,
+    Done,
+    Facts,
+    Info,
+    Ingest,
+    Ingested,
+    Label,
+    Ping,
+    Pong,
+    Request,
+    Stats,
+    UseModel,
+)
+from ipc.server import Bounds, Connection, Server
+
+log = logging.getLogger(__name__)
+
+UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child gets the CPU it asks for
+READER_CHECK_S = 3.0
+RETRY_AFTER_MS = 50
+NO_SPACE_RETRY_S = 1.0
+
+
+class IngestWorker:
+    def __init__(self, worker: Worker, publisher: Publisher) -> None:
+        self.worker, self.publisher = worker, publisher
+        self.config = worker.config
+        self.queue: deque[Submission] = deque()
+        self.waiting_events = 0
+        self.oldest_s = 0.0  # when the oldest waiting submission came
+        self.last_save_s = 0.0
+        self.timer: asyncio.Handle | None = None
+        self.jobs = Jobs()
+        self.jobs_wanted = asyncio.Event()
+        self.verify_wanted = True  # at every start
+        self.switching = ""
+        self.writers = _writers(self.config.sockets.writers, self.config.sockets.write_group)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.server = Server(
+            role="write", handle=self.handle, generation=lambda: self.publisher.manifest.generation,
+            name=worker.role, version=VERSION, other_socket=str(worker.layout.query_socket),
+            bounds=Bounds(connections_max=self.config.sockets.connections_max),
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        worker = self.worker
+        worker.serve(self.server)
+        worker.on_suspect(self._on_suspect)
+        self._spawn(self._run_jobs())
+        self._spawn(self._check_readers())
+        self._start_followers()
+        worker.ready()
+        log.info("ready: generation %d, %d events", self.publisher.manifest.generation, self.publisher.manifest.count)
+        await worker.stopping.wait()
+        self.jobs.kill()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        draining = asyncio.ensure_future(self.server.drain())
+        await asyncio.sleep(0)
+        while self.queue:
+            self.save()
+            await asyncio.sleep(0)
+        await draining
+        self.publisher.checkpoint()
+        self.publisher.close()
+        self.publisher.catalog.close()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task died: %r", error, exc_info=error)
+
+    # ---- messages -------------------------------------------------------------------------------------------------
+
+    def handle(self, connection: Connection, request: Request) -> None:
+        generation = self.publisher.manifest.generation
+        match request:
+            case Ping():
+                connection.reply(Pong(request.request_id, generation))
+            case Stats() | Info():
+                with self.publisher.catalog.read() as view:
+                    found = facts.stats(self.worker.layout, view) if isinstance(request, Stats) else facts.info(view)
+                connection.reply(Facts(request.request_id, generation, found))
+            case Ingest():
+                self._may_write(connection, "ingest")
+                self._on_ingest(connection, request)
+            case Label():
+                self._may_write(connection, "label")
+                self.save_all()
+                by = request.by or _user(connection.uid)
+                found_generation = self.publisher.annotate(request.id, "label", request.label, by)
+                connection.reply(Done(request.request_id, found_generation))
+            case AddModel():
+                self._may_write(connection, "models")
+                models = embed_models.from_files(request.files)
+                if models.version != request.version:
+                    raise BadRequestError(f"the card says version {models.version!r}, the request {request.version!r}")
+                embed_models.save(self.worker.layout.models, request.files)
+                connection.reply(Done(request.request_id, generation, {"version": models.version}))
+            case UseModel():
+                self._may_write(connection, "models")
+                self._on_use_model(connection, request)
+            case _:
+                raise BadRequestError(f"{type(request).__name__} is not for the write socket")
+
+    def _may_write(self, connection: Connection, what: str) -> None:
+        if connection.uid not in self.writers:
+            log.warning("denied: %s by uid %d pid %d (%s)", what, connection.uid, connection.pid, connection.client)
+            raise DeniedError(
+                f"user {_user(connection.uid)} may not {what} here; add it to sockets.writers or to the group that "
+                "owns the write socket"
+            )
+
+    def _on_ingest(self, connection: Connection, request: Ingest) -> None:
+        if self.waiting_events and self.waiting_events + len(request.events) > self.config.ingest.queue_events:
+            connection.fail(
+                request.request_id, OverloadedError(f"{self.waiting_events} events wait to be stored; send it again"),
+                retry_after_ms=RETRY_AFTER_MS,
+            )  # fmt: skip
+            return
+
+        def done(outcome: Outcome | Exception) -> None:
+            if isinstance(outcome, Exception):
+                connection.fail(request.request_id, outcome, retry_after_ms=RETRY_AFTER_MS)
+                return
+            letters = str(self.worker.layout.dead_letters) if outcome.rejects else ""
+            connection.reply(
+                Ingested(
+                    request.request_id, outcome.generation, outcome.accepted, outcome.duplicates, len(outcome.rejects),
+                    letters,
+                )
+            )  # fmt: skip
+
+        self.submit(Submission(request.format, request.events, request.rejects, done, source=request.source))
+
+    # ---- saving ---------------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> None:
+        """Queue it and see that it is saved in time."""
+        now = time.monotonic()
+        if not self.queue:
+            self.oldest_s = now
+        self.queue.append(submission)
+        self.waiting_events += len(submission.events)
+        after_s = self.config.ingest.save_after_ms / 1000
+        idle = now - self.last_save_s >= after_s
+        if idle or self.waiting_events >= self.config.ingest.save_events:
+            self._save_in(0.0)
+        elif self.timer is None:
+            self._save_in(self.oldest_s + after_s - now)
+
+    def _save_in(self, delay_s: float) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        loop = self.worker.loop
+        self.timer = loop.call_soon(self.save) if delay_s <= 0 else loop.call_later(delay_s, self.save)
+
+    def save(self) -> None:
+        """Publish what waits, up to commit_events; acknowledge it."""
+        self.timer = None
+        batch: list[Submission] = []
+        events = 0
+        while self.queue and (not batch or events + len(self.queue[0].events) <= self.config.ingest.commit_events):
+            batch.append(self.queue.popleft())
+            events += len(batch[-1].events)
+        self.waiting_events -= events
+        if batch:
+            self._publish(batch)
+        self.last_save_s = time.monotonic()
+        self.worker.stamp(generation=self.publisher.manifest.generation)
+        if self.queue:
+            self.oldest_s = self.last_save_s
+            self._save_in(0.0)
+
+    def save_all(self) -> None:
+        while self.queue:
+            self.save()
+
+    def _publish(self, batch: list[Submission]) -> None:
+        try:
+            outcomes = self.publisher.publish(batch)
+            rejects = [r for o in outcomes for r in o.rejects]
+            if rejects:
+                dead_letters.append(self.worker.layout.dead_letters, rejects)
+        except OSError:
+            raise  # the disk does not keep its word: die, and let the next start see what is there
+        except Exception as e:
+            if len(batch) == 1 or isinstance(e, NoSpaceError):
+                log.error("%d events were not stored: %s", sum(len(s.events) for s in batch), e)
+                for submission in batch:
+                    submission.done(e)
+                return
+            for submission in batch:  # one bad submission must not cost the others theirs
+                self._publish([submission])
+            return
+        for submission, outcome in zip(batch, outcomes, strict=True):
+            submission.done(outcome)
+        if self._unindexed():
+            self.jobs_wanted.set()
+
+    # ---- derived files --------------------------------------------------------------------------------------------
+
+    def _unindexed(self) -> list[int]:
+        """Full row files that have not an index in every space."""
+        manifest = self.publisher.manifest
+        indexed = {(i.space, i.lo) for i in manifest.indexes}
+        rows = manifest.row_file_rows
+        return [n for n in range(manifest.count // rows) if any((s, n * rows) not in indexed for s in SPACES)]
+
+    def _job(self, kind: Callable[..., Job], **more: object) -> Job:
+        hurry = len(self._unindexed()) >= UNINDEXED_FILES_HURRY
+        return kind(
+            data_dir=str(self.worker.layout.data_dir), parent_pid=os.getpid(), niceness=0 if hurry else NICENESS,
+            map_size=map_size(self.config), **more,
+        )  # fmt: skip
+
+    async def _run_jobs(self) -> None:
+        while True:
+            if self.verify_wanted:
+                self.verify_wanted = False
+                built = await self.jobs.run(self._job(VerifyJob))
+                if built is not None:
+                    await self._mend(built)
+            elif self.switching:
+                await self._switch(self.switching)
+            elif unindexed := self._unindexed():
+                manifest = self.publisher.manifest
+                name = manifest.row_file(unindexed[0])
+                built = await self.jobs.run(self._job(IndexJob, row_file=name, rows=manifest.row_file_rows))
+                if built is not None and name == self.publisher.manifest.row_file(unindexed[0]):
+                    await self._mend(built)
+                    if built.indexes:
+                        self._name(built)
+            else:
+                self.jobs_wanted.clear()
+                await self.jobs_wanted.wait()
+
+    def _name(self, built: Built) -> None:
+        self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
+        gc.collect(self.worker.layout, self.publisher.manifest)
+        for space, lo, hi, file, size, *_ in built.indexes:
+            log.info("index %s over %s [%d, %d): %d bytes, %.1f s", file, space, lo, hi, size, built.seconds)
+
+    async def _mend(self, built: Built) -> None:
+        """Have what is damaged built again; until then it is served exactly, from rows that agree with their sums."""
+        if built.bad_indexes:
+            log.error("index files disagree with their checksums, to be built again: %s", ", ".join(built.bad_indexes))
+            self.publisher.drop_indexes(built.bad_indexes)
+            self.jobs_wanted.set()
+        for number in built.bad_rows:
+            log.error("row file %d disagrees with its checksums; it is built again from the records", number)
+            manifest = self.publisher.manifest
+            if (number + 1) * manifest.row_file_rows > manifest.count:
+                mend_rows(self.publisher, number)
+                continue
+            epoch, _, revision = manifest.row_file(number)
+            job = self._job(
+                RowsJob, row_file=(epoch, number, revision + 1), rows=manifest.row_file_rows,
+                count=manifest.row_file_rows, model=manifest.model,
+            )  # fmt: skip
+            done = await self.jobs.run(job)
+            if done is not None:
+                self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
+                self.jobs_wanted.set()
+            else:
+                self.verify_wanted = True
+
+    def _on_suspect(self, searching: str) -> None:
+        log.error("readers died while searching %s: all files are verified", searching)
+        self.verify_wanted = True
+        self.jobs_wanted.set()
+        self.worker.checked()
+
+    async def _check_readers(self) -> None:
+        """Free the reader slots of killed processes: one that is pinned lets the catalog grow without bound."""
+        while True:
+            await asyncio.sleep(READER_CHECK_S)
+            self.publisher.catalog.env.reader_check()
+
+    # ---- models ---------------------------------------------------------------------------------------------------
+
+    def _on_use_model(self, connection: Connection, request: UseModel) -> None:
+        layout, publisher = self.worker.layout, self.publisher
+        if request.version not in embed_models.versions(layout.models):
+            raise NotFoundError(f"no model version {request.version!r}; `flowkin models list` names them")
+        if self.switching:
+            raise OverloadedError(f"a switch to {self.switching} is under way; wait for it")
+        if request.version == publisher.manifest.model:
+            connection.reply(Done(request.request_id, publisher.manifest.generation, {"version": request.version}))
+            return
+        models = load_models(layout.model(request.version), publisher.catalog)
+        if publisher.manifest.count == 0:
+            publisher.use_model(models, publisher.manifest.epoch)
+            connection.reply(Done(request.request_id, publisher.manifest.generation, {"version": request.version}))
+            return
+        self.switching = request.version
+        self._switched = partial(self._tell_switched, connection, request.request_id)
+        self.jobs_wanted.set()
+
+    def _tell_switched(self, connection: Connection, request_id: int, error: Exception | None) -> None:
+        if error is not None:
+            connection.fail(request_id, error)
+        else:
+            manifest = self.publisher.manifest
+            connection.reply(Done(request_id, manifest.generation, {"version": manifest.model}))
+
+    async def _switch(self, version: str) -> None:
+        """Row files of the new version beside the old ones, full ones in the child, the last one here; one commit."""
+        try:
+            publisher, layout = self.publisher, self.worker.layout
+            rows, epoch = publisher.manifest.row_file_rows, publisher.manifest.epochs_used
+            models = load_models(layout.model(version), publisher.catalog)
+            sealed: list[SealedRows] = []
+            while (number := len(sealed)) < publisher.manifest.count // rows:
+                built = await self.jobs.run(
+                    self._job(RowsJob, row_file=(epoch, number, 0), rows=rows, count=rows, model=version)
+                )
+                if built is not None:
+                    sealed += [SealedRows(*s) for s in built.sealed]
+                    log.info("switch to %s: %d of %d events", version, (number + 1) * rows, publisher.manifest.count)
+            stored = publisher.manifest.count - len(sealed) * rows
+            if stored:
+                rebuild(publisher.catalog, models, layout.row_file(epoch, len(sealed), 0), len(sealed), rows, stored)
+            publisher.use_model(models, epoch, sealed)
+            gc.collect(layout, publisher.manifest)
+            self.switching = ""
+            self._switched(None)
+            log.info("model %s is in use", version)
+        except (EngineError, OSError) as e:
+            log.error("switch to %s failed, %s stays in use: %s", version, self.publisher.manifest.model, e)
+            self.switching = ""
+            self._switched(e if isinstance(e, EngineError) else EngineError(f"{e}; the model was not changed"))
+
+    # ---- followed files -------------------------------------------------------------------------------------------
+
+    def _start_followers(self) -> None:
+        for name, source in self.config.sources.items():
+            prefix = f"{name}\0".encode()
+            with self.publisher.catalog.read() as view:
+                states = {
+                    key[len(prefix) :].decode(): msgspec.msgpack.decode(state, type=FileState)
+                    for key, state in view.scan("offsets", prefix=prefix)
+                }
+            follower = Follower(
+                source.path, SourceSpec(name, sensor=source.sensor, timezone=source.timezone), format=source.format,
+                pattern=source.pattern, states=states,
+            )  # fmt: skip
+            self._spawn(self._follow(name, source, follower))
+
+    async def _follow(self, name: str, source: Source, follower: Follower) -> None:
+        """Store what is new, batch by batch; the next look comes when the last batch is durable."""
+        failing = False
+        while True:
+            batches: list[Batch] = []
+            try:
+                batches = follower.poll()
+                failing = False
+            except SourceError as e:
+                if not failing:
+                    log.error("source %s: %s; looking again every %d ms", name, e, source.poll_ms)
+                failing = True
+            for batch in batches:
+                while isinstance(error := await self._stored(name, source.format, batch), NoSpaceError):
+                    log.error("source %s: %s; trying again", name, error)
+                    await asyncio.sleep(NO_SPACE_RETRY_S)
+                if error is not None:
+                    raise error
+            if not follower.behind:
+                await asyncio.sleep(source.poll_ms / 1000)
+
+    async def _stored(self, name: str, format_name: str, batch: Batch) -> Exception | None:
+        """Submit a batch with its file's state and wait for it; the error where it was not stored."""
+        future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
+        offsets = {f"{name}\0{batch.key}".encode(): msgspec.msgpack.encode(batch.state)}
+        self.submit(
+            Submission(format_name, batch.parsed.events, batch.parsed.rejects, future.set_result, offsets, name)
+        )
+        outcome = await future
+        return outcome if isinstance(outcome, Exception) else None
+
+
+def _writers(given: list[str], group: str) -> frozenset[int]:
+    """uids that may write. Raises BootError for an unknown name."""
+    out = {os.geteuid(), 0}
+    for name in given:
+        try:
+            out.add(int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid)
+        except KeyError as e:
+            raise BootError(f"sockets.writers: no user {name!r} on this machine") from e
+    if group:
+        try:
+            members = grp.getgrnam(group).gr_mem
+        except KeyError as e:
+            raise BootError(f"sockets.write_group: no group {group!r} on this machine") from e
+        for member in members:
+            with contextlib.suppress(KeyError):
+                out.add(pwd.getpwnam(member).pw_uid)
+    return frozenset(out)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def main(worker: Worker) -> int:
+    layout = worker.layout
+    layout.make()
+    fd = lock.hold(layout.writer_lock, worker.stamp)
+    try:
+        publisher = open_store(layout, worker.config, worker.stamp)
+        return worker.run(IngestWorker(worker, publisher).run())
+    finally:
+        os.close(fd)

@@ -1,0 +1,89 @@
+"""What one generation consists of. Stored in the catalog: the commit that writes it is the publish.
+
+Always true
+  - Generation numbers only grow; one that a reader could have seen is never given to other content.
+  - Rows [0, count) of the row files are committed; bytes past them are garbage, overwritten after a crash.
+  - A file named here never changes again, but for rows past `count` in the last row file; gc.py deletes what no kept
+    manifest names.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from engine.errors import FormatError
+from engine.limits import FEATURES_VERSION, FORMAT_VERSION
+
+
+class IndexFile(Struct, frozen=True, array_like=True):
+    """A FAISS index over rows [lo, hi) of one space. file: name in indexes/; checksum: xxh3_128 of the whole file."""
+
+    space: str
+    lo: int
+    hi: int
+    file: str
+    size: int
+    checksum: bytes
+    kind: str
+    nprobe: int
+
+
+class SealedRows(Struct, frozen=True, array_like=True):
+    """A full row file, checksummed once: xxh3_128 of the whole file."""
+
+    number: int
+    checksum: bytes
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """One generation. epoch: names the row files of the model version in use; a switch of models makes a new one."""
+
+    format_version: int = FORMAT_VERSION
+    features_version: int = FEATURES_VERSION
+    generation: int = 0
+    count: int = 0  # events stored = the next seq
+    row_file_rows: int
+    model: str
+    epoch: int = 0
+    epochs_used: int = 1  # the next switch takes this number
+    names_count: int = 0  # entries of the dictionary of families and sources
+    revisions: dict[int, int] = {}  # of row files that were built again from the records; 0 where not named
+    sealed: list[SealedRows] = []
+    indexes: list[IndexFile] = []
+    previous: tuple[str, int] | None = None  # (model, epoch) that a rollback returns to
+
+    @property
+    def row_files(self) -> int:
+        """How many row files hold committed rows."""
+        return -(-self.count // self.row_file_rows)
+
+    def row_file(self, number: int) -> tuple[int, int, int]:
+        """(epoch, number, revision): what names the file in layout.row_file."""
+        return self.epoch, number, self.revisions.get(number, 0)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Manifest).decode
+
+
+def encode(manifest: Manifest) -> bytes:
+    return _encode(manifest)
+
+
+def decode(blob: bytes | memoryview) -> Manifest:
+    """Raises FormatError for a data directory that a newer flowkin wrote."""
+    try:
+        manifest = _decode(blob)
+    except msgspec.ValidationError:
+        version = msgspec.msgpack.decode(blob).get("format_version")
+        raise FormatError(
+            f"the data directory has format {version}, this flowkin reads {FORMAT_VERSION}; "
+            "nothing was changed; use the version of flowkin that wrote it"
+        ) from None
+    if manifest.format_version > FORMAT_VERSION or manifest.features_version > FEATURES_VERSION:
+        raise FormatError(
+            f"the data directory has format {manifest.format_version} and features {manifest.features_version}, this "
+            f"flowkin reads up to {FORMAT_VERSION} and {FEATURES_VERSION}; nothing was changed; use the newer flowkin"
+        )
+    return manifest

@@ -1,0 +1,375 @@
+"""Publish one generation, all or nothing.
+
+Always true
+  - One process publishes (it holds writer.lock). A batch is stored whole or not at all; what is stored is visible.
+  - The same identity with the same source record again is a no-op; with another record it is refused and counted.
+  - A seq is given to one event for ever. The context tracker moves on only when the commit succeeded.
+In this order, each step durable before the next
+  1. rows: pwrite, fdatasync (a new row file: written, synced and renamed before)
+  2. one LMDB commit: records, ids, texts, offsets, extent, counters, names, tracker, manifest  <- the publish
+  3. counter: bump; losing this only makes a reader late
+A death before 2 leaves bytes past the committed count, which the next publish overwrites.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import xxhash
+import zstandard
+from msgspec import Struct
+
+from engine import features as feature_table
+from engine.catalog import Catalog, Counters, Names, SourceCounters, View, id_key, join_record, seq_key
+from engine.columns import to_columns
+from engine.context import Tracker
+from engine.counter import Counter
+from engine.embed import models as embed_models
+from engine.embed.base import ModelSet
+from engine.embed.text import TextEmbedder
+from engine.errors import BadRecordError, BadRequestError, NoSpaceError, NotFoundError
+from engine.failpoint import failpoint
+from engine.layout import Layout
+from engine.limits import FAMILIES_MAX, SOURCES_MAX
+from engine.manifest import IndexFile, Manifest, SealedRows
+from engine.normalize import complete
+from engine.rows import Rows, RowWriter
+from ipc.event import Annotation, Event, FeaturedEvent
+from ipc.messages import Reject
+
+log = logging.getLogger(__name__)
+
+ID_BYTES_MAX = 255
+SOURCE_BYTES_MAX = 128
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Submission(Struct):
+    """Events on their way in from one message or one followed file. offsets: states of followed files to be stored in
+    the same commit. done: called with the outcome when all of it is durable and visible, or with the error."""
+
+    format: str
+    events: list[FeaturedEvent]
+    rejects: list[Reject]
+    done: Callable[[Outcome | Exception], None]
+    offsets: dict[bytes, bytes] = {}
+    source: str = ""
+
+
+class Outcome(NamedTuple):
+    generation: int
+    accepted: int
+    duplicates: int
+    rejects: list[Reject]  # with those that publishing added
+
+
+class _Accepted(NamedTuple):
+    event: Event
+    features: bytes
+    raw: bytes
+    content: bytes
+    format: str
+
+
+class ConflictError(BadRecordError):
+    """A known identity with another source record: refused, there is no upsert."""
+
+
+def content_hash(item: FeaturedEvent) -> bytes:
+    """xxh3_128 of the source record; of the event itself where a program sent none."""
+    return xxhash.xxh3_128_digest(item.raw or _encode((item.event, item.features)))
+
+
+class TextMemo:
+    """Vectors of sentences in the catalog; each look is a read transaction of its own."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        with self.catalog.read() as view:
+            found = [view.get("texts", key) for key in keys]
+            return [None if vector is None else bytes(vector) for vector in found]
+
+
+def load_models(path: Path, catalog: Catalog) -> ModelSet:
+    """A model version whose sentences are looked up in the catalog first. Raises ModelError."""
+    models = embed_models.load(path)
+    text = models.embedders["sbert"]
+    if isinstance(text, TextEmbedder):
+        text.memo = TextMemo(catalog)
+    return models
+
+
+def fresh_texts(models: ModelSet) -> list[tuple[bytes, bytes]]:
+    """(key, vector) of the sentences that no memo knew yet, to be stored in `texts`."""
+    text = models.embedders["sbert"]
+    return text.take_fresh() if isinstance(text, TextEmbedder) else []
+
+
+class Publisher:
+    """The writing end of a data directory. Owned by the ingest worker; not for threads."""
+
+    def __init__(self, layout: Layout, catalog: Catalog, counter: Counter, models: ModelSet, tracker: Tracker) -> None:
+        """`tracker` must have seen every stored event (see engine/recover.py)."""
+        self.layout, self.catalog, self.counter, self.models, self.tracker = layout, catalog, counter, models, tracker
+        with catalog.read() as view:
+            manifest = view.manifest()
+            assert manifest is not None
+            self.manifest: Manifest = manifest
+            self.names: Names = view.names()
+            self.counters: Counters = view.counters()
+        self._writer: RowWriter | None = None
+        self._compress = zstandard.ZstdCompressor(level=3).compress
+        counter.value = max(counter.value, self.manifest.generation)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def publish(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """Store what is new of all submissions in one generation. Raises NoSpaceError, OSError: nothing was stored."""
+        accepted: list[_Accepted] = []
+        outcomes: list[tuple[int, int, list[Reject]]] = []
+        counters = msgspec.msgpack.decode(_encode(self.counters), type=Counters)
+        batch_ids: dict[bytes, bytes] = {}
+        with self.catalog.read() as view:
+            for submission in submissions:
+                first, duplicates, rejects = len(accepted), 0, list(submission.rejects)
+                if rejects:
+                    self._count(counters, submission.source or submission.format).rejected += len(rejects)
+                for item in submission.events:
+                    try:
+                        new = self._admit(item, submission.format, view, batch_ids)
+                    except BadRecordError as e:
+                        rejects.append(Reject(submission.source, -1, e.reason, item.raw[: 1 << 16]))
+                        self._count(counters, item.event.source).rejected += 1
+                        counters.conflicts += isinstance(e, ConflictError)
+                        continue
+                    if new is None:
+                        duplicates += 1
+                        self._count(counters, item.event.source).duplicates += 1
+                    else:
+                        accepted.append(new)
+                outcomes.append((len(accepted) - first, duplicates, rejects))
+        offsets = {k: v for s in submissions for k, v in s.offsets.items()}
+        if accepted or offsets or counters != self.counters:
+            self._store(accepted, offsets, counters)
+        return [Outcome(self.manifest.generation, *rest) for rest in outcomes]
+
+    def _admit(
+        self, item: FeaturedEvent, format_name: str, view: View, batch_ids: dict[bytes, bytes]
+    ) -> _Accepted | None:
+        """The completed event, or None for one that is stored already. Raises BadRecordError, ConflictError."""
+        event = complete(item)
+        if len(event.event_id.encode()) > ID_BYTES_MAX or len(event.source.encode()) > SOURCE_BYTES_MAX:
+            raise BadRecordError(f"event_id is over {ID_BYTES_MAX} or source over {SOURCE_BYTES_MAX} bytes")
+        key, content = id_key(event.event_id, event.source), content_hash(item)
+        known = batch_ids.get(key)
+        if known is None and (stored := view.identity(event.event_id, event.source)):
+            known = stored[1]
+        if known == content:
+            return None
+        if known is not None:
+            raise ConflictError(f"event {event.event_id!r} is stored with other content; it was not changed")
+        batch_ids[key] = content
+        return _Accepted(event, item.features, item.raw, content, format_name)
+
+    def _store(self, accepted: list[_Accepted], offsets: dict[bytes, bytes], counters: Counters) -> None:
+        names = self._with_names(accepted)
+        events = [a.event for a in accepted]
+        features = feature_table.unpack([a.features for a in accepted])
+        overlay = self.tracker.overlay()
+        if accepted:
+            overlay.observe(events, features)
+        present = np.isfinite(features).sum(1)
+        for event, n in zip(events, present.tolist(), strict=True):
+            event.coverage = n
+        columns = to_columns(events, [a.content for a in accepted], names)
+        vectors = {space: e.embed(events, features) for space, e in self.models.embedders.items()}
+        first = self.manifest.count
+        extents = self._append(first, Rows(vectors, features, columns)) if accepted else []
+        failpoint("publish.synced")
+        manifest = msgspec.structs.replace(
+            self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted), names_count=names.count
+        )
+        with self.catalog.write() as batch:
+            ids: list[tuple[bytes, bytes]] = []
+            for i, a in enumerate(accepted):
+                seq = first + i
+                record = join_record(_encode(a.event), feature_table.pack(features[i]), self._compress(a.raw))
+                batch.put("records", seq_key(seq), record, append=True)
+                ids.append((id_key(a.event.event_id, a.event.source), seq_key(seq) + a.content))
+                counters.record_bytes += len(record)
+                counters.families[a.event.family] = counters.families.get(a.event.family, 0) + 1
+                source = self._count(counters, a.event.source)
+                source.events += 1
+                source.coverage_sum += a.event.coverage
+            for key, value in sorted(ids):  # random keys double the cost of a commit; sorted they do not
+                if not batch.put("ids", key, value, overwrite=False):
+                    raise AssertionError(f"identity {key!r} appeared while the only writer was publishing")
+            for at, rows, sums in extents:
+                batch.put_extent(at, rows, sums)
+            for key, vector in sorted(fresh_texts(self.models)):
+                batch.put("texts", key, vector)
+            for key, value in offsets.items():
+                batch.put("offsets", key, value)
+            if names is not self.names:
+                batch.put_names(names)
+            if first // manifest.row_file_rows != manifest.count // manifest.row_file_rows:
+                batch.put("tracker", b"checkpoint", seq_key(manifest.count) + overlay.dump())
+            batch.put_counters(counters)
+            batch.put_manifest(manifest)
+            failpoint("publish.before_commit")
+        failpoint("publish.committed")
+        self.tracker.merge(overlay)
+        self.names, self.counters = names, counters
+        self._adopt(manifest)
+
+    def _append(self, first: int, rows: Rows) -> list[tuple[int, int, tuple[int, ...]]]:
+        """Write the rows from seq `first` on and sync them; the extents written. Raises NoSpaceError, OSError."""
+        extents, done, total = [], 0, len(rows.columns)
+        try:
+            while done < total:
+                number, row = divmod(first + done, self.manifest.row_file_rows)
+                writer = self._writer_of(number)
+                n = min(total - done, self.manifest.row_file_rows - row)
+                part = Rows(
+                    {s: v[done : done + n] for s, v in rows.vectors.items()},
+                    rows.features[done : done + n], rows.columns[done : done + n],
+                )  # fmt: skip
+                extents.append((first + done, n, writer.write(row, part)))
+                failpoint("publish.appended")
+                writer.sync()
+                done += n
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NoSpaceError(f"the disk is full ({e.strerror}); the batch was not stored; free some space") from e
+            raise
+        return extents
+
+    def _writer_of(self, number: int) -> RowWriter:
+        if self._writer is None or self._writer.number != number:
+            self.close()
+            path = self.layout.row_file(*self.manifest.row_file(number))
+            self._writer = RowWriter(path, number, self.manifest.row_file_rows)
+            failpoint("row_file.created")
+        return self._writer
+
+    def _with_names(self, accepted: list[_Accepted]) -> Names:
+        """The dictionary with this batch's new words; the same object where there are none."""
+        families, sources = list(self.names.families), list(self.names.sources)
+        known_families, known_sources = set(families), {name for name, _ in sources}
+        for a in accepted:
+            if a.event.family not in known_families:
+                if len(families) >= FAMILIES_MAX:
+                    a.event.family = families[0]
+                    continue
+                families.append(a.event.family)
+                known_families.add(a.event.family)
+            if a.event.source not in known_sources:
+                if len(sources) >= SOURCES_MAX:
+                    raise BadRequestError(f"there are {SOURCES_MAX} sources already; use fewer source names")
+                sources.append((a.event.source, a.format))
+                known_sources.add(a.event.source)
+        names = Names(families, sources)
+        return names if names.count != self.names.count else self.names
+
+    @staticmethod
+    def _count(counters: Counters, source: str) -> SourceCounters:
+        if source not in counters.sources and len(counters.sources) >= SOURCES_MAX:
+            source = "(other)"
+        return counters.sources.setdefault(source, SourceCounters())
+
+    def _adopt(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.counter.value = manifest.generation
+        failpoint("publish.bumped")
+
+    # ---- what changes after the fact ------------------------------------------------------------------------------
+
+    def annotate(self, name: str, field: str, value: str, by: str) -> int:
+        """Set a field of an event's annotation in a generation of its own, which is returned. Raises NotFoundError."""
+        if "\0" in value:
+            raise BadRequestError(f"a {field} cannot hold a NUL character")
+        now = time.time_ns()
+        with self.catalog.write() as batch:
+            seq = batch.find(name)
+            if seq is None:
+                raise NotFoundError(f"no event {name!r}; nothing was changed; `flowkin recent` lists some")
+            old = batch.annotation(seq)
+            new = msgspec.structs.replace(old or Annotation())
+            setattr(new, field, value)
+            if field == "label":
+                new.labelled_by, new.labelled_at = by, now
+            else:
+                new.firewall_ts = now
+            new.history = [*new.history, (now, by, field, value)]
+            batch.put_annotation(seq, old, new)
+            manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1)
+            batch.put_manifest(manifest)
+        self._adopt(manifest)
+        return manifest.generation
+
+    # ---- derived files and models ---------------------------------------------------------------------------------
+
+    def swap_in(self, indexes: Sequence[IndexFile], sealed: Sequence[SealedRows] = ()) -> None:
+        """Name new index files (in place, durable) in a new generation; they replace those over the same ranges."""
+        failpoint("index.built")
+        replaced = {(i.space, i.lo, i.hi) for i in indexes}
+        kept = [i for i in self.manifest.indexes if (i.space, i.lo, i.hi) not in replaced]
+        numbers = {s.number for s in sealed}
+        self._commit_manifest(
+            indexes=sorted([*kept, *indexes], key=lambda i: (i.space, i.lo)),
+            sealed=[*(s for s in self.manifest.sealed if s.number not in numbers), *sealed],
+        )
+        failpoint("index.committed")
+
+    def drop_indexes(self, files: Sequence[str]) -> None:
+        """Stop naming damaged index files; their rows are served exactly until they are indexed again."""
+        self._commit_manifest(indexes=[i for i in self.manifest.indexes if i.file not in set(files)])
+
+    def replace_rows(self, number: int, revision: int, sealed: Sequence[SealedRows]) -> None:
+        """Name a row file that was built again; the indexes over its rows are made anew."""
+        self.close()
+        lo, hi = number * self.manifest.row_file_rows, (number + 1) * self.manifest.row_file_rows
+        self._commit_manifest(
+            revisions={**self.manifest.revisions, number: revision},
+            sealed=[*(s for s in self.manifest.sealed if s.number != number), *sealed],
+            indexes=[i for i in self.manifest.indexes if i.hi <= lo or hi <= i.lo],
+        )
+
+    def use_model(self, models: ModelSet, epoch: int, sealed: Sequence[SealedRows] = ()) -> None:
+        """Switch to a model whose row files of `epoch` hold every committed row. One commit; the old files stay."""
+        failpoint("model.rows_ready")
+        previous = (self.manifest.model, self.manifest.epoch)
+        self.close()
+        self.models = models
+        self._commit_manifest(
+            model=models.version, epoch=epoch, revisions={}, indexes=[], sealed=list(sealed), previous=previous,
+            epochs_used=max(epoch + 1, self.manifest.epochs_used),
+        )  # fmt: skip
+        failpoint("model.committed")
+
+    def checkpoint(self) -> None:
+        """Store the tracker's state, so that the next start has nothing to replay."""
+        with self.catalog.write() as batch:
+            batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
+
+    def _commit_manifest(self, **changes: object) -> None:
+        manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1, **changes)
+        with self.catalog.write() as batch:
+            batch.put_manifest(manifest)
+        self._adopt(manifest)
+
+

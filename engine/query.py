@@ -1,0 +1,404 @@
+"""From a question to an answer: what is like this event, how like, and why.
+
+Always true
+  - One answer comes from one snapshot and one read transaction: one generation over all spaces and the metadata.
+  - The event itself is never its own neighbour. Hits are ordered by distance, equal ones the newest first.
+  - A hit whose vector disagrees with its checksum, or whose record does, is left out and reported, never returned.
+  - Stored events are spliced into answers as bytes, never decoded, but to explain.
+
+In a single space the distance is L2 between vectors. Fused, it is the weighted mean of the distances' percentiles among
+random pairs in each space (0..100): spaces count by how unusual a distance is, not by its unit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Raw, Struct
+from numpy.typing import NDArray
+
+from engine import filters
+from engine.catalog import View
+from engine.embed.base import FUSED, SPACES, ModelSet
+from engine.embed.text import TextEmbedder
+from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
+from engine.features import F32, unpack
+from engine.index import Mask
+from engine.limits import COLLAPSE_FETCH_MAX
+from engine.snapshot import Candidates, Snapshot
+from ipc.event import Event, Hit
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Filter, Options
+
+log = logging.getLogger(__name__)
+
+FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
+SAME_VECTOR = 0.01  # of the median distance between random pairs: nearer ones of one family are one hit
+LEADING = 5  # features named as agreeing and disagreeing
+
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+class Question(Struct):
+    """One event asked about. seq: -1 where it is not stored. head: the event as msgpack, None for a text or a vector.
+    vectors: float32 [dim] by space, as far as there are any. features: float32 [105] of an event that is not stored."""
+
+    options: Options
+    vectors: dict[str, F32]
+    seq: int = -1
+    head: bytes | None = None
+    features: F32 | None = None
+    decoded: Event | None = None
+
+    @property
+    def event(self) -> Event | None:
+        if self.decoded is None and self.head is not None:
+            self.decoded = _decode_event(self.head)
+        return self.decoded
+
+
+class Group(NamedTuple):
+    """A hit and the near-duplicates it stands for."""
+
+    seq: int
+    distance: float
+    size: int
+
+
+def spaces_of(options: Options) -> tuple[str, ...]:
+    """Raises UnknownSpaceError."""
+    if options.space == FUSED:
+        return SPACES
+    if options.space not in SPACES:
+        raise UnknownSpaceError(options.space, (*SPACES, FUSED))
+    return (options.space,)
+
+
+def stored_question(name: str, options: Options, snapshot: Snapshot, view: View) -> Question:
+    """Raises NotFoundError, CorruptionError, UnknownSpaceError."""
+    spaces = spaces_of(options)
+    seq = view.find(name)
+    head = None if seq is None or seq >= snapshot.count else view.head(seq)
+    if seq is None or head is None:
+        raise NotFoundError(f"no event {name!r} in generation {snapshot.generation}; `flowkin recent` lists some")
+    return Question(options, {space: snapshot.vector(space, seq) for space in spaces}, seq, head)
+
+
+class _Plan(NamedTuple):
+    """How one question is searched. allowed: None = all rows."""
+
+    allowed: Mask | None
+    matched: int
+    fetch: int
+    weights: dict[str, float]
+
+
+class Answering:
+    """Answers the questions of one micro-batch from one snapshot and one read transaction."""
+
+    def __init__(self, snapshot: Snapshot, models: ModelSet, view: View) -> None:
+        self.snapshot, self.models, self.view = snapshot, models, view
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
+        """One answer each, in order; an exception where that question cannot be answered."""
+        start = time.perf_counter()
+        plans: list[_Plan | Exception] = []
+        for question in questions:
+            try:
+                plans.append(self._plan(question))
+            except Exception as e:  # one bad question must not cost the others theirs
+                plans.append(e)
+        found = self._search_together(questions, plans)
+        out: list[Answer | Exception] = []
+        for i, (question, plan) in enumerate(zip(questions, plans, strict=True)):
+            if isinstance(plan, Exception):
+                out.append(plan)
+                continue
+            try:
+                answer = self._finish(question, plan, {s: found[i, s] for s in plan.weights})
+                answer.took_us = int((time.perf_counter() - start) * 1e6)
+                out.append(answer)
+            except Exception as e:
+                out.append(e)
+        return out
+
+    def _plan(self, question: Question) -> _Plan:
+        options, snapshot = question.options, self.snapshot
+        spaces = spaces_of(options)
+        missing = [s for s in spaces if s not in question.vectors]
+        if missing:
+            raise BadRequestError(f"this question has no {missing[0]} vector; search it in {', '.join(question.vectors)}")
+        weights = dict.fromkeys(spaces, 1.0)
+        if options.space == FUSED:
+            unknown = [s for s in options.weights if s not in SPACES]
+            if unknown:
+                raise UnknownSpaceError(unknown[0], SPACES)
+            weights = {s: options.weights.get(s, 0.0 if options.weights else self.models.fusion[s]) for s in SPACES}
+            total = sum(weights.values())
+            if total <= 0:
+                raise BadRequestError("the weights of the spaces add up to 0; give at least one above 0")
+            weights = {s: w / total for s, w in weights.items() if w > 0}
+        wanted = filters.tests(options.filter or Filter(), snapshot)
+        if options.before or options.other_episodes:
+            if question.event is None:
+                raise BadRequestError("before and other_episodes compare with an event; this is a text or a vector")
+            if options.before:
+                wanted.append(filters.before(question.event))
+            if options.other_episodes:
+                wanted.append(filters.other_episodes(question.event, snapshot))
+        labels = options.filter.labels if options.filter else []
+        allowed = filters.mask(snapshot, wanted, labels, self.view) if wanted or labels else None
+        if allowed is not None and 0 <= question.seq < snapshot.count:
+            allowed[question.seq] = False
+        matched = int(allowed.sum()) if allowed is not None else snapshot.count - (question.seq >= 0)
+        fetch = options.top_k * (4 if options.collapse else 1) + (question.seq >= 0)
+        return _Plan(allowed, matched, max(fetch, FUSED_FETCH_MIN if options.space == FUSED else 0), weights)
+
+    def _search_together(
+        self, questions: Sequence[Question], plans: Sequence[_Plan | Exception]
+    ) -> dict[tuple[int, str], Candidates]:
+        """Questions without a filter share one search for each space and number of candidates."""
+        groups: dict[tuple[str, int, int], list[int]] = {}
+        for i, plan in enumerate(plans):
+            if isinstance(plan, _Plan):
+                for space in plan.weights:
+                    groups.setdefault((space, plan.fetch, -1 if plan.allowed is None else i), []).append(i)
+        out: dict[tuple[int, str], Candidates] = {}
+        for (space, fetch, _), members in groups.items():
+            queries = np.stack([questions[i].vectors[space] for i in members])
+            plan = plans[members[0]]
+            assert isinstance(plan, _Plan)
+            for i, candidates in zip(members, self.snapshot.search(space, queries, fetch, plan.allowed), strict=True):
+                out[i, space] = candidates
+        return out
+
+    # ---- from candidates to hits ----------------------------------------------------------------------------------
+
+    def _finish(self, question: Question, plan: _Plan, found: dict[str, Candidates]) -> Answer:
+        options = question.options
+        fetch = plan.fetch
+        while True:
+            ranked = self._rank(question, plan, found)
+            groups = self._collapse(ranked, plan, options)
+            everything = fetch >= min(COLLAPSE_FETCH_MAX, plan.matched + 1)
+            if len(groups) >= min(options.top_k, plan.matched) or everything:
+                break
+            fetch *= 2  # a flood filled the candidates; look further
+            found = {
+                s: self.snapshot.search(s, question.vectors[s][None, :], fetch, plan.allowed)[0] for s in plan.weights
+            }
+        hits = self._hits(groups, plan, question, options.top_k)
+        family = self._families(np.array([h.seq for h in hits], np.int64))
+        own = self._own_family(question)
+        answer = Answer(
+            space=options.space, model=self.models.version, metric="percentile" if options.space == FUSED else "l2",
+            exact=all(c.exact for c in found.values()) and (options.space != FUSED or fetch >= plan.matched),
+            scanned=sum(c.scanned for c in found.values()), matched=plan.matched, took_us=0,
+            query=None if question.head is None else Raw(question.head), hits=hits,
+            same_family=float((family == own).mean()) if own > 0 and hits else None,
+            no_close_precedent=self._no_close_precedent(plan, found, question),
+            weights=plan.weights if options.space == FUSED else {}, plan=self._describe(plan, found, fetch),
+        )  # fmt: skip
+        if options.explain:
+            answer.explain, answer.counter_example = self._explain(question, plan, hits)
+        return answer
+
+    def _rank(self, question: Question, plan: _Plan, found: dict[str, Candidates]) -> Candidates:
+        """Candidates of all spaces in one order, without the event itself."""
+        if len(found) == 1 and question.options.space != FUSED:
+            (candidates,) = found.values()
+            keep = candidates.seqs != question.seq
+            return candidates._replace(distances=candidates.distances[keep], seqs=candidates.seqs[keep])
+        seqs = np.unique(np.concatenate([c.seqs for c in found.values()]))
+        seqs = seqs[seqs != question.seq]
+        fused = np.zeros(len(seqs))
+        for space, weight in plan.weights.items():
+            distances = self.snapshot.distances(space, question.vectors[space], seqs)
+            fused += weight * self.models.embedders[space].calibration.percentile(distances)
+        order = np.lexsort((-seqs, fused))
+        return Candidates(fused[order], seqs[order], False, 0)
+
+    def _collapse(self, ranked: Candidates, plan: _Plan, options: Options) -> list[Group]:
+        """Near-duplicates (same family, vectors nearly equal in every space that counts) become one group."""
+        pairs = list(zip(ranked.seqs.tolist(), ranked.distances.tolist(), strict=True))
+        if not options.collapse or not pairs:
+            return [Group(seq, distance, 1) for seq, distance in pairs]
+        families = self._families(ranked.seqs)
+        same = families[:, None] == families[None, :]
+        for space in plan.weights:
+            near = SAME_VECTOR * float(np.median(self.models.embedders[space].calibration.pair_quantiles))
+            vectors = self.snapshot.vectors(space, ranked.seqs).astype(np.float64)
+            norms = np.einsum("ij,ij->i", vectors, vectors)
+            same &= norms[:, None] + norms[None, :] - 2.0 * (vectors @ vectors.T) <= near * near
+        taken = np.zeros(len(pairs), np.bool_)
+        groups = []
+        for i, (seq, distance) in enumerate(pairs):
+            if not taken[i]:
+                members = same[i] & ~taken
+                members[i] = True
+                taken |= members
+                groups.append(Group(seq, distance, int(members.sum())))
+        return groups
+
+    def _hits(self, groups: Sequence[Group], plan: _Plan, question: Question, top_k: int) -> list[Hit]:
+        hits: list[Hit] = []
+        fused = question.options.space == FUSED
+        for group in groups:
+            if len(hits) == top_k:
+                break
+            try:
+                for space in plan.weights:
+                    file, row = self.snapshot.at(group.seq)
+                    if not file.vector_ok(space, row):
+                        raise CorruptionError(str(file.path), f"the {space} vector of row {row} is damaged")
+                head = self.view.head(group.seq)
+                note = self.view.annotation_bytes(group.seq)
+            except CorruptionError as e:
+                log.error("left out of an answer: %s", e)
+                continue
+            if head is None:
+                continue
+            (space,) = plan.weights if not fused else ("",)
+            percentile = group.distance if fused else self._percentile(space, group.distance)
+            hits.append(
+                Hit(group.seq, group.distance, percentile, group.size, Raw(head), None if note is None else Raw(note))
+            )
+        return hits
+
+    def _percentile(self, space: str, distance: float) -> float:
+        return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])
+
+    def _families(self, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Family numbers, int64 [n]."""
+        out = np.empty(len(seqs), np.int64)
+        for i, seq in enumerate(seqs.tolist()):
+            file, row = self.snapshot.at(seq)
+            out[i] = file.columns["family"][row]
+        return out
+
+    def _own_family(self, question: Question) -> int:
+        """Number of the query's family; 0 where it has none, -1 for a word that no stored event bears."""
+        if question.seq >= 0:
+            return int(self._families(np.array([question.seq]))[0])
+        if question.event is None:
+            return 0
+        names = self.snapshot.names.families
+        return names.index(question.event.family) if question.event.family in names else -1
+
+    def _no_close_precedent(self, plan: _Plan, found: dict[str, Candidates], question: Question) -> bool:
+        """Is the nearest event beyond the calibrated bound in every space that counts?"""
+        for space in plan.weights:
+            others = found[space].distances[found[space].seqs != question.seq]
+            if len(others) and others[0] <= self.models.embedders[space].calibration.precedent_bound:
+                return False
+        return True
+
+    def _describe(self, plan: _Plan, found: dict[str, Candidates], fetch: int) -> str:
+        """One line for --explain-plan."""
+        snapshot = self.snapshot
+        if plan.allowed is None:
+            how = "no filter"
+        else:
+            share = plan.matched / max(1, snapshot.count)
+            how = f"filter matches {plan.matched} of {snapshot.count} ({share:.4%})"
+        parts = []
+        for space, candidates in found.items():
+            indexes = sum(1 for f in snapshot.indexes if f.space == space)
+            way = "exact" if candidates.exact else f"{indexes} indexes + {snapshot.unindexed(space)} rows exact"
+            parts.append(f"{space}: {way}, {fetch} candidates, {candidates.scanned} scanned")
+        return f"{how}; " + "; ".join(parts)
+
+    # ---- why ------------------------------------------------------------------------------------------------------
+
+    def explain_pair(self, question: Question, space: str, seq: int) -> Explanation:
+        """Why stored event `seq` is as far from the question as it is. Raises NotFoundError, CorruptionError."""
+        question_features = self._features(question)
+        return self._explain_hit(question, question_features, seq, space, None)
+
+    def _features(self, question: Question) -> F32:
+        if question.features is not None:
+            return question.features
+        record = self.view.record(question.seq)
+        assert record is not None
+        features: F32 = unpack([record.features])[0]
+        return features
+
+    def _explain(
+        self, question: Question, plan: _Plan, hits: Sequence[Hit]
+    ) -> tuple[list[Explanation], CounterExample | None]:
+        if question.event is None:
+            space = question.options.space
+            if space != "sbert":
+                return [], None
+        features = self._features(question) if question.event is not None else np.full(105, np.nan, np.float32)
+        explanations = [self._explain_hit(question, features, h.seq, question.options.space, plan) for h in hits]
+        return explanations, self._counter_example(question, features, plan) if question.event is not None else None
+
+    def _explain_hit(
+        self, question: Question, features: F32, seq: int, space: str, plan: _Plan | None
+    ) -> Explanation:
+        record = self.view.record(seq)
+        if record is None:
+            raise NotFoundError(f"no event with seq {seq}")
+        event, hit_features = _decode_event(record.head), unpack([record.features])[0]
+        spaces = list(plan.weights) if plan and space == FUSED else [space]
+        parts = []
+        for part in spaces:
+            distance = float(self.snapshot.distances(part, question.vectors[part], np.array([seq]))[0])
+            contributions: list[Contribution] = []
+            words: list[tuple[str, float]] = []
+            if question.event is not None:
+                embedder = self.models.embedders[part]
+                contributions = embedder.explain(question.event, features, event, hit_features)
+                if isinstance(embedder, TextEmbedder):
+                    words = embedder.words(question.event, features, event, hit_features)
+            parts.append(
+                Explanation(
+                    event_id=event.event_id, space=part, distance=distance, percentile=self._percentile(part, distance),
+                    contributions=contributions, agree=_agree(contributions), disagree=_disagree(contributions),
+                    words=words,
+                )
+            )  # fmt: skip
+        if space != FUSED or plan is None:
+            return parts[0]
+        fused = sum(plan.weights[p.space] * p.percentile for p in parts)
+        return Explanation(
+            event_id=event.event_id, space=FUSED, distance=fused, percentile=fused, parts=parts,
+            spaces={p.space: (p.distance, p.percentile, plan.weights[p.space]) for p in parts},
+            agree=next((p.agree for p in parts if p.space == "attack"), []),
+            disagree=next((p.disagree for p in parts if p.space == "attack"), []),
+        )  # fmt: skip
+
+    def _counter_example(self, question: Question, features: F32, plan: _Plan) -> CounterExample | None:
+        """The nearest event of another known family; in the attack space where the answer is fused."""
+        event = question.event
+        assert event is not None
+        space = question.options.space if question.options.space != FUSED else "attack"
+        if space not in question.vectors:
+            return None
+        allowed = filters.mask(self.snapshot, [filters.other_family(event, self.snapshot)])
+        if plan.allowed is not None:
+            allowed &= plan.allowed
+        found = self.snapshot.search(space, question.vectors[space][None, :], 1, allowed)[0]
+        if not len(found.seqs):
+            return None
+        seq = int(found.seqs[0])
+        head = self.view.head(seq)
+        why = self._explain_hit(question, features, seq, space, None)
+        return None if head is None else CounterExample(seq, float(found.distances[0]), Raw(head), why.contributions)
+
+
+def _agree(contributions: Sequence[Contribution]) -> list[str]:
+    """Features known on both sides that hardly differ, those nearest to equal first."""
+    near = [c for c in contributions if c.z is not None and abs(c.z) <= 0.25 and (c.query or c.hit)]
+    return [c.feature for c in sorted(near, key=lambda c: (abs(c.z or 0.0), -abs(c.query or 0.0)))[:LEADING]]
+
+
+def _disagree(contributions: Sequence[Contribution]) -> list[str]:
+    return [c.feature for c in contributions if c.contribution > 0 and c.query != c.hit][:LEADING]
+
+

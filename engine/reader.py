@@ -1,0 +1,469 @@
+"""A reader: one process that answers.
+
+Always true
+  - It only maps and reads, holds no state worth keeping, and may die at any time.
+  - All requests that wait are answered together: one read transaction, one snapshot, one generation. The transaction
+    ends before anything is awaited.
+  - What needs time (a text to embed, events that are not stored) is prepared in a thread and then queued like the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Raw
+
+from engine import facts, filters
+from engine.catalog import Catalog, View
+from engine.columns import Columns
+from engine.context_query import QueryContext
+from engine.counter import Counter
+from engine.embed import models as embed_models
+from engine.embed.base import DIMS, ModelSet
+from engine.embed.text import TextEmbedder
+from engine.errors import (
+    BadRecordError,
+    BadRequestError,
+    CorruptionError,
+    DeadlineError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    WrongModelError,
+)
+from engine.features import F32, unpack
+from engine.limits import PENDING_REQUESTS_MAX
+from engine.normalize import complete
+from engine.publish import load_models
+from engine.query import Answering, Question, spaces_of, stored_question
+from engine.recover import map_size
+from engine.snapshot import Snapshot, Snapshots
+from engine.version import VERSION
+from engine.worker import Worker
+from ipc.event import Event
+from ipc.messages import (
+    Answer,
+    Answers,
+    Explain,
+    Explained,
+    Facts,
+    Filter,
+    Found,
+    Generation,
+    Get,
+    Info,
+    List,
+    Models,
+    Options,
+    Ping,
+    Pong,
+    QueryEvent,
+    QuerySimilar,
+    QueryVector,
+    Recent,
+    Request,
+    SearchText,
+    Stats,
+    Stored,
+    Watch,
+    encode,
+)
+from ipc.server import Bounds, Connection, Server
+
+log = logging.getLogger(__name__)
+
+BATCH_REQUESTS_MAX = 64  # answered in one read transaction
+WATCH_S = 0.020
+WAIT_S = 0.002  # how often a request for a later generation looks again
+RETRY_AFTER_MS = 20
+
+
+class Pending(NamedTuple):
+    """A request under way. questions: what a thread has prepared of it."""
+
+    connection: Connection
+    request: Request
+    arrived_s: float
+    questions: list[Question] | None = None
+
+    @property
+    def min_generation(self) -> int:
+        options = getattr(self.request, "options", None)
+        return int(getattr(options or self.request, "min_generation", 0))
+
+    def overdue(self, limit_ms: int, now_s: float) -> bool:
+        options = getattr(self.request, "options", None)
+        asked_ms = int(getattr(options or self.request, "deadline_ms", limit_ms))
+        return (now_s - self.arrived_s) * 1000 > min(asked_ms, limit_ms)
+
+
+class Reader:
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self.config = worker, worker.config
+        self.catalog = Catalog(worker.layout.catalog, write=False, map_size=map_size(self.config))
+        self.counter = Counter(worker.layout.generation, write=False)
+        self.snapshots = Snapshots(worker.layout)
+        self.models: ModelSet | None = None
+        self.context = QueryContext(self.catalog, self.config.network.internal)
+        self.thread = ThreadPoolExecutor(1, "prepare")
+        self.pending: deque[Pending] = deque()
+        self.preparing = 0
+        self.waiting: list[Pending] = []
+        self.watchers: dict[tuple[Connection, int], int] = {}
+        self.watching: asyncio.TimerHandle | None = None
+        self.scheduled = False
+        self.server = Server(
+            role="read", handle=self.handle, generation=lambda: self.counter.value, name=worker.role, version=VERSION,
+            other_socket=str(worker.layout.write_socket),
+            bounds=Bounds(connections_max=self.config.sockets.connections_max),
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        with self.catalog.read() as view:
+            self._take_over(view)
+        self.worker.serve(self.server)
+        self.worker.ready()
+        await self.worker.stopping.wait()
+        await self.server.drain()
+        self.thread.shutdown(wait=True, cancel_futures=True)
+        self.snapshots.close()
+        self.catalog.close()
+
+    def _take_over(self, view: View) -> tuple[Snapshot, ModelSet]:
+        """Snapshot and models of the generation that this transaction sees."""
+        snapshot = self.snapshots.refresh(view)
+        if self.models is None or self.models.version != snapshot.manifest.model:
+            self.models = load_models(self.worker.layout.model(snapshot.manifest.model), self.catalog)
+        return snapshot, self.models
+
+    # ---- arrival --------------------------------------------------------------------------------------------------
+
+    def handle(self, connection: Connection, request: Request) -> None:
+        if len(self.pending) + len(self.waiting) + self.preparing >= PENDING_REQUESTS_MAX:
+            connection.fail(
+                request.request_id, OverloadedError(f"{PENDING_REQUESTS_MAX} requests wait in this reader; try again"),
+                retry_after_ms=RETRY_AFTER_MS,
+            )  # fmt: skip
+            return
+        pending = Pending(connection, request, time.monotonic())
+        if isinstance(request, SearchText | QueryEvent):
+            self._prepare(pending)
+        else:
+            self._queue(pending)
+
+    def _queue(self, pending: Pending) -> None:
+        self.pending.append(pending)
+        if not self.scheduled:
+            self.scheduled = True
+            self.worker.loop.call_soon(self._serve)
+
+    def _prepare(self, pending: Pending) -> None:
+        """Embed in the thread, then queue."""
+        self.preparing += 1
+        models = self.models
+        assert models is not None
+
+        def work() -> list[Question]:
+            if isinstance(pending.request, SearchText):
+                return [self._text_question(pending.request, models)]
+            assert isinstance(pending.request, QueryEvent)
+            return self._event_questions(pending.connection, pending.request, models)
+
+        async def wait() -> None:
+            try:
+                questions = await self.worker.loop.run_in_executor(self.thread, work)
+                self._queue(pending._replace(questions=questions))
+            except Exception as e:
+                pending.connection.fail(pending.request.request_id, _told(e))
+            finally:
+                self.preparing -= 1
+
+        task = self.worker.loop.create_task(wait())
+        task.add_done_callback(lambda t: t.exception())
+
+    def _text_question(self, request: SearchText, models: ModelSet) -> Question:
+        if request.options.space != "sbert":
+            raise BadRequestError(f"a text is searched in the space sbert, not in {request.options.space}")
+        text = models.embedders["sbert"]
+        assert isinstance(text, TextEmbedder)
+        return Question(request.options, {"sbert": text.embed_texts([request.text])[0]})
+
+    def _event_questions(self, connection: Connection, request: QueryEvent, models: ModelSet) -> list[Question]:
+        spaces = spaces_of(request.options)
+        events: list[Event] = []
+        for i, item in enumerate(request.events):
+            try:
+                events.append(complete(item))
+            except BadRecordError as e:
+                raise BadRequestError(f"event {i} ({item.event.event_id!r}): {e.reason}") from e
+        features = unpack([item.features for item in request.events])
+        self.context.fill(events, features, (connection, request.session) if request.session else None)
+        vectors = {space: models.embedders[space].embed(events, features) for space in spaces}
+        return [
+            Question(
+                request.options, {space: vectors[space][i] for space in spaces}, head=msgspec.msgpack.encode(event),
+                features=features[i], decoded=event,
+            )
+            for i, event in enumerate(events)
+        ]  # fmt: skip
+
+    # ---- answering ------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Answer what waits, in one read transaction."""
+        self.scheduled = False
+        now_s = time.monotonic()
+        batch: list[Pending] = []
+        while self.pending and len(batch) < BATCH_REQUESTS_MAX:
+            pending = self.pending.popleft()
+            if not pending.connection.wants(pending.request.request_id):
+                continue
+            if pending.overdue(self.config.readers.deadline_ms, now_s):
+                pending.connection.fail(pending.request.request_id, DeadlineError("its deadline passed; try again"))
+                continue
+            batch.append(pending)
+        if self.pending:
+            self.scheduled = True
+            self.worker.loop.call_soon(self._serve)
+        if not batch:
+            return
+        try:
+            with self.catalog.read() as view:
+                snapshot, models = self._take_over(view)
+                self.worker.stamp(generation=snapshot.generation, searching=f"generation {snapshot.generation}")
+                self._serve_batch(batch, snapshot, models, view)
+                self.worker.stamp(searching="")
+        except Exception as e:  # what is not one request's own fault: all of the batch hear of it
+            for pending in batch:
+                pending.connection.fail(pending.request.request_id, _told(e))
+
+    def _serve_batch(self, batch: list[Pending], snapshot: Snapshot, models: ModelSet, view: View) -> None:
+        questions: list[Question] = []
+        asked: list[tuple[Pending, int, int]] = []
+        for pending in batch:
+            if pending.min_generation > snapshot.generation:
+                self._wait(pending)
+                continue
+            try:
+                mine = self._questions(pending, snapshot, models, view)
+                if mine is None:
+                    self._reply_simple(pending, snapshot, models, view)
+                else:
+                    asked.append((pending, len(questions), len(questions) + len(mine)))
+                    questions += mine
+            except Exception as e:
+                pending.connection.fail(pending.request.request_id, _told(e))
+        if not asked:
+            return
+        answers = Answering(snapshot, models, view).answer(questions)
+        for pending, lo, hi in asked:
+            mine_answers: list[Answer] = []
+            error: Exception | None = None
+            for answer in answers[lo:hi]:
+                if isinstance(answer, Exception):
+                    error = answer
+                    break
+                mine_answers.append(answer)
+            request_id = pending.request.request_id
+            if error is not None:
+                pending.connection.fail(request_id, _told(error))
+            else:
+                pending.connection.reply_raw(
+                    request_id, encode(Answers(request_id, snapshot.generation, mine_answers))
+                )
+
+    def _questions(
+        self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View
+    ) -> list[Question] | None:
+        """What is to be searched for a request; None where it is none of the queries."""
+        request = pending.request
+        match request:
+            case QuerySimilar():
+                return [stored_question(request.id, request.options, snapshot, view)]
+            case QueryVector():
+                return [_vector_question(request, models)]
+            case SearchText() | QueryEvent():
+                questions = pending.questions or []
+                for question in questions:
+                    if question.event is not None:  # stored meanwhile, or all along: it is not its own neighbour
+                        known = view.identity(question.event.event_id, question.event.source)
+                        question.seq = known[0] if known and known[0] < snapshot.count else -1
+                return questions
+        return None
+
+    def _reply_simple(self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View) -> None:
+        connection, request, generation = pending.connection, pending.request, snapshot.generation
+        match request:
+            case Ping():
+                connection.reply(Pong(request.request_id, generation))
+            case Info():
+                connection.reply(Facts(request.request_id, generation, facts.info(view)))
+            case Stats():
+                connection.reply(Facts(request.request_id, generation, facts.stats(self.worker.layout, view)))
+            case Models():
+                connection.reply(Facts(request.request_id, generation, self._model_facts(snapshot)))
+            case Get():
+                connection.reply(_get(request, snapshot, view))
+            case List():
+                connection.reply(_list(request, snapshot, view))
+            case Recent():
+                connection.reply(_recent(request, snapshot, view))
+            case Explain():
+                options = Options(space=request.space)
+                question = stored_question(request.query, options, snapshot, view)
+                seq = view.find(request.hit)
+                if seq is None or seq >= snapshot.count:
+                    raise NotFoundError(f"no event {request.hit!r}; `flowkin recent` lists some")
+                if len(question.vectors) > 1:
+                    raise BadRequestError("explain takes one space: chronos, sbert or attack")
+                why = Answering(snapshot, models, view).explain_pair(question, request.space, seq)
+                connection.reply(Explained(request.request_id, generation, why))
+            case Watch():
+                self.watchers[connection, request.request_id] = request.after_generation
+                self._watch()
+            case _:
+                raise BadRequestError(f"{type(request).__name__} is not for the query socket")
+
+    def _model_facts(self, snapshot: Snapshot) -> dict[str, object]:
+        home = self.worker.layout.models
+        versions = embed_models.versions(home)
+        return {
+            "current": snapshot.manifest.model,
+            "versions": {v: msgspec.json.decode((home / v / embed_models.CARD).read_bytes()) for v in versions},
+        }
+
+    # ---- waiting --------------------------------------------------------------------------------------------------
+
+    def _wait(self, pending: Pending) -> None:
+        """Queue it again when the generation it asks for is there, or tell it that it is not."""
+        if not self.waiting:
+            self.worker.loop.call_later(WAIT_S, self._look_again)
+        self.waiting.append(pending)
+
+    def _look_again(self) -> None:
+        now_s, generation = time.monotonic(), self.counter.value
+        waiting, self.waiting = self.waiting, []
+        for pending in waiting:
+            if pending.min_generation <= generation:
+                self._queue(pending)
+            elif pending.overdue(self.config.readers.deadline_ms, now_s):
+                pending.connection.fail(
+                    pending.request.request_id,
+                    NotReadyError(f"generation {pending.min_generation} is not there, this is {generation}; ask again"),
+                )
+            elif pending.connection.wants(pending.request.request_id):
+                self.waiting.append(pending)
+        if self.waiting:
+            self.worker.loop.call_later(WAIT_S, self._look_again)
+
+    def _watch(self) -> None:
+        """Tell watchers of each new generation; runs only while there are any."""
+        generation = self.counter.value
+        for (connection, request_id), seen in list(self.watchers.items()):
+            if not connection.wants(request_id):
+                del self.watchers[connection, request_id]
+            elif generation > seen:
+                self.watchers[connection, request_id] = generation
+                connection.reply(Generation(request_id, generation), more=True)
+        if self.watching is not None:
+            self.watching.cancel()
+        self.watching = self.worker.loop.call_later(WATCH_S, self._watch) if self.watchers else None
+
+
+def _told(error: Exception) -> Exception:
+    """What a client hears: our own errors in their words; a damaged value is named."""
+    if isinstance(error, CorruptionError):
+        log.error("%s", error)
+    return error
+
+
+def _vector_question(request: QueryVector, models: ModelSet) -> Question:
+    (space, *more) = spaces_of(request.options)
+    if more:
+        raise BadRequestError("a vector belongs to one space: name it (chronos, sbert or attack)")
+    if request.model != models.version:
+        raise WrongModelError(f"the vector is of model {request.model!r}, this engine uses {models.version!r}")
+    if len(request.vector) != 4 * DIMS[space]:
+        raise BadRequestError(
+            f"a {space} vector has {DIMS[space]} float32, {4 * DIMS[space]} bytes; these are {len(request.vector)}"
+        )
+    vector: F32 = np.frombuffer(request.vector, "<f4")
+    if not np.isfinite(vector).all():
+        raise BadRequestError("the vector has NaN or infinite components")
+    return Question(request.options, {space: vector})
+
+
+def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored | None:
+    """An event for a reply; None where there is no such seq."""
+    if not features and not raw:
+        head = view.head(seq)
+        note = view.annotation_bytes(seq)
+        return None if head is None else Stored(seq, Raw(head), None if note is None else Raw(note))
+    record = view.record(seq)
+    if record is None:
+        return None
+    note = view.annotation_bytes(seq)
+    return Stored(
+        seq, Raw(record.head), None if note is None else Raw(note), record.features if features else b"",
+        record.raw if raw else b"",
+    )  # fmt: skip
+
+
+def _get(request: Get, snapshot: Snapshot, view: View) -> Found:
+    events: list[Stored] = []
+    missing: list[str] = []
+    for name in request.ids:
+        seq = view.find(name)
+        found = None if seq is None else _stored(seq, view, request.features, request.raw)
+        if found is None:
+            missing.append(name)
+        else:
+            events.append(found)
+    return Found(request.request_id, snapshot.generation, events, missing)
+
+
+def _matching(wanted: Filter | None, snapshot: Snapshot, view: View) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Seqs that pass a filter, ascending."""
+    if wanted is None:
+        return np.arange(snapshot.count)
+    return np.flatnonzero(filters.mask(snapshot, filters.tests(wanted, snapshot), wanted.labels, view))
+
+
+def _list(request: List, snapshot: Snapshot, view: View) -> Found:
+    if request.filter is None:
+        first = request.after_seq + 1
+        seqs = list(range(first, min(first + request.limit, snapshot.count)))
+    else:
+        matching = _matching(request.filter, snapshot, view)
+        seqs = matching[matching > request.after_seq][: request.limit].tolist()
+    events = [e for seq in seqs if (e := _stored(seq, view, request.features, request.raw)) is not None]
+    more = len(seqs) == request.limit and seqs[-1] + 1 < snapshot.count
+    return Found(request.request_id, snapshot.generation, events, [], seqs[-1] if more else -1)
+
+
+def _recent(request: Recent, snapshot: Snapshot, view: View) -> Found:
+    if request.by_event_time:
+        matching = _matching(request.filter, snapshot, view)
+        times = np.concatenate([_ts(c) for _, c in snapshot.columns()] or [np.empty(0, np.int64)])[matching]
+        seqs = matching[np.lexsort((-matching, -times))][: request.limit].tolist()
+    elif request.filter is None:
+        seqs = list(range(snapshot.count - 1, max(-1, snapshot.count - 1 - request.limit), -1))
+    else:
+        seqs = _matching(request.filter, snapshot, view)[::-1][: request.limit].tolist()
+    events = [e for seq in seqs if (e := _stored(seq, view, False, False)) is not None]
+    return Found(request.request_id, snapshot.generation, events)
+
+
+def _ts(columns: Columns) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.asarray(columns["ts"])
+
+
+def main(worker: Worker) -> int:
+    return worker.run(Reader(worker).run())

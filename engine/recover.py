@@ -1,0 +1,148 @@
+"""Open a data directory for writing: the birth of a new one, and all that a death may have left to mend.
+
+Always true
+  - What is committed is the truth. Derived files that are gone or damaged are made again from the records.
+  - A start never refuses because of a damaged derived file; a directory of a newer format is refused by name.
+In this order
+  1. catalog: LMDB comes back at its last commit
+  2. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
+  3. index files: missing or misshapen -> no longer named; ingest has them built again
+  4. context tracker: last checkpoint, then the records since, in order of seq
+  5. files that nothing names are removed
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from itertools import islice
+
+import msgspec
+
+from engine import gc
+from engine.catalog import Catalog, Names
+from engine.config import Config
+from engine.context import Tracker
+from engine.counter import Counter
+from engine.embed import models
+from engine.errors import CorruptionError
+from engine.features import unpack
+from engine.layout import Layout
+from engine.manifest import Manifest
+from engine.publish import Publisher, load_models
+from engine.rebuild import CHUNK_ROWS, rebuild
+from engine.rows import RowMap
+from ipc.event import Event
+
+log = logging.getLogger(__name__)
+
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+def map_size(config: Config) -> int:
+    return config.store.map_size_gib << 30
+
+
+def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambda: None) -> Publisher:
+    """The publisher of a data directory, born here if it is new. The caller holds writer.lock. `alive` is called in
+    long steps. Raises FormatError, BootError, CorruptionError (the catalog), OSError."""
+    catalog = Catalog(layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability)
+    with catalog.read() as view:
+        manifest = view.manifest()
+    if manifest is None:
+        _birth(layout, catalog, config)
+    with catalog.read() as view:
+        manifest = view.manifest()
+    assert manifest is not None
+    model = load_models(layout.model(manifest.model), catalog)
+    counter = Counter(layout.generation, write=True)
+    tracker = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)[0]
+    publisher = Publisher(layout, catalog, counter, model, tracker)
+    _mend_rows(publisher, alive)
+    missing = [
+        f.file
+        for f in publisher.manifest.indexes
+        if not (path := layout.index_file(f.file)).exists() or path.stat().st_size != f.size
+    ]
+    if missing:
+        log.warning("index files gone or misshapen, to be built again: %s", ", ".join(missing))
+        publisher.drop_indexes(missing)
+    for name in gc.collect(layout, publisher.manifest, boot=True):
+        log.info("removed %s, which nothing names", name)
+    return publisher
+
+
+def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
+    shipped = models.shipped()
+    target = layout.model(shipped.name)
+    if not target.exists():
+        shutil.copytree(shipped, target)
+    with catalog.write() as batch:
+        batch.put_names(Names(["Unknown"], []))
+        batch.put_manifest(
+            Manifest(generation=1, row_file_rows=config.store.row_file_rows, model=shipped.name, names_count=1)
+        )
+
+
+def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:
+    layout, rows = publisher.layout, publisher.manifest.row_file_rows
+    sealed = {s.number for s in publisher.manifest.sealed}
+    for number in range(publisher.manifest.row_files):
+        manifest = publisher.manifest
+        stored = min(rows, manifest.count - number * rows)
+        try:
+            found = RowMap(layout.row_file(*manifest.row_file(number)), number, rows)
+            if number in sealed or not found.bad_rows(stored):
+                continue
+            reason = "rows disagree with their checksums"
+        except (OSError, CorruptionError) as e:
+            reason = str(e)
+        log.warning("row file %d is built again from the records: %s", number, reason)
+        alive()
+        mend_rows(publisher, number)
+
+
+def mend_rows(publisher: Publisher, number: int) -> None:
+    """Build a row file again under a new revision and name it. Raises CorruptionError where a record is damaged."""
+    manifest = publisher.manifest
+    epoch, _, revision = manifest.row_file(number)
+    stored = min(manifest.row_file_rows, manifest.count - number * manifest.row_file_rows)
+    path = publisher.layout.row_file(epoch, number, revision + 1)
+    rebuild(publisher.catalog, publisher.models, path, number, manifest.row_file_rows, stored)
+    publisher.replace_rows(number, revision + 1, ())
+
+
+def replayed(
+    catalog: Catalog, fresh: Tracker, internal: list[str], alive: Callable[[], None] = lambda: None
+) -> tuple[Tracker, int]:
+    """The context tracker as of the committed count, and that count: the stored checkpoint, then every record since."""
+    start = time.monotonic()
+    with catalog.read() as view:
+        checkpoint = view.get("tracker", b"checkpoint")
+        tracker, seq = fresh, 0
+        if checkpoint is not None:
+            seq = int.from_bytes(checkpoint[:8], "big")
+            tracker = Tracker.load(bytes(checkpoint[8:]), internal)
+    first = seq
+    while True:
+        seq, done = catch_up(catalog, tracker, seq)
+        alive()
+        if done:
+            break
+    if seq - first > CHUNK_ROWS:
+        log.info("context of %d events replayed in %.1f s", seq - first, time.monotonic() - start)
+    return tracker, seq
+
+
+def catch_up(catalog: Catalog, tracker: Tracker, seq: int) -> tuple[int, bool]:
+    """Show the tracker up to CHUNK_ROWS stored events from `seq` on. The next seq, and whether it is the end."""
+    with catalog.read() as view:
+        manifest = view.manifest()
+        assert manifest is not None
+        records = list(islice(view.records(seq, manifest.count), CHUNK_ROWS))
+    if records:
+        tracker.observe([_decode_event(r.head) for _, r in records], unpack([r.features for _, r in records]))
+    seq += len(records)
+    return seq, seq >= manifest.count or not records

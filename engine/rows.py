@@ -1,0 +1,188 @@
+"""Row files: the vectors, features and columns of a fixed number of events, in one preallocated file of regions.
+
+Always true
+  - An event's row never moves: file = seq // rows a file has, row = seq % rows.
+  - Rows are written with pwrite, never through a mapping, and synced before the commit that makes them count. What lies
+    past the committed count is garbage by definition, and is overwritten, never truncated.
+  - A row carries a checksum of each space's vector, and one of features and columns together; readers check the rows
+    they return. Everything here can be rebuilt from the catalog's records (engine/rebuild.py).
+
+A file: one header page, then for each region `rows` cells: chronos, sbert, attack, features, columns, sums.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from engine.columns import COLUMNS, Columns
+from engine.embed.base import DIMS, SPACES
+from engine.errors import CorruptionError
+from engine.features import F32
+from engine.files import write_new
+from ipc.event import FEATURE_COUNT
+
+HEADER_BYTES = 4096
+MAGIC = b"flowkin rows 1\n"
+
+REGION_BYTES = {**{s: DIMS[s] * 4 for s in SPACES}, "features": FEATURE_COUNT * 4, "columns": COLUMNS.itemsize}
+REGIONS = tuple(REGION_BYTES)
+SUM_COLUMNS = (*SPACES, "features")  # what the four checksums of a row cover; the last: features, then columns
+SUMS_BYTES = 4 * len(SUM_COLUMNS)
+
+
+class Rows(NamedTuple):
+    """Some events' rows, or a view of them. vectors: float32 [n, dim] by space; features: float32 [n, 105];
+    columns: COLUMNS [n]."""
+
+    vectors: dict[str, F32]
+    features: F32
+    columns: Columns
+
+
+def file_bytes(rows: int) -> int:
+    return HEADER_BYTES + rows * (sum(REGION_BYTES.values()) + SUMS_BYTES)
+
+
+def _offsets(rows: int) -> dict[str, int]:
+    offsets, at = {}, HEADER_BYTES
+    for region in REGIONS:
+        offsets[region] = at
+        at += rows * REGION_BYTES[region]
+    offsets["sums"] = at
+    return offsets
+
+
+def _sum32(data: bytes | memoryview, seq: int) -> int:
+    return xxhash.xxh3_64_intdigest(data, seed=seq) & 0xFFFFFFFF
+
+
+def row_sums(rows: Rows, first_seq: int) -> NDArray[np.uint32]:
+    """uint32 [n, 4]: for each row, seeded by its seq, of each space's vector and of features + columns."""
+    out = np.empty((len(rows.columns), len(SUM_COLUMNS)), "<u4")
+    for j, space in enumerate(SPACES):
+        data, size = np.ascontiguousarray(rows.vectors[space], "<f4").tobytes(), REGION_BYTES[space]
+        out[:, j] = [_sum32(data[i * size : (i + 1) * size], first_seq + i) for i in range(len(out))]
+    features, columns = rows.features.tobytes(), rows.columns.tobytes()
+    a, b = REGION_BYTES["features"], REGION_BYTES["columns"]
+    out[:, 3] = [
+        _sum32(features[i * a : (i + 1) * a] + columns[i * b : (i + 1) * b], first_seq + i) for i in range(len(out))
+    ]
+    return out
+
+
+def _region(rows: Rows, name: str) -> NDArray[Any]:
+    return rows.vectors[name] if name in SPACES else getattr(rows, name)
+
+
+def create(path: Path, rows: int) -> None:
+    """A new row file, full of zeros so that later writes allocate nothing; durable on return. Raises OSError."""
+    header = MAGIC + f"rows {rows}\n".encode()
+
+    def chunks() -> Iterator[bytes]:
+        yield header.ljust(HEADER_BYTES, b"\0")
+        left = file_bytes(rows) - HEADER_BYTES
+        zeros = bytes(1 << 20)
+        while left:
+            yield zeros[: min(left, len(zeros))]
+            left -= min(left, len(zeros))
+
+    write_new(path, chunks())
+
+
+class RowWriter:
+    """The row file being appended to. Used by the ingest worker only."""
+
+    def __init__(self, path: Path, number: int, rows: int) -> None:
+        """Opens (or creates) row file `number`. Raises OSError, CorruptionError where it has another shape."""
+        if not path.exists():
+            create(path, rows)
+        self.path, self.number, self.rows = path, number, rows
+        self.offsets = _offsets(rows)
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if os.fstat(self.fd).st_size != file_bytes(rows):
+            self.close()
+            raise CorruptionError(str(path), f"has not the {file_bytes(rows)} bytes of a row file of {rows} rows")
+
+    def write(self, row: int, rows: Rows) -> tuple[int, ...]:
+        """pwrite rows from `row` on; not yet durable. Returns xxh3_64 of each region's bytes. Raises OSError."""
+        n = len(rows.columns)
+        assert 0 <= row <= self.rows - n
+        first_seq = self.number * self.rows + row
+        sums = []
+        for region in REGIONS:
+            data = _region(rows, region).tobytes()
+            assert len(data) == n * REGION_BYTES[region]
+            _pwrite_all(self.fd, data, self.offsets[region] + row * REGION_BYTES[region])
+            sums.append(xxhash.xxh3_64_intdigest(data))
+        _pwrite_all(self.fd, row_sums(rows, first_seq).tobytes(), self.offsets["sums"] + row * SUMS_BYTES)
+        return tuple(sums)
+
+    def sync(self) -> None:
+        os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _pwrite_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+class RowMap:
+    """A row file mapped for reading. Views stay valid as long as this object lives; keep it with them.
+
+    Never closed by hand: numpy views may still point into the map; it goes with its last reference.
+    """
+
+    def __init__(self, path: Path, number: int, rows: int) -> None:
+        """Raises OSError, CorruptionError where the file has another shape."""
+        self.path, self.number, self.rows, self.first_seq = path, number, rows, number * rows
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if os.fstat(fd).st_size != file_bytes(rows):
+                raise CorruptionError(str(path), f"has not the {file_bytes(rows)} bytes of a row file of {rows} rows")
+            self._map = mmap.mmap(fd, file_bytes(rows), mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        offsets = _offsets(rows)
+
+        def region(name: str, dtype: Any, width: int) -> NDArray[Any]:
+            return np.frombuffer(self._map, dtype, rows * width, offsets[name]).reshape(rows, width)
+
+        self.vectors: dict[str, F32] = {s: region(s, "<f4", DIMS[s]) for s in SPACES}
+        self.features: F32 = region("features", "<f4", FEATURE_COUNT)
+        self.columns: Columns = region("columns", COLUMNS, 1)[:, 0]
+        self.sums: NDArray[np.uint32] = region("sums", "<u4", len(SUM_COLUMNS))
+
+    def vector_ok(self, space: str, row: int) -> bool:
+        """Does the vector agree with its checksum?"""
+        found = _sum32(self.vectors[space][row].tobytes(), self.first_seq + row)
+        return bool(found == self.sums[row, SPACES.index(space)])
+
+    def features_ok(self, row: int) -> bool:
+        data = self.features[row].tobytes() + self.columns[row].tobytes()
+        return bool(_sum32(data, self.first_seq + row) == self.sums[row, 3])
+
+    def bad_rows(self, count: int) -> list[int]:
+        """Rows below `count` that disagree with a checksum."""
+        part = Rows({s: v[:count] for s, v in self.vectors.items()}, self.features[:count], self.columns[:count])
+        return [int(i) for i in np.flatnonzero((row_sums(part, self.first_seq) != self.sums[:count]).any(1))]
+
+    def checksum(self) -> bytes:
+        """xxh3_128 of the whole file."""
+        return xxhash.xxh3_128_digest(self._map)
+
+

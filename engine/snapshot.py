@@ -1,0 +1,254 @@
+"""One generation opened for reading: mapped files, no copy of anything.
+
+Always true
+  - A snapshot holds mapped row files and indexes of one generation and never changes; a new generation is a new one,
+    which shares what stayed. Requests under way keep the old.
+  - Counts are taken over inside a request; an index is opened and read through in a thread first, and swapped in by one
+    reference. Until then its rows are searched exactly from the row files.
+  - Distances that leave are exact: sqrt of the float64 sum of squared differences of the rows' vectors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.catalog import Names, View
+from engine.columns import Columns
+from engine.embed.base import SPACES
+from engine.errors import CorruptionError, NotReadyError
+from engine.features import F32
+from engine.index import MappedIndex, Mask, search_rows
+from engine.layout import Layout
+from engine.manifest import IndexFile, Manifest
+from engine.manifest import decode as decode_manifest
+from engine.rows import RowMap
+
+log = logging.getLogger(__name__)
+
+Seqs = NDArray[np.int64]
+
+EXACT_MATCHES_MAX = 20_000  # so few allowed rows are compared one by one
+
+
+class Candidates(NamedTuple):
+    """distances: float64 [m] ascending, seqs: int64 [m]; ties: the newest first. scanned: rows or entries looked at."""
+
+    distances: NDArray[np.float64]
+    seqs: Seqs
+    exact: bool
+    scanned: int
+
+
+class Snapshot:
+    def __init__(
+        self, manifest: Manifest, names: Names, files: list[RowMap], indexes: dict[IndexFile, MappedIndex]
+    ) -> None:
+        self.manifest, self.names, self.files, self.indexes = manifest, names, files, indexes
+        self.generation, self.count = manifest.generation, manifest.count
+        self._plan = {space: list(self._cover(space)) for space in SPACES}
+
+    def at(self, seq: int) -> tuple[RowMap, int]:
+        number, row = divmod(seq, self.manifest.row_file_rows)
+        return self.files[number], row
+
+    def vector(self, space: str, seq: int) -> F32:
+        """float32 [dim], a view that needs this snapshot alive. Raises CorruptionError."""
+        file, row = self.at(seq)
+        if not file.vector_ok(space, row):
+            raise CorruptionError(str(file.path), f"the {space} vector of row {row} disagrees with its checksum")
+        vector: F32 = file.vectors[space][row]
+        return vector
+
+    def vectors(self, space: str, seqs: Seqs) -> F32:
+        """float32 [n, dim], copied; n > 0."""
+        return self._gather(seqs, lambda file: file.vectors[space])
+
+    def features(self, seqs: Seqs) -> F32:
+        """float32 [n, 105], copied."""
+        return self._gather(seqs, lambda file: file.features)
+
+    def _gather(self, seqs: Seqs, region: Callable[[RowMap], F32]) -> F32:
+        numbers, rows = np.divmod(seqs, self.manifest.row_file_rows)
+        first = numbers[0]
+        if (numbers == first).all():
+            return np.asarray(region(self.files[int(first)])[rows])
+        out = np.empty((len(seqs), region(self.files[0]).shape[1]), np.float32)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            out[here] = region(self.files[number])[rows[here]]
+        return out
+
+    def columns(self) -> Iterator[tuple[int, Columns]]:
+        """(first seq, columns) of each row file, committed rows only."""
+        for file in self.files:
+            yield file.first_seq, file.columns[: self.count - file.first_seq]
+
+    def _cover(self, space: str) -> Iterator[tuple[int, int, MappedIndex | None]]:
+        """Rows [lo, hi) and the index over them, or None; together they cover [0, count), row files apart."""
+        at = 0
+        covered = sorted((m for f, m in self.indexes.items() if f.space == space), key=lambda m: m.lo)
+        for index in [*covered, None]:
+            end = index.lo if index else self.count
+            while at < end:
+                hi = min(end, (at // self.manifest.row_file_rows + 1) * self.manifest.row_file_rows)
+                yield at, hi, None
+                at = hi
+            if index and index.hi <= self.count:
+                yield index.lo, index.hi, index
+                at = index.hi
+
+    def unindexed(self, space: str) -> int:
+        """Rows that are searched exactly."""
+        return sum(hi - lo for lo, hi, index in self._plan[space] if index is None)
+
+    def search(self, space: str, queries: F32, k: int, allowed: Mask | None = None) -> list[Candidates]:
+        """The k nearest rows for each query, float32 [n, dim]. allowed: bool [count]; never fewer than
+        min(k, rows allowed) are found."""
+        if allowed is not None:
+            matched = int(allowed.sum())
+            if matched <= max(EXACT_MATCHES_MAX, k):
+                return self._search_among(space, queries, k, np.flatnonzero(allowed))
+        parts: list[tuple[F32, Seqs]] = []
+        exact, scanned = True, 0
+        for lo, hi, index in self._plan[space]:
+            part_allowed = None if allowed is None else allowed[lo:hi]
+            matched = hi - lo if part_allowed is None else int(part_allowed.sum())
+            if not matched:
+                continue
+            if index is not None:
+                found = index.search(queries, k, part_allowed, matched)
+                if found is not None:
+                    parts.append(found)
+                    exact, scanned = False, scanned + index.scanned(matched)
+                    continue
+            for at in range(lo, hi, self.manifest.row_file_rows):
+                file, row = self.at(at)
+                rows = file.vectors[space][row : row + min(hi - at, file.rows - row)]
+                if part_allowed is None:
+                    distances, positions = search_rows(queries, rows, k)
+                    parts.append((distances, positions + at))
+                else:
+                    picked = np.flatnonzero(part_allowed[at - lo : at - lo + len(rows)])
+                    if len(picked):
+                        distances, positions = search_rows(queries, rows[picked], k)
+                        parts.append((distances, picked[positions] + at))
+                scanned += len(rows)
+        return [
+            self._ranked(space, query, k, [(d[i], s[i]) for d, s in parts], exact, scanned)
+            for i, query in enumerate(queries)
+        ]
+
+    def _search_among(self, space: str, queries: F32, k: int, seqs: Seqs) -> list[Candidates]:
+        if not len(seqs):
+            nothing = Candidates(np.empty(0), np.empty(0, np.int64), True, 0)
+            return [nothing] * len(queries)
+        distances, positions = search_rows(queries, self.vectors(space, seqs), k)
+        return [
+            self._ranked(space, query, k, [(distances[i], seqs[positions[i]])], True, len(seqs))
+            for i, query in enumerate(queries)
+        ]
+
+    def _ranked(
+        self, space: str, query: F32, k: int, parts: list[tuple[F32, Seqs]], exact: bool, scanned: int
+    ) -> Candidates:
+        """The k best of all parts, with exact distances."""
+        if not parts:
+            return Candidates(np.empty(0), np.empty(0, np.int64), exact, scanned)
+        rough = np.concatenate([d for d, _ in parts])
+        seqs = np.concatenate([s for _, s in parts])
+        if len(rough) > k:
+            best = np.argpartition(rough, k - 1)[:k]
+            # rows as far as the last one may be ties: all of them are ranked exactly
+            best = np.flatnonzero(rough <= rough[best].max() * (1 + 1e-5)) if len(parts) > 1 else best
+            rough, seqs = rough[best], seqs[best]
+        seqs = seqs[(seqs >= 0) & np.isfinite(rough)]
+        distances = self.distances(space, query, seqs)
+        order = np.lexsort((-seqs, distances))[:k]
+        return Candidates(distances[order], seqs[order], exact, scanned)
+
+    def distances(self, space: str, query: F32, seqs: Seqs) -> NDArray[np.float64]:
+        """L2 from query, float32 [dim], to rows; float64 [n]."""
+        if not len(seqs):
+            return np.empty(0)
+        difference = self.vectors(space, seqs).astype(np.float64) - query
+        return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)))
+
+
+class Snapshots:
+    """The current snapshot of a reader, taken over when the generation moved. Used on the reader's loop only."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.current: Snapshot | None = None
+        self._opener = ThreadPoolExecutor(1, "open-index")
+        self._opening: dict[IndexFile, Future[MappedIndex]] = {}
+        self._failed: set[IndexFile] = set()  # not tried again
+        self._names = Names(["Unknown"], [])
+        self._blob = b""  # the manifest of `current`, as stored
+
+    def refresh(self, view: View) -> Snapshot:
+        """The snapshot of the generation that `view` sees. Raises NotReadyError before the first one."""
+        blob = view.get("meta", b"manifest")
+        if blob is None:
+            raise NotReadyError("the data directory is not born yet; try again")
+        old = self.current
+        if old is not None and blob == self._blob and not self._arrived():
+            return old
+        manifest = decode_manifest(blob)
+        if manifest.names_count != self._names.count:
+            self._names = view.names()
+        files = self._files(manifest, old)
+        self.current = Snapshot(manifest, self._names, files, self._indexes(manifest, old))
+        self._blob = bytes(blob)
+        return self.current
+
+    def _arrived(self) -> bool:
+        return any(f.done() for f in self._opening.values())
+
+    def _files(self, manifest: Manifest, old: Snapshot | None) -> list[RowMap]:
+        """Mapped row files; what the old snapshot has open already is shared."""
+        files: list[RowMap] = []
+        for number in range(manifest.row_files):
+            name = manifest.row_file(number)
+            if old is not None and number < len(old.files) and old.manifest.row_file(number) == name:
+                files.append(old.files[number])
+            else:
+                files.append(RowMap(self.layout.row_file(*name), number, manifest.row_file_rows))
+        return files
+
+    def _indexes(self, manifest: Manifest, old: Snapshot | None) -> dict[IndexFile, MappedIndex]:
+        """Those that are open and touched; the others are being opened and are taken over later."""
+        named = set(manifest.indexes)
+        opened = {f: m for f, m in (old.indexes if old else {}).items() if f in named}
+        for file in [f for f, future in self._opening.items() if future.done() or f not in named]:
+            future = self._opening.pop(file)
+            if file in named and future.done():
+                error = future.exception()
+                if error is None:
+                    opened[file] = future.result()
+                else:  # ingest checks the files it names and replaces a bad one under another name
+                    self._failed.add(file)
+                    log.warning("index %s cannot be opened: %s; its rows are searched exactly", file.file, error)
+        for file in manifest.indexes:
+            if file not in opened and file not in self._opening and file not in self._failed:
+                self._opening[file] = self._opener.submit(self._open, file)
+        return opened
+
+    def _open(self, file: IndexFile) -> MappedIndex:
+        index = MappedIndex(self.layout.index_file(file.file), file.size, file.lo, file.hi, file.nprobe)
+        index.touch()
+        return index
+
+    def opening(self) -> int:
+        """Indexes on the way."""
+        return len(self._opening)
+
+    def close(self) -> None:
+        self._opener.shutdown(wait=True, cancel_futures=True)
+        self.current = None

@@ -1,0 +1,353 @@
+"""CICFlowMeter tables (CIC-IDS-2017, its improved edition, CSE-CIC-IDS2018, Java 3 and 4, the Python ports).
+
+Always true
+  - Columns are found by normalised name, wherever they stand; a line is read by the header above it.
+  - What a dialect is known to compute otherwise than engine/features.py stays missing (UNSOUND), or is computed anew
+    from sound columns (engine/flows/derived.py); it never enters under a name that promises something else.
+  - ts_start is the column Timestamp (d/m/y where it has slashes), ts that plus the duration.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engine.errors import BadRecordError
+from engine.families import NORMAL, is_attempt
+from engine.features import INDEX, empty, pack
+from engine.flows.derived import F64, IDLE_US, derive
+from engine.normalize import address
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.lines import Line, LineAdapter, event_id, event_id_at
+from engine.sources.times import fraction_ns, iso_ns, zone
+from ipc.event import Classification, Event, FeaturedEvent
+
+BLOCK_ROWS = 1_024
+TCP, UDP, ICMP = 6, 17, 1
+
+# feature: the normalised names of its column. Not read, because they follow from these: rates, ratios, lengths over
+# both directions (Java counts the first packet twice there), segment sizes (the mean length under another name).
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "protocol_number": ("protocol",),
+    "flow_duration": ("flowduration",),
+    "total_forward_packets": ("totalfwdpacket", "totalfwdpackets", "totfwdpkts"),
+    "total_backward_packets": ("totalbwdpackets", "totalbackwardpackets", "totbwdpkts"),
+    "total_forward_bytes": ("totallengthoffwdpacket", "totallengthoffwdpackets", "totlenfwdpkts"),
+    "total_backward_bytes": ("totallengthofbwdpacket", "totallengthofbwdpackets", "totlenbwdpkts"),
+    "fin_flag_count": ("finflagcount", "finflagcnt"),
+    "syn_flag_count": ("synflagcount", "synflagcnt"),
+    "rst_flag_count": ("rstflagcount", "rstflagcnt"),
+    "psh_flag_count": ("pshflagcount", "pshflagcnt"),
+    "ack_flag_count": ("ackflagcount", "ackflagcnt"),
+    "urg_flag_count": ("urgflagcount", "urgflagcnt"),
+    "cwr_flag_count": ("cwrflagcount", "cweflagcount"),
+    "ece_flag_count": ("eceflagcount", "eceflagcnt"),
+    "idle_mean": ("idlemean",),
+    "idle_max": ("idlemax",),  # not a feature: tells whether a timeout was counted as an idle period
+    "flow_packets_per_second": ("flowpacketss", "flowpktss"),  # tells the unit of the Python ports' times
+    **{
+        f"{side}_packet_length_{stat}": (f"{short}packetlength{stat}", f"{short}pktlen{stat}")
+        for side, short in (("forward", "fwd"), ("backward", "bwd"))
+        for stat in ("max", "min", "mean", "std")
+    },
+    **{
+        f"{side}_inter_arrival_time_{stat}": (f"{short}iat{stat}",)
+        for side, short in (("flow", "flow"), ("forward", "fwd"), ("backward", "bwd"))
+        for stat in ("mean", "std", "max", "min")
+    },
+    **{
+        f"{side}_{name}": tuple(short + word for word in words)
+        for side, short in (("forward", "fwd"), ("backward", "bwd"))
+        for name, words in {
+            "inter_arrival_time_total": ("iattotal", "iattot"),
+            "psh_flags": ("pshflags",),
+            "urg_flags": ("urgflags",),
+            "header_length": ("headerlength", "headerlen"),
+            "average_bytes_bulk": ("bytesbulkavg", "avgbytesbulk", "bytsbavg"),
+            "average_packets_bulk": ("packetbulkavg", "avgpacketsbulk", "pktsbavg"),
+            "average_bulk_rate": ("bulkrateavg", "avgbulkrate", "blkrateavg"),
+        }.items()
+    },
+}
+REQUIRED = {"flow_duration", "total_forward_packets", "total_backward_packets", "forward_packet_length_max"}
+NOT_FEATURES = ("idle_max", "flow_packets_per_second")
+
+FLAGS = tuple(name for name in COLUMNS if name.endswith("_flag_count"))
+SIDE_FLAGS = tuple(name for name in COLUMNS if name.endswith(("_psh_flags", "_urg_flags")))
+BULK = tuple(name for name in COLUMNS if "_bulk" in name)
+LENGTHS = tuple(n for n in COLUMNS if "_packet_length_" in n or n in ("total_forward_bytes", "total_backward_bytes"))
+HEADERS = ("forward_header_length", "backward_header_length")
+GAPS_US = tuple(name for name in COLUMNS if "_inter_arrival_time_" in name)
+
+# dialect: what it computes otherwise.
+UNSOUND: dict[str, tuple[str, ...]] = {
+    # Liu, Engelen et al. 2022; known by its column "Fwd RST Flags".
+    "improved": (),
+    # Java 4 looks at the first packet only for the flags of a direction, and compares addresses by reference in bulks,
+    # so that every bulk is a backward one.
+    "java4": (*SIDE_FLAGS, *BULK),
+    # Before that ("CWE Flag Count": 2017, 2018, Java 3) all flags were those of the first packet, and bulks always 0.
+    "java3": (*FLAGS, *SIDE_FLAGS, *BULK),
+    # The Python ports (lower-case names) count whole frames, 20 header bytes a packet, and idle periods of their own.
+    "python": (*LENGTHS, *HEADERS, *BULK, "idle_mean"),
+}
+UNJUDGED = frozenset({"", "needmanuallabel", "nolabel", "unknown", "cic"})
+_DMY = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)? ?([AaPp][Mm])?")
+_WORD = re.compile(r"[^a-z0-9]+")
+
+
+class Header(NamedTuple):
+    names: tuple[str, ...]  # normalised
+    dialect: str
+    numbers: tuple[str, ...]  # the feature (or NOT_FEATURES) of each number that is read
+    pick: Any  # itemgetter of their cells
+    place: dict[str, int]  # where the other columns are
+
+
+def normalised(name: str) -> str:
+    return _WORD.sub("", name.lower())
+
+
+def header_of(line: bytes) -> Header | None:
+    """The header that this line is, or None."""
+    cells = [cell.strip() for cell in _cells(line.decode("utf-8", "replace"))]
+    names = tuple(normalised(cell) for cell in cells)
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    found = {feature: first[k] for feature, keys in COLUMNS.items() for k in keys if k in first}
+    if not found.keys() >= REQUIRED:
+        return None
+    if "fwdrstflags" in first:
+        dialect = "improved"
+    elif "tot_fwd_pkts" in cells:
+        dialect = "python"
+    else:
+        dialect = "java4" if "cwrflagcount" in first else "java3"
+    return Header(names, dialect, tuple(found), itemgetter(*found.values()), first)
+
+
+class CicFlowAdapter(LineAdapter):
+    format = "cicflow"
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self._header: Header | None = None
+        self._zone = zone(spec.timezone)
+
+    @classmethod
+    def sniff(cls, head: bytes, file_name: str) -> bool:
+        return b"," in head and header_of(head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf")) is not None
+
+    def prime(self, head: bytes) -> None:
+        self._header = header_of(head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf"))
+
+    def read(self, lines: list[Line], out: Parsed) -> None:
+        for start in range(0, len(lines), BLOCK_ROWS):
+            self._block(lines[start : start + BLOCK_ROWS], out)
+
+    def _block(self, lines: list[Line], out: Parsed) -> None:
+        events: list[tuple[Event, bytes]] = []
+        numbers: list[list[float]] = []
+        header = self._header
+        for line in lines:
+            try:
+                cells = _cells(line.record.decode())
+                if header is None or (len(cells) > 1 and _looks_like_header(cells)):
+                    new = header_of(line.record)
+                    if new is None and header is None:
+                        raise BadRecordError("no CICFlowMeter header above this line")
+                    if new is not None and header is not None and new != header:
+                        self._emit(header, events, numbers, out)  # tables were joined, each with its own header
+                        events, numbers = [], []
+                    if new is not None:
+                        self._header = header = new
+                        continue
+                assert header is not None
+                if len(cells) != len(header.names):
+                    raise BadRecordError(f"{len(cells)} columns, the header has {len(header.names)}")
+                event = self._event(header, cells, line)
+                values = _floats(header, cells)
+            except BadRecordError as e:
+                out.rejects.append(self.reject(line.offset, e.reason, line.record))
+                continue
+            events.append((event, line.record))
+            numbers.append(values)
+        if header is not None:
+            self._emit(header, events, numbers, out)
+
+    def _event(self, header: Header, cells: list[str], line: Line) -> Event:
+        def cell(*names: str) -> str:
+            return next((cells[header.place[name]].strip() for name in names if name in header.place), "")
+
+        stamp = cell("timestamp")
+        start = timestamp_ns(stamp, self._zone) if stamp else 0
+        proto = _whole("protocol", cell("protocol"), 255) or None  # 0: neither TCP nor UDP, more is not known
+        src_port = _whole("source port", cell("srcport", "sourceport"), 65_535)
+        dst_port = _whole("destination port", cell("dstport", "destinationport"), 65_535)
+        if proto == ICMP and cell("icmptype") not in ("", "-1"):
+            src_port, dst_port = _whole("type", cell("icmptype"), 255), _whole("code", cell("icmpcode"), 255)
+        family, classification = judged(cell("label"), cell("attemptedcategory"))
+        spec = self.spec
+        return Event(
+            event_id=event_id(spec.sensor, "flow", line.record, line.ordinal)
+            if stamp
+            else event_id_at(spec.fingerprint, line.offset),
+            source=spec.name,
+            sensor=spec.sensor,
+            ts=start,
+            ts_start=start,
+            src_ip=address(cell("srcip", "sourceip"))[0],
+            dst_ip=address(cell("dstip", "destinationip"))[0],
+            src_port=src_port,
+            dst_port=dst_port,
+            proto=proto,
+            classification=classification,
+            family_raw=family,
+        )
+
+    def _emit(self, header: Header, events: list[tuple[Event, bytes]], numbers: list[list[float]], out: Parsed) -> None:
+        if not events:
+            return
+        features = featured(header, np.array(numbers, np.float64))
+        duration_us = np.array(numbers, np.float64)[:, header.numbers.index("flow_duration")] * _us(header, numbers)
+        for (event, record), row, us in zip(events, features, duration_us.tolist(), strict=True):
+            if event.ts_start and 0.0 <= us < 1e15:
+                event.ts = event.ts_start + round(us * 1_000)
+            out.events.append(FeaturedEvent(event, pack(row), record))
+
+
+def featured(header: Header, numbers: F64) -> Any:
+    """float32 [n, 105] from float64 [n, len(header.numbers)]."""
+    with np.errstate(invalid="ignore"):
+        numbers = np.where(np.isfinite(numbers) & (numbers >= 0.0), numbers, np.nan)
+        column = dict(zip(header.numbers, numbers.T, strict=True))
+        scale = _us(header, numbers)
+        column["flow_duration"] = column["flow_duration"] * scale / 1e6
+        for name in GAPS_US:
+            if name in column:
+                column[name] = column[name] * scale
+        forward, backward = column["total_forward_packets"], column["total_backward_packets"]
+        for side, n in (("flow", forward + backward), ("forward", forward), ("backward", backward)):
+            for name in GAPS_US:
+                if name.startswith(f"{side}_") and name in column:
+                    column[name] = np.where(n < 2.0, np.nan, column[name])
+        if "idle_mean" in column:
+            # Some flows count the wait for their own timeout as idle; without idle periods the mean is of nothing.
+            longest = column.get("flow_inter_arrival_time_max", np.full(len(numbers), np.nan))
+            sound = (column["idle_mean"] > IDLE_US) & (column.get("idle_max", longest) <= longest)
+            column["idle_mean"] = np.where(sound, column["idle_mean"], np.nan)
+        for name in (n for n in BULK if n in column and not n.endswith("rate")):
+            column[name] = np.where(column[name] > 0.0, column[name], np.nan)  # no bulk: the mean of nothing
+        for name in UNSOUND[header.dialect]:
+            column[name] = np.full(len(numbers), np.nan)
+        if "protocol_number" in column:
+            protocol = column["protocol_number"]
+            layered = (protocol == TCP) | (protocol == UDP)  # only there does CICFlowMeter find the payload
+            for name in (*LENGTHS, *HEADERS, *BULK):
+                if name in column:
+                    column[name] = np.where(layered, column[name], np.nan)
+            for name in (*FLAGS, *SIDE_FLAGS):
+                column[name] = np.where(protocol == UDP, 0.0, column.get(name, np.nan))
+            column["protocol_number"] = np.where(protocol > 0.0, protocol, np.nan)
+        features = empty(len(numbers))
+        for name, values in column.items():
+            if name not in NOT_FEATURES:
+                features[:, INDEX[name]] = values
+    derive(features)
+    return features
+
+
+def _us(header: Header, numbers: list[list[float]] | F64) -> Any:
+    """float64 [n]: microseconds in one of the source's units of time. Only the Python ports changed theirs, without a
+    sign of it in the header; each row tells by its rate."""
+    table = np.asarray(numbers, np.float64)
+    if header.dialect != "python" or "flow_packets_per_second" not in header.numbers:
+        return np.ones(len(table))
+    rate, duration, forward, backward = (
+        table[:, header.numbers.index(name)]
+        for name in ("flow_packets_per_second", "flow_duration", "total_forward_packets", "total_backward_packets")
+    )
+    with np.errstate(all="ignore"):
+        in_seconds = np.abs(rate * duration / (forward + backward) - 1.0) < 1e-3
+    return np.where(in_seconds, 1e6, 1.0)
+
+
+def judged(label: str, attempted: str = "") -> tuple[str, Classification]:
+    """The source's word and the verdict in it. attempted: the improved edition's category, -1 of a real attack."""
+    if normalised(label) in UNJUDGED:
+        return "", "UNKNOWN"
+    if normalised(label) in ("benign", "normal"):
+        return NORMAL if label == NORMAL else label, "BENIGN"
+    if is_attempt(label) or attempted.strip() not in ("", "-1", "-1.0"):
+        return label, "SUSPICIOUS"
+    return label, "MALICIOUS"
+
+
+def timestamp_ns(text: str, local: Any) -> int:
+    """Nanoseconds of '14/02/2018 10:44:51', '31/03/2015 11:32:18 AM', '7/7/2017 3:30' or ISO 8601.
+
+    Java 3 wrote hours 1 to 12 without AM or PM; what is lost there stays lost.
+    """
+    if "/" not in text[:3]:
+        return iso_ns(text, local)
+    second, fraction = _dmy(text, local)
+    return second + fraction
+
+
+@lru_cache(maxsize=8192)
+def _dmy(text: str, local: Any) -> tuple[int, int]:
+    found = _DMY.fullmatch(text)
+    if found is None:
+        raise BadRecordError(f"{text[:40]!r} is not a date and time")
+    day, month, year, hour, minute, second, fraction, half = found.groups()
+    hours = int(hour)
+    if half is not None:
+        if not 1 <= hours <= 12:
+            raise BadRecordError(f"{text[:40]!r} is not a date and time")
+        hours = hours % 12 + (12 if half.lower() == "pm" else 0)
+    at = f"{year}-{int(month):02}-{int(day):02} {hours:02}:{minute}:{second or '00'}"
+    return iso_ns(at, local), fraction_ns(fraction)
+
+
+def _cells(line: str) -> list[str]:
+    if '"' not in line:
+        return line.split(",")
+    try:
+        return next(csv.reader([line]))
+    except (csv.Error, StopIteration) as e:
+        raise BadRecordError("a quoted column does not end") from e
+
+
+def _looks_like_header(cells: list[str]) -> bool:
+    return normalised(cells[-1]) in ("label", "attemptedcategory") or normalised(cells[0]) in ("flowid", "dstport")
+
+
+def _floats(header: Header, cells: list[str]) -> list[float]:
+    picked = header.pick(cells)
+    try:
+        return list(map(float, picked))
+    except ValueError:
+        return [_float(name, cell) for name, cell in zip(header.numbers, picked, strict=True)]
+
+
+def _float(name: str, cell: str) -> float:
+    try:
+        return float(cell) if cell.strip() else float("nan")
+    except ValueError as e:
+        raise BadRecordError(f"the column of {name} is not a number") from e
+
+
+def _whole(name: str, cell: str, largest: int) -> int | None:
+    if not cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError as e:
+        raise BadRecordError(f"{name} is not a number") from e
+    if not (0.0 <= value <= largest and value.is_integer()):
+        raise BadRecordError(f"{name} is not in 0..{largest}")
+    return int(value)

@@ -1,0 +1,437 @@
+"""Suricata EVE JSON: flows and alerts become events; the text of dns, http, tls and fileinfo joins its flow.
+
+Always true
+  - A flow record comes last; what was said of its flow_id before waits for it, within JOIN_PENDING_MAX flows,
+    JOIN_BYTES_MAX of text and JOIN_LAG_BYTES_MAX of the log (its times are in no order; bytes also bound a replay).
+    A flow whose text is gone says so in extra.text_missing.
+  - `resume_offset` is the first record that still waits, so that a restart joins the same text again.
+  - Bytes in EVE count whole frames, not payload: they go to event.extra, and the byte features stay missing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Raw, Struct
+from msgspec.json import Decoder
+
+from engine.errors import BadRecordError
+from engine.features import INDEX, empty, pack
+from engine.flows.derived import derive
+from engine.normalize import TEXT_MAX, address
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.lines import Line, LineAdapter, event_id
+from engine.sources.times import NS, iso_ns, zone
+from ipc.event import Classification, Decision, Event, FeaturedEvent, Verdict
+
+JOIN_PENDING_MAX = 65_536  # flows whose text waits
+JOIN_BYTES_MAX = 64 << 20
+JOIN_LAG_BYTES_MAX = 128 << 20
+ARRAY_BYTES_MAX = 64 << 20  # one JSON array instead of lines is held whole
+BLOCK_ROWS = 1_024
+
+PROTOCOLS = {
+    "TCP": 6, "UDP": 17, "ICMP": 1, "ICMPV4": 1, "IPV6-ICMP": 58, "ICMPV6": 58, "SCTP": 132, "GRE": 47, "ESP": 50,
+    "AH": 51, "IPV6": 41, "IGMP": 2, "IP": 0, "IPV4": 4, "IPIP": 4, "PIM": 103, "OSPF": 89, "VRRP": 112,
+}  # fmt: skip
+TEXT_KINDS = frozenset({"dns", "http", "tls", "fileinfo"})
+DECISIONS: dict[str, Decision] = {"allowed": "ALERT", "blocked": "DROP", "drop": "DROP", "reject": "DROP"}
+SEVERITIES: dict[int, tuple[Classification, float]] = {
+    1: ("MALICIOUS", 0.9),
+    2: ("SUSPICIOUS", 0.7),
+    3: ("SUSPICIOUS", 0.4),
+}
+
+# What a category (Suricata's classification.config) says for certain about the family; the others say too little.
+CATEGORIES = {
+    "detectionofanetworkscan": "PortScan",
+    "attempteddenialofservice": "DoS",
+    "denialofservice": "DoS",
+    "detectionofadenialofserviceattack": "DoS",
+    "webapplicationattack": "WebAttack",
+    "malwarecommandandcontrolactivitydetected": "C2",
+    "domainobservedusedforc2detected": "C2",
+    "anetworktrojanwasdetected": "Malware",
+    "executablecodewasdetected": "Shellcode",
+    "cryptocurrencyminingactivitydetected": "Cryptomining",
+    "possiblesocialengineeringattempted": "Phishing",
+    "exploitkitactivitydetected": "Exploit",
+    "attempttologinbyadefaultusernameandpassword": "BruteForce",
+    "attemptedadministratorprivilegegain": "Exploit",
+    "attempteduserprivilegegain": "Exploit",
+}
+# The class of an Emerging Threats signature is its second word.
+SIGNATURE_CLASSES = {
+    "SCAN": "PortScan", "DOS": "DoS", "WORM": "Worm", "SHELLCODE": "Shellcode", "PHISHING": "Phishing",
+    "COINMINER": "Cryptomining", "EXPLOIT": "Exploit", "EXPLOIT_KIT": "Exploit", "SQL": "WebAttack",
+    "WEB_SERVER": "WebAttack", "WEB_SPECIFIC_APPS": "WebAttack", "CNC": "C2", "TROJAN": "Malware", "MALWARE": "Malware",
+}  # fmt: skip
+
+
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class FlowPart(Struct):
+    pkts_toserver: Count = 0
+    pkts_toclient: Count = 0
+    bytes_toserver: Count = 0
+    bytes_toclient: Count = 0
+    start: str = ""
+    end: str = ""
+    alerted: bool = False
+
+
+class TcpPart(Struct):
+    state: str = ""
+    tcp_flags: str = ""
+
+
+class AlertPart(Struct):
+    action: str = ""
+    signature_id: Count = 0
+    signature: str | None = ""
+    category: str | None = ""
+    severity: int = 0
+    metadata: Any = None
+
+
+class Record(Struct):
+    """What is read of a record; everything else is passed over."""
+
+    event_type: str
+    timestamp: str = ""
+    flow_id: int | None = None
+    src_ip: str = ""
+    dest_ip: str = ""
+    src_port: int | None = None
+    dest_port: int | None = None
+    proto: str | int = ""
+    vlan: list[int] | int | None = None
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    app_proto: str = ""
+    host: Any = None
+    flow: FlowPart | None = None
+    tcp: TcpPart | None = None
+    alert: AlertPart | None = None
+    dns: Any = None
+    http: Any = None
+    tls: Any = None
+    fileinfo: Any = None
+
+
+class Waiting(Struct):
+    """Text that waits for its flow. offset: of the first record of it."""
+
+    offset: int
+    words: list[str]
+    size: int
+
+
+class EveAdapter(LineAdapter):
+    format = "eve"
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self._zone = zone(spec.timezone)
+        self._decode = Decoder(Record).decode
+        self._waiting: dict[int, Waiting] = {}  # by flow_id, oldest first
+        self._waiting_size = 0
+        self._array: bytearray | None = None  # the file is one JSON array: its bytes so far
+        self._array_checked = False
+        self._array_read = False
+        self.ignored: Counter[str] = Counter()  # records by event_type, texts that found no flow
+
+    @classmethod
+    def sniff(cls, head: bytes, file_name: str) -> bool:
+        head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        return head[:1] in (b"{", b"[") and b'"event_type"' in head and b'"timestamp"' in head
+
+    def feed(self, data: bytes, offset: int) -> Parsed:
+        if self._array is None and not self._array_checked:
+            begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+            self._array_checked = bool(begin) or offset > 0
+            if offset == 0 and begin[:1] == b"[":
+                self._array = bytearray()
+        if self._array is None:
+            return super().feed(data, offset)
+        if len(self._array) <= ARRAY_BYTES_MAX:
+            self._array += data
+        return Parsed([], [])
+
+    def end(self, out: Parsed) -> None:
+        if self._array is not None and not self._array_read:
+            self._array_read = True
+            self.read(self._elements(bytes(self._array), out), out)
+        self.ignored["text without a flow"] += len(self._waiting)
+        self._waiting, self._waiting_size = {}, 0
+
+    @property
+    def resume_offset(self) -> int:
+        if self._array is not None:
+            return len(self._array) if self._array_read else 0
+        own = super().resume_offset
+        return min(own, next(iter(self._waiting.values())).offset) if self._waiting else own
+
+    def read(self, lines: list[Line], out: Parsed) -> None:
+        flows: list[tuple[FeaturedEvent, Record]] = []
+        for line in lines:
+            try:
+                record = self._decode(line.record)
+                self._record(record, line, out, flows)
+            except BadRecordError as e:
+                out.rejects.append(self.reject(line.offset, e.reason, line.record))
+            except (msgspec.DecodeError, RecursionError) as e:
+                out.rejects.append(self.reject(line.offset, f"not an EVE record: {e}", line.record))
+        for start in range(0, len(flows), BLOCK_ROWS):
+            _give_features(flows[start : start + BLOCK_ROWS])
+
+    def _record(self, record: Record, line: Line, out: Parsed, flows: list[tuple[FeaturedEvent, Record]]) -> None:
+        kind = record.event_type
+        if kind == "flow" and record.flow is not None:
+            item = self._flow(record, record.flow, line)
+            flows.append((item, record))
+        elif kind == "alert" and record.alert is not None:
+            item = self._alert(record, record.alert, line)
+            flows.append((item, record))
+        elif kind in TEXT_KINDS and record.flow_id is not None:
+            self._wait(record, line)
+            return
+        else:
+            self.ignored[kind[:64]] += 1
+            return
+        out.events.append(item)
+
+    def _flow(self, record: Record, flow: FlowPart, line: Line) -> FeaturedEvent:
+        start = iso_ns(flow.start or record.timestamp, self._zone)
+        end = max(start, iso_ns(flow.end, self._zone)) if flow.end else start
+        event = self._event("flow", record, line, start, end)
+        event.extra = _frame_counts(flow)
+        waiting = self._waiting.pop(record.flow_id, None) if record.flow_id is not None else None
+        if waiting is not None:
+            self._waiting_size -= waiting.size
+            event.text = _joined(waiting.words)
+        elif record.app_proto in ("http", "tls"):  # there should have been a record of it
+            event.extra["text_missing"] = 1.0
+        if flow.alerted:
+            event.extra["alerted"] = 1.0
+        self._let_go(line.offset)
+        return FeaturedEvent(event, raw=line.record)
+
+    def _alert(self, record: Record, alert: AlertPart, line: Line) -> FeaturedEvent:
+        at = iso_ns(record.timestamp, self._zone)
+        event = self._event("alert", record, line, at, at)
+        signature, category = alert.signature or "", alert.category or ""
+        classification, confidence = SEVERITIES.get(alert.severity, ("SUSPICIOUS", 0.3))
+        event.classification = classification
+        event.verdicts = [Verdict("suricata", classification, confidence, "SIG_MATCH")]
+        event.family_raw = family_of(signature, category)
+        event.decision = DECISIONS.get(alert.action, "ALERT")
+        event.text = _joined([signature, category, *_words(record)])
+        event.technique = _techniques(alert.metadata)
+        if record.flow is not None:
+            event.extra = _frame_counts(record.flow)
+        event.extra["signature_id"] = float(alert.signature_id)
+        return FeaturedEvent(event, raw=line.record)
+
+    def _event(self, kind: Any, record: Record, line: Line, start: int, end: int) -> Event:
+        spec = self.spec
+        proto = protocol(record.proto)
+        src_port, dst_port = record.src_port, record.dest_port
+        if proto in (1, 58):  # as Zeek and Community ID have it: type and code for ports
+            src_port, dst_port = record.icmp_type, record.icmp_code
+        for port in (src_port, dst_port):
+            if port is not None and not 0 <= port <= 65_535:
+                raise BadRecordError("port is not in 0..65535")
+        vlan = record.vlan[0] if isinstance(record.vlan, list) and record.vlan else record.vlan
+        sensor = spec.sensor or (record.host if isinstance(record.host, str) else "")
+        return Event(
+            event_id=event_id(spec.sensor, kind, line.record, line.ordinal),
+            source=spec.name,
+            sensor=sensor[:128],
+            kind=kind,
+            ts=end,
+            ts_start=start,
+            src_ip=address(record.src_ip)[0],
+            dst_ip=address(record.dest_ip)[0],
+            src_port=src_port,
+            dst_port=dst_port,
+            proto=proto,
+            vlan=vlan if isinstance(vlan, int) and 0 <= vlan <= 4095 else None,
+        )
+
+    def _wait(self, record: Record, line: Line) -> None:
+        assert record.flow_id is not None
+        words = _words(record)
+        size = sum(map(len, words)) + 64
+        waiting = self._waiting.get(record.flow_id)
+        if waiting is None:
+            self._waiting[record.flow_id] = Waiting(line.offset, words, size)
+        elif waiting.size + size <= 2 * TEXT_MAX:
+            waiting.words += [word for word in words if word not in waiting.words]
+            waiting.size += size
+        else:
+            size = 0
+        self._waiting_size += size
+        self._let_go(line.offset)
+
+    def _let_go(self, offset: int) -> None:
+        """Drop what waited too long or is too much, oldest first."""
+        while self._waiting:
+            flow_id, oldest = next(iter(self._waiting.items()))
+            if (
+                len(self._waiting) <= JOIN_PENDING_MAX
+                and self._waiting_size <= JOIN_BYTES_MAX
+                and offset - oldest.offset <= JOIN_LAG_BYTES_MAX
+            ):
+                return
+            del self._waiting[flow_id]
+            self._waiting_size -= oldest.size
+            self.ignored["text that waited too long"] += 1
+
+    def _elements(self, data: bytes, out: Parsed) -> list[Line]:
+        if len(data) > ARRAY_BYTES_MAX:
+            reason = f"one JSON array of more than {ARRAY_BYTES_MAX} bytes; write lines"
+            out.rejects.append(self.reject(0, reason, data))
+            return []
+        try:
+            elements = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=list[Raw])
+        except (msgspec.DecodeError, RecursionError) as e:
+            out.rejects.append(self.reject(0, f"not a JSON array: {e}", data))
+            return []
+        lines: list[Line] = []
+        at = 0
+        for element in elements:
+            record = bytes(element)
+            at = data.index(record, at)
+            self._take(record, at, lines, out.rejects)
+            at += len(record)
+        return lines
+
+
+def _give_features(items: list[tuple[FeaturedEvent, Record]]) -> None:
+    features = empty(len(items))
+    for row, (item, record) in zip(features, items, strict=True):
+        event, flow = item.event, record.flow
+        if event.proto is not None:
+            row[INDEX["protocol_number"]] = event.proto
+        if flow is None or event.kind != "flow":  # an alert's counts are those of the flow so far
+            continue
+        row[INDEX["flow_duration"]] = (event.ts - event.ts_start) / NS
+        row[INDEX["total_forward_packets"]] = flow.pkts_toserver
+        row[INDEX["total_backward_packets"]] = flow.pkts_toclient
+        row[INDEX["flow_completion_rate"]] = completion(record)
+        if event.proto != 6:
+            for name in _FLAG_NAMES:
+                row[INDEX[name]] = 0.0
+        elif record.tcp is not None:
+            _absent_flags(row, record.tcp.tcp_flags)
+    derive(features)
+    for row, (item, _) in zip(features, items, strict=True):
+        item.features = pack(row)
+
+
+_FLAG_BITS = {
+    "fin_flag_count": 0x01, "syn_flag_count": 0x02, "rst_flag_count": 0x04, "psh_flag_count": 0x08,
+    "ack_flag_count": 0x10, "urg_flag_count": 0x20, "ece_flag_count": 0x40, "cwr_flag_count": 0x80,
+}  # fmt: skip
+_FLAG_NAMES = (*_FLAG_BITS, "forward_psh_flags", "backward_psh_flags", "forward_urg_flags", "backward_urg_flags")
+
+
+def _absent_flags(row: Any, seen: str) -> None:
+    """EVE says which flags were seen, not in how many packets: only "in none" is a number."""
+    try:
+        bits = int(seen, 16)
+    except ValueError:
+        return
+    for name, bit in _FLAG_BITS.items():
+        if not bits & bit:
+            row[INDEX[name]] = 0.0
+    for name, bit in (("psh_flags", 0x08), ("urg_flags", 0x20)):
+        if not bits & bit:
+            row[INDEX[f"forward_{name}"]] = row[INDEX[f"backward_{name}"]] = 0.0
+
+
+def completion(record: Record) -> float:
+    """flow_completion_rate of TCP from Suricata's state; of other protocols it follows from the packets."""
+    if record.tcp is None or protocol(record.proto) != 6:
+        return float(np.nan)
+    state, flags = record.tcp.state, record.tcp.tcp_flags
+    if state in ("none", "syn_sent", "syn_recv"):
+        return 0.0
+    if state in ("established", "fin_wait1", "fin_wait2", "close_wait", "closing", "last_ack"):
+        return 0.5
+    if state == "time_wait":
+        return 1.0
+    if state == "closed":
+        try:
+            bits = int(flags, 16)
+        except ValueError:
+            return float(np.nan)
+        if not bits & 0x10 or not bits & 0x02 or record.flow is None or not record.flow.pkts_toclient:
+            return 0.0
+        return 1.0 if bits & 0x01 and not bits & 0x04 else 0.5
+    return float(np.nan)
+
+
+def protocol(name: str | int) -> int | None:
+    if isinstance(name, int):
+        return name if 0 <= name <= 255 else None
+    if name.isascii() and name.isdigit():
+        return int(name) if len(name) <= 3 and int(name) <= 255 else None
+    return PROTOCOLS.get(name.upper())
+
+
+def family_of(signature: str, category: str) -> str:
+    """A cautious guess; '' (Unknown) where neither the signature's class nor the category says it."""
+    words = signature.upper().split(maxsplit=2)
+    if len(words) > 2 and words[0] in ("ET", "ETPRO", "GPL"):
+        if words[1] == "SCAN" and "BRUTE" in signature.upper():
+            return "BruteForce"
+        if words[1] in ("TROJAN", "MALWARE") and {"CNC", "C2"} & set(words[2].split()):
+            return "C2"
+        if words[1] in SIGNATURE_CLASSES:
+            return SIGNATURE_CLASSES[words[1]]
+    return CATEGORIES.get("".join(filter(str.isalnum, category.lower())), "")
+
+
+def _techniques(metadata: Any) -> list[str]:
+    ids = metadata.get("mitre_technique_id") if isinstance(metadata, dict) else None
+    found = ids if isinstance(ids, list) else [ids]
+    return [word[:128] for word in found[:32] if isinstance(word, str)]
+
+
+def _frame_counts(flow: FlowPart) -> dict[str, float]:
+    return {"frame_bytes_toserver": float(flow.bytes_toserver), "frame_bytes_toclient": float(flow.bytes_toclient)}
+
+
+def _words(record: Record) -> list[str]:
+    """The free text of a record: names, URLs, agents."""
+    words: list[str] = []
+
+    def take(part: Any, *names: str) -> None:
+        if isinstance(part, dict):
+            for name in names:
+                value = part.get(name)
+                if isinstance(value, str) and value and value not in words:
+                    words.append(value[:2048])
+
+    dns = record.dns
+    for part in (dns, *_dicts(dns, "query"), *_dicts(dns, "queries"), *_dicts(dns, "answers")):
+        take(part, "rrname", "rrtype", "rcode")
+    take(record.http, "hostname", "url", "http_user_agent", "http_refer", "http_content_type", "http_method")
+    take(record.tls, "sni", "subject", "issuerdn", "version")
+    take(record.fileinfo, "filename", "magic")
+    return words
+
+
+def _dicts(part: Any, name: str) -> list[Any]:
+    inner = part.get(name) if isinstance(part, dict) else None
+    return inner[:16] if isinstance(inner, list) else []
+
+
+def _joined(words: list[str]) -> str:
+    return " | ".join(dict.fromkeys(word for word in words if word))[:TEXT_MAX]

@@ -1,0 +1,467 @@
+"""Follow growing files: what is new since the last look, with the state to store in the same commit.
+
+Always true
+  - A file is known by its inode and the fingerprint of its first bytes; renamed, copied or compressed it is still the
+    same file, if the bytes before its offset are the same too. A file that was cut and written anew is a new one.
+  - A state's offset is the adapter's low-water mark in decompressed bytes: reading from there yields every event that
+    was not in a batch yet. Before it, lines are only counted, so that ids come out the same.
+  - Nothing is opened but regular files beneath the configured directory, no symbolic link is followed on the way.
+  - No thread, no clock: `poll` looks once, reads at most about max_bytes, and says in `behind` whether there is more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from io import FileIO
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from msgspec import Struct, structs
+from msgspec.msgpack import Decoder, Encoder
+
+from engine.config import Source
+from engine.errors import SourceError
+from engine.sources import adapter_for, detect
+from engine.sources.base import Adapter, Parsed, SourceSpec
+from engine.sources.files import (
+    CHUNK_BYTES,
+    FINGERPRINT_BYTES_MAX,
+    GZIP_MAGIC,
+    HEAD_BYTES,
+    ZSTD_MAGIC,
+    ArchiveError,
+    chunks,
+    fingerprint,
+)
+from engine.sources.lines import LineAdapter
+from ipc.messages import Reject
+
+TAIL_BYTES_MAX = 1 << 10
+COPY_BYTES_MIN = FINGERPRINT_BYTES_MAX  # so much in common makes a copy
+QUIET_POLLS = 50  # a file that is gone, or a finished capture, is let go after so many looks without a new byte
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class FileState(Struct, frozen=True, omit_defaults=True):
+    """What a restart needs of one file, stored with the events it produced.
+
+    path: beneath the configured directory. fingerprint: of the first fingerprint_length decompressed bytes; tail: of
+    the TAIL_BYTES_MAX before offset; done_size: of an archive that was read to its end and need not be read again.
+    """
+
+    fingerprint: str
+    fingerprint_length: int
+    inode: int
+    offset: int
+    path: str
+    tail: str = ""
+    done_size: int = 0
+
+
+class Batch(NamedTuple):
+    """New events of one file. Store `value` under `key` in the commit that stores them."""
+
+    key: str
+    state: FileState
+    parsed: Parsed
+
+    @property
+    def value(self) -> bytes:
+        return encode_state(self.state)
+
+
+encode_state = Encoder().encode
+decode_state = Decoder(FileState).decode
+
+
+class _Seen(NamedTuple):
+    path: str  # relative to the root
+    inode: int
+    size: int
+    mtime: int  # ns
+    wanted: bool  # False: matches no pattern, and is read only if it is a known file under another name
+
+
+class _File:
+    """One file being read. `position` is where the next byte comes from, decompressed."""
+
+    def __init__(self, fd: int, archive: bool, state: FileState) -> None:
+        self.key = ""
+        self.state, self.fd, self.archive = state, fd, archive
+        self.adapter: Adapter | None = None
+        self.position = 0
+        self.until = 0  # bytes before that were read before a restart, and are only counted
+        self.looked = (-1, -1)  # size and mtime when its end was last reached
+        self.stream: Iterator[bytes] | None = None
+        self.quiet = 0  # looks without a new byte
+        self.over = False  # finished or damaged: not read again
+
+    def close(self) -> None:
+        self.stream = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def end(self, entry: _Seen | None) -> None:
+        self.over = True
+        if entry is not None:
+            self.looked = (entry.size, entry.mtime)
+        self.close()
+
+    def rests(self, entry: _Seen) -> bool:
+        """Nothing new to see, and nothing to wait for."""
+        self.state = structs.replace(self.state, path=entry.path)
+        return self.looked == (entry.size, entry.mtime) and not (self.adapter is not None and self.adapter.binary)
+
+    def replaced(self, entry: _Seen) -> bool:
+        """Was the file cut, or written anew? Looked at only where its size or time changed."""
+        if self.looked == (entry.size, entry.mtime):
+            return False
+        if self.fd < 0 or (not self.archive and entry.size < self.position):
+            return True
+        if not _begins_so(self.head(self.state.fingerprint_length), self.state):
+            return True
+        return not self.archive and not self.continues(self.state)
+
+    def continues(self, state: FileState) -> bool:
+        """Are the bytes before the offset there, and the same?"""
+        if not state.offset:
+            return True
+        tail = self.before(state.offset)
+        return len(tail) == min(TAIL_BYTES_MAX, state.offset) and state.tail in ("", _tail_print(tail))
+
+    def before(self, offset: int) -> bytes:
+        """The TAIL_BYTES_MAX decompressed bytes before `offset`; fewer where the file is shorter."""
+        if not self.archive:
+            begin = max(0, offset - TAIL_BYTES_MAX)
+            return os.pread(self.fd, offset - begin, begin)
+        tail, at = b"", 0
+        try:
+            for chunk in self.begin():
+                tail = (tail + chunk[: offset - at])[-TAIL_BYTES_MAX:]
+                at += len(chunk)
+                if at >= offset:
+                    return tail
+        except ArchiveError:
+            pass
+        return b""
+
+    def begin(self) -> Iterator[bytes]:
+        """The decompressed bytes from the beginning."""
+        raw = FileIO(self.fd, closefd=False)
+        raw.seek(0)
+        return chunks(raw)
+
+    def head(self, size: int) -> bytes:
+        """The first `size` decompressed bytes, fewer where there are no more."""
+        if not self.archive:
+            return os.pread(self.fd, size, 0)
+        data = b""
+        try:
+            for chunk in self.begin():
+                data += chunk
+                if len(data) >= size:
+                    break
+        except ArchiveError:
+            pass  # still being written, or damaged: reading on will tell
+        return data[:size]
+
+    def next(self, size: int) -> bytes:
+        """The next decompressed bytes, b"" at the end of what is there. Raises ArchiveError."""
+        if not self.archive:
+            return os.pread(self.fd, min(size, CHUNK_BYTES), self.position)
+        if self.stream is None:
+            self.stream = _from(self.begin(), self.position)
+        return next(self.stream, b"")
+
+    def feed(self, data: bytes, out: Parsed) -> None:
+        assert self.adapter is not None
+        if self.position < self.until:
+            counted, data = data[: self.until - self.position], data[self.until - self.position :]
+            if isinstance(self.adapter, LineAdapter):
+                self.adapter.skip(counted, self.position)
+            self.position += len(counted)
+        if data:
+            parsed = self.adapter.feed(data, self.position)
+            out.events.extend(parsed.events)
+            out.rejects.extend(parsed.rejects)
+            self.position += len(data)
+
+    def finish(self, out: Parsed) -> None:
+        if self.adapter is not None:
+            parsed = self.adapter.finish()
+            out.events.extend(parsed.events)
+            out.rejects.extend(parsed.rejects)
+
+
+def _from(stream: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    for chunk in stream:
+        if offset >= len(chunk):
+            offset -= len(chunk)
+            continue
+        yield chunk[offset:]
+        offset = 0
+
+
+class Follower:
+    """One configured file, or all files of a directory that match `pattern`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        spec: SourceSpec,
+        format: str = "auto",
+        pattern: str = "*",
+        states: Mapping[str, FileState] | None = None,
+    ) -> None:
+        """spec.name and spec.sensor go into the events. states: as stored, by key; they are resumed when met."""
+        path = Path(path)
+        self._spec, self._format = spec, format
+        self._root, self._only = (path, "") if path.is_dir() else (path.parent, path.name)
+        self._pattern = pattern
+        self._stored = dict(states or {})  # of files that are not being read
+        self._files: dict[int, _File] = {}  # being read, by inode
+        self._keys = set(self._stored)
+        self._refused: set[str] = set()  # keys of files that no adapter reads
+        self._strangers: set[tuple[int, int, int]] = set()  # inode, size, mtime of files that are not ours
+        self.behind = False  # the last poll left bytes unread: poll again at once
+
+    @classmethod
+    def of(cls, name: str, source: Source, stored: Mapping[bytes, bytes]) -> Follower:
+        """The follower of a configured source. stored: Batch.key and Batch.value, as they were stored."""
+        spec = SourceSpec(name, sensor=source.sensor, timezone=source.timezone)
+        states = {key.decode(): decode_state(value) for key, value in stored.items()}
+        return cls(source.path, spec, source.format, source.pattern, states)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def poll(self, max_bytes: int = 1 << 20) -> list[Batch]:
+        """What is new, oldest file first. Raises SourceError where the directory itself cannot be read."""
+        seen = self._look()
+        gone = sorted(inode for inode in self._files if inode not in seen)
+        present = sorted((e.mtime, e.path, e.inode) for e in seen.values() if e.inode in self._files)
+        batches: list[Batch] = []
+        self.behind = False
+        for inode in (*gone, *(inode for _, _, inode in present)):
+            file, entry = self._files[inode], seen.get(inode)
+            if file.over or (entry is not None and file.rests(entry)):
+                continue
+            if max_bytes <= 0:
+                self.behind = True
+                break
+            batch, used = self._read(file, entry, max_bytes)
+            max_bytes -= used
+            if batch is not None:
+                batches.append(batch)
+        self.behind = self.behind or max_bytes <= 0
+        for inode in gone:
+            if self._files[inode].over:
+                self._park(inode)
+        return batches
+
+    # ---- which files ----------------------------------------------------------------------------------------------
+
+    def _look(self) -> dict[int, _Seen]:
+        """The files there are, by inode; each of ours is open afterwards."""
+        try:
+            root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise SourceError(f"{self._root} cannot be read: {e.strerror}") from e
+        try:
+            seen = {entry.inode: entry for entry in self._scan(root)}
+            for inode, entry in seen.items():
+                if inode in self._files and self._files[inode].replaced(entry):
+                    self._park(inode)
+            for entry in sorted(seen.values(), key=lambda e: (e.mtime, e.path)):
+                stranger = (entry.inode, entry.size, entry.mtime) in self._strangers
+                if entry.inode not in self._files and entry.size and not stranger:
+                    self._meet(root, entry)
+        finally:
+            os.close(root)
+        return seen
+
+    def _scan(self, root: int) -> Iterator[_Seen]:
+        stems = {PurePath(state.path).stem for state in self._stored.values()}
+        stems |= {PurePath(file.state.path).stem for file in self._files.values()}
+        for directory, names, files, fd in os.fwalk(".", dir_fd=root, follow_symlinks=False):
+            names[:] = [] if self._only else sorted(name for name in names if not name.startswith("."))
+            for name in sorted(files):
+                wanted = name == self._only if self._only else fnmatch(name, self._pattern) and name[0] != "."
+                # eve.json.1, eve.json-20260101.gz, eve.1.json: may be one of ours after a rotation
+                if not wanted and not any(stem and name.startswith(stem) for stem in stems):
+                    continue
+                try:
+                    s = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except OSError:
+                    continue
+                if stat.S_ISREG(s.st_mode):
+                    yield _Seen(os.path.normpath(f"{directory}/{name}"), s.st_ino, s.st_size, s.st_mtime_ns, wanted)
+
+    def _meet(self, root: int, entry: _Seen) -> None:
+        """Take up a file that is not being read: a known one where it left off, a new one from its beginning."""
+        try:
+            fd = _open_beneath(root, entry.path)
+        except OSError:
+            return  # gone again, or not ours to read; the next poll looks anew
+        s = os.fstat(fd)
+        if not stat.S_ISREG(s.st_mode) or s.st_ino != entry.inode:
+            os.close(fd)
+            return
+        archive = os.pread(fd, 4, 0).startswith((GZIP_MAGIC, ZSTD_MAGIC))
+        file = _File(fd, archive, FileState("", 0, entry.inode, 0, entry.path))
+        head = file.head(FINGERPRINT_BYTES_MAX)
+        key = self._known(file, head, entry) if head else None
+        if key is not None:
+            self._unpark(key, file, entry)
+        elif head and entry.wanted and not self._is_copy(file, head):
+            print_ = fingerprint(head)
+            file.state = FileState(print_, len(head), entry.inode, 0, entry.path)
+            file.key = self._new_key(f"{print_}-{entry.inode:x}")
+        else:
+            self._strangers.add((entry.inode, entry.size, entry.mtime))
+            file.close()
+            return
+        self._files[entry.inode] = file
+
+    def _known(self, file: _File, head: bytes, entry: _Seen) -> str | None:
+        """The key of the state that this file continues; one with its own inode comes first."""
+        alike = sorted((state.inode != entry.inode, k) for k, state in self._stored.items() if _begins_so(head, state))
+        for other, key in alike:
+            state = self._stored[key]
+            if (not other and state.done_size == entry.size) or file.continues(state):
+                return key
+        return None
+
+    def _is_copy(self, file: _File, head: bytes) -> bool:
+        """Is it being copied or compressed from a file of ours? One that is gone hands its state over."""
+        return any(
+            _begins_so(head, ours.state) and ours.state.offset >= COPY_BYTES_MIN and file.continues(ours.state)
+            for ours in self._files.values()
+        )
+
+    def _unpark(self, key: str, file: _File, entry: _Seen) -> None:
+        state = self._stored.pop(key)
+        file.key, file.until = key, state.offset
+        done = state.done_size == entry.size and state.inode == entry.inode and file.archive
+        file.state = structs.replace(state, inode=entry.inode, path=entry.path, done_size=entry.size if done else 0)
+        if done:
+            file.end(entry)
+
+    def _park(self, inode: int) -> None:
+        """The inode is gone or holds another file now; ours may live on under another one."""
+        file = self._files.pop(inode)
+        self._stored[file.key] = file.state
+        self._strangers.clear()
+        file.close()
+
+    def _new_key(self, key: str) -> str:
+        base, n = key, 1
+        while key in self._keys:
+            n += 1
+            key = f"{base}-{n}"
+        self._keys.add(key)
+        return key
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def _read(self, file: _File, entry: _Seen | None, budget: int) -> tuple[Batch | None, int]:
+        """What is new in one file, and how many bytes that took."""
+        used = 0
+        out = Parsed([], [])
+        failed = ""
+        try:
+            if not self._begin(file, entry, out):
+                return (Batch(file.key, file.state, out) if out.rejects else None), 0
+            while used < budget and (data := file.next(budget - used)):
+                used += len(data)
+                file.feed(data, out)
+            ended = used < budget
+        except ArchiveError as e:
+            file.stream, ended = None, True
+            # Cut short: it is still being written. Read on when it has grown.
+            failed = "" if entry is not None and "cut short" in str(e) else str(e)
+        except OSError as e:
+            failed, ended = f"read failed: {e.strerror}", True
+        else:
+            if ended and file.archive:
+                file.over = True
+        file.quiet = 0 if used else file.quiet + 1
+        lets_go = entry is None or (file.adapter is not None and file.adapter.binary)
+        if ended and entry is not None:
+            file.looked = (entry.size, entry.mtime)
+        if failed:
+            out.rejects.append(Reject(self._name(file), file.position, failed[:512]))
+        if failed or file.over or (ended and lets_go and file.quiet >= QUIET_POLLS):
+            file.finish(out)
+            batch = self._batch(file, out, entry)
+            file.end(entry)
+            return batch, used
+        return self._batch(file, out, None), used
+
+    def _begin(self, file: _File, entry: _Seen | None, out: Parsed) -> bool:
+        """Find the adapter; False where the file is too short yet to tell, or nothing reads it."""
+        if file.adapter is not None:
+            return True
+        head = file.head(HEAD_BYTES)
+        try:
+            name = self._format if self._format not in ("", "auto") else detect(head, file.state.path)
+        except SourceError as e:
+            if len(head) >= HEAD_BYTES:
+                if file.key not in self._refused:
+                    out.rejects.append(Reject(self._name(file), 0, str(e)[:512], head[:1024]))
+                self._refused.add(file.key)
+                file.end(entry)
+            return False
+        spec = self._spec._replace(file=self._name(file), fingerprint=file.state.fingerprint)
+        file.adapter = adapter_for(name)(spec)
+        if file.until:
+            file.adapter.prime(head)
+            if not isinstance(file.adapter, LineAdapter) and not file.archive:
+                file.position = file.until  # nothing to count there
+        return True
+
+    def _batch(self, file: _File, out: Parsed, ended: _Seen | None) -> Batch | None:
+        state = file.state
+        offset = state.offset
+        if file.adapter is not None and file.position >= file.until:
+            offset = max(file.adapter.resume_offset, file.until)
+        done_size = ended.size if ended is not None and file.archive else 0
+        if not out.events and not out.rejects and (offset, done_size) == (state.offset, state.done_size):
+            return None
+        tail = "" if file.archive else _tail_print(file.before(offset))
+        file.state = structs.replace(state, offset=offset, tail=tail, done_size=done_size)
+        return Batch(file.key, file.state, out)
+
+    def _name(self, file: _File) -> str:
+        return str(self._root / file.state.path)
+
+
+def _begins_so(head: bytes, state: FileState) -> bool:
+    length = state.fingerprint_length
+    return len(head) >= length and fingerprint(head, length) == state.fingerprint
+
+
+def _tail_print(tail: bytes) -> str:
+    return hashlib.sha256(tail).hexdigest()[:32]
+
+
+def _open_beneath(root: int, path: str) -> int:
+    """A descriptor of a file beneath the directory `root`; no part of the way may be a symbolic link."""
+    *directories, name = path.split("/")
+    fd = os.dup(root)
+    try:
+        for directory in directories:
+            inner = os.open(directory, DIRECTORY_FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        return os.open(name, FILE_FLAGS, dir_fd=fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,220 @@
+"""What every worker process is, before it becomes a reader or the ingest worker. Run as: python -P -m engine.worker FD
+
+Always true
+  - It dies with its supervisor: by PR_SET_PDEATHSIG, by comparing getppid() after that, and by EOF on its channel.
+  - Nothing heavy (numpy, faiss, lmdb, onnxruntime) is imported before the job is read; the supervisor has set
+    OMP_NUM_THREADS=1 and its like before.
+  - It ignores SIGINT (Ctrl-C reaches the whole group; the supervisor decides). SIGTERM sets `stopping`; a second one
+    changes nothing (systemd and the supervisor may both send it): the supervisor kills what is late.
+  - The stamp comes from the loop that does the work: a loop that is stuck stops stamping.
+  - Exit statuses 70 to 79 mean "do not restart me" (engine/restart.py); an EngineError leaves with its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from engine import handoff
+from engine.config import Config
+from engine.errors import BootError, EngineError
+from engine.heartbeat import Heartbeat
+from engine.layout import Layout
+from ipc.server import Server
+
+log = logging.getLogger("engine.worker")
+
+PR_SET_PDEATHSIG = 1
+STAMP_S_MAX = 0.25
+LEAVE_S = 1.0  # what is left of us once the supervisor is gone
+SUPERVISOR_GONE = 1
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What the supervisor tells a worker, as the first message on its channel."""
+
+    role: str
+    index: int
+    module: str  # has main(worker) -> int
+    supervisor: int  # pid
+    config: Config
+
+
+class LogFormat(logging.Formatter):
+    """One line a record; JSON quoting keeps line ends and escape sequences of foreign text out of a terminal."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        level = record.levelname.lower()
+        return f"ts={at}.{record.msecs:03.0f}Z level={level} role={self.role} msg={json.dumps(text)}"
+
+
+def set_up_log(role: str, level: str) -> None:
+    """All records to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormat(role))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.captureWarnings(True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies; leave at once when it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(SUPERVISOR_GONE)
+
+
+def raise_limits() -> None:
+    """As many files as allowed, and no core dumps (they would hold addresses and payloads)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class Worker:
+    """Given to main(worker) of engine.reader and engine.ingest."""
+
+    def __init__(self, job: Job, receiver: handoff.Receiver) -> None:
+        self.role, self.index, self.config = job.role, job.index, job.config
+        self.layout = Layout(Path(job.config.data_dir))
+        self.heartbeat = Heartbeat(self.layout.heartbeat(job.role))
+        self.heartbeat.put(pid=os.getpid())
+        self.stopping = asyncio.Event()
+        self.supervisor = job.supervisor
+        self._receiver = receiver
+        self._server: Server | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def run(self, main: Coroutine[Any, Any, int | None]) -> int:
+        """Run main to its end on uvloop and return its status (None: 0)."""
+        status: int = uvloop.run(self._run(main))
+        return status
+
+    def serve(self, server: Server) -> None:
+        """Connections from the supervisor go to this server, their ends back to the supervisor."""
+        self._server = server
+        server.on_close = self.connection_closed
+        self.on_connection(server.adopt)
+
+    def on_connection(self, callback: Callable[[socket.socket], None]) -> None:
+        """callback gets each accepted, non-blocking socket; connection_closed() is due once for each."""
+        self._receiver.on_connection = callback
+
+    def connection_closed(self) -> None:
+        self._receiver.closed_one()
+
+    def ready(self) -> None:
+        """Everything is open: the supervisor may send connections."""
+        self.stamp()
+        self._receiver.send(handoff.READY)
+
+    def stamp(self, *, generation: int | None = None, searching: str | None = None) -> None:
+        """A sign of life. Called by the loop; call it in every long step before ready(), too."""
+        beat = self.heartbeat
+        if searching is not None:
+            beat.searching(searching)
+        if generation is not None:
+            beat.put(generation=generation)
+        if self._server is not None:
+            counters = self._server.counters
+            beat.put(
+                connections=len(self._server.connections),
+                requests=counters.requests,
+                errors=counters.errors,
+                bytes_in=counters.bytes_in,
+                bytes_out=counters.bytes_out,
+            )
+        beat.stamp()
+
+    def on_suspect(self, callback: Callable[[str], None]) -> None:
+        """callback gets what crashing readers were searching; no reader starts before checked(), or some seconds."""
+        self._receiver.on_suspect = callback
+
+    def checked(self) -> None:
+        self._receiver.send(handoff.CHECKED)
+
+    async def _run(self, main: Coroutine[Any, Any, int | None]) -> int:
+        loop = self.loop
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        self._receiver.attach(loop, self._orphaned)
+        stamping = loop.create_task(self._stamp_always())
+        try:
+            return await main or 0
+        finally:
+            stamping.cancel()
+            self._receiver.stop()
+
+    async def _stamp_always(self) -> None:
+        every_s = min(STAMP_S_MAX, self.config.hang_after_ms / 4_000)
+        while True:
+            self.stamp()
+            await asyncio.sleep(every_s)
+
+    def _stop(self) -> None:
+        self._receiver.stop()
+        self.stopping.set()
+
+    def _orphaned(self) -> None:
+        log.warning("the supervisor is gone: leaving")
+        self.stopping.set()
+        self.loop.call_later(LEAVE_S, os._exit, SUPERVISOR_GONE)
+
+
+def main(argv: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    receiver = handoff.Receiver(socket.socket(fileno=int(argv[1])))
+    receiver.sock.set_inheritable(False)
+    data = receiver.job()
+    if not data:
+        return SUPERVISOR_GONE
+    job = msgspec.msgpack.decode(data, type=Job)
+    die_with_parent(job.supervisor)
+    raise_limits()
+    set_up_log(job.role, job.config.log.level)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(f"flowkin {job.role}"[:15])
+    try:
+        worker = Worker(job, receiver)
+        status = importlib.import_module(job.module).main(worker)
+        return int(status)
+    except EngineError as e:
+        log.error("%s", e)
+        return e.exit_status
+    except (ImportError, MemoryError) as e:
+        log.exception("cannot start")
+        return BootError.exit_status if isinstance(e, ImportError) else 1
+    except Exception:
+        log.exception("failed")
+        return 1
+
+
+if __name__ == "__main__":
+    from engine.worker import main as main_of_the_module  # the one that engine.reader imports, not a second copy
+
+    sys.exit(main_of_the_module(sys.argv))

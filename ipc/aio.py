@@ -1,0 +1,391 @@
+"""The asyncio client: the same methods as ipc/client.py, any number of calls at once on one connection a socket.
+
+Always true
+  - A reply goes to the call with its id; a broken connection fails every call that waits on it, at once.
+  - A read is sent again, once, when its connection breaks; a write never is.
+  - A call that is cancelled or late sends Cancel, and its answer, if it still comes, is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from os import fspath
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+from ipc.client import (
+    DEFAULT,
+    LATE_MS,
+    QUERY_SOCKET,
+    TEXT,
+    WRITE_SOCKET,
+    WRITES,
+    Make,
+    Path,
+    unexpected,
+    within,
+)
+from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
+from ipc.event import FeaturedEvent
+from ipc.frames import FrameError, FrameReader, frame
+from ipc.messages import (
+    FRAME_BYTES_MAX,
+    PROTOCOL_VERSION,
+    AddModel,
+    Answers,
+    Cancel,
+    Done,
+    ErrorCode,
+    Explain,
+    Explained,
+    Facts,
+    Failure,
+    Filter,
+    Found,
+    Generation,
+    Get,
+    Hello,
+    Info,
+    Ingest,
+    Ingested,
+    Label,
+    List,
+    Models,
+    Options,
+    Ping,
+    Pong,
+    QueryEvent,
+    QuerySimilar,
+    QueryVector,
+    Recent,
+    Reject,
+    Reply,
+    Request,
+    SearchText,
+    Stats,
+    UseModel,
+    Watch,
+    Welcome,
+    decode_reply,
+    encode,
+)
+
+R = TypeVar("R", bound=Reply)
+Sink = Callable[[Reply | Exception], None]
+
+
+class Wire(asyncio.Protocol):
+    """One connection. `sinks`: who gets the replies of an id; each also gets the exception that ends the connection."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.sinks: dict[int, Sink] = {}
+        self._frames = FrameReader(FRAME_BYTES_MAX)
+        self._transport: asyncio.Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        self._frames.feed(data)
+        try:
+            while (body := self._frames.next_frame()) is not None:
+                reply = decode_reply(body)
+                if (sink := self.sinks.get(reply.request_id)) is not None:
+                    sink(reply)
+                elif reply.request_id == 0 and isinstance(reply, Failure):
+                    self.end(error_of(reply))
+        except (FrameError, ValueError, RecursionError) as e:
+            self.end(VersionError(ErrorCode.VERSION, f"what answers at {self.path} does not speak our protocol: {e}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end(ConnectionLostError(self.path, f"the connection to {self.path} broke before the answer came"))
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None
+
+    async def send(self, request: Request) -> None:
+        """Hand a request to the kernel; waits while the engine does not read."""
+        self.post(request)
+        await self._writable.wait()
+
+    def post(self, request: Request) -> None:
+        if self._transport is not None:
+            self._transport.write(frame(encode(request)))
+
+    def end(self, why: Exception) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        self._writable.set()
+        sinks, self.sinks = self.sinks, {}
+        for sink in sinks.values():
+            sink(why)
+
+
+class AsyncClient:
+    """See ipc.client.Client. Use it on one loop."""
+
+    def __init__(
+        self, query_path: Path, write_path: Path = "", *, timeout_ms: int = 5_000, client_name: str = "flowkin"
+    ) -> None:
+        self.timeout_ms, self.client_name = timeout_ms, client_name
+        self._paths = {False: fspath(query_path), True: fspath(write_path)}
+        self._wires: dict[bool, Wire] = {}
+        self._locks = {False: asyncio.Lock(), True: asyncio.Lock()}
+        self._ids = itertools.count(1)
+
+    @classmethod
+    def for_data_dir(cls, data_dir: Path, *, timeout_ms: int = 5_000, client_name: str = "flowkin") -> Self:
+        base = fspath(data_dir).rstrip("/")
+        query, write = f"{base}/{QUERY_SOCKET}", f"{base}/{WRITE_SOCKET}"
+        return cls(query, write, timeout_ms=timeout_ms, client_name=client_name)
+
+    def close(self) -> None:
+        for path, wire in [(wire.path, wire) for wire in self._wires.values()]:
+            wire.end(ConnectionLostError(path, "the client was closed"))
+        self._wires.clear()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- calls
+
+    async def call(self, make: Make, *, timeout_ms: int | None = None) -> Reply:
+        """The reply to make(request_id, left_ms); a Failure is raised. A read is tried again once if its connection
+        breaks."""
+        deadline_s = time.monotonic() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1_000
+        try:
+            return await self._once(make, deadline_s)
+        except ConnectionLostError:
+            if isinstance(make(0, 1), WRITES):
+                raise
+            return await self._once(make, deadline_s)
+
+    async def _once(self, make: Make, deadline_s: float) -> Reply:
+        request_id = next(self._ids)
+        request = make(request_id, max(1, round((deadline_s - time.monotonic()) * 1_000)))
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        wire: Wire | None = None
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic() + LATE_MS / 1_000):
+                wire = await self._wire(isinstance(request, WRITES))
+                wire.sinks[request_id] = into(reply)
+                await wire.send(request)
+                answer = await reply
+        except BaseException as e:
+            if wire is not None and request_id in wire.sinks and not reply.done():
+                wire.post(Cancel(0, request_id))
+            if isinstance(e, TimeoutError):
+                raise DeadlineError(ErrorCode.DEADLINE, "no answer from the engine in time") from e
+            raise
+        finally:
+            if wire is not None:
+                wire.sinks.pop(request_id, None)
+        if isinstance(answer, Failure):
+            raise error_of(answer)
+        return answer
+
+    async def _wire(self, write: bool) -> Wire:
+        async with self._locks[write]:
+            if write not in self._wires or not self._wires[write].open:
+                self._wires[write] = await connect(self._paths[write], self.client_name)
+            return self._wires[write]
+
+    async def _expect(self, kind: type[R], make: Make, timeout_ms: int | None) -> R:
+        reply = await self.call(make, timeout_ms=timeout_ms)
+        if not isinstance(reply, kind):
+            raise unexpected(reply, kind)
+        return reply
+
+    # ---- one method for each message
+
+    async def ping(self, *, timeout_ms: int | None = None) -> Pong:
+        return await self._expect(Pong, lambda i, ms: Ping(i), timeout_ms)
+
+    async def info(self, *, timeout_ms: int | None = None) -> Facts:
+        return await self._expect(Facts, lambda i, ms: Info(i), timeout_ms)
+
+    async def stats(self, *, timeout_ms: int | None = None) -> Facts:
+        return await self._expect(Facts, lambda i, ms: Stats(i), timeout_ms)
+
+    async def models(self, *, timeout_ms: int | None = None) -> Facts:
+        return await self._expect(Facts, lambda i, ms: Models(i), timeout_ms)
+
+    async def get(
+        self,
+        ids: Sequence[str],
+        *,
+        features: bool = False,
+        raw: bool = False,
+        min_generation: int = 0,
+        timeout_ms: int | None = None,
+    ) -> Found:
+        wanted = builtins.list(ids)
+        return await self._expect(Found, lambda i, ms: Get(i, wanted, features, raw, min_generation, ms), timeout_ms)
+
+    async def list(
+        self,
+        *,
+        filter: Filter | None = None,
+        after_seq: int = -1,
+        limit: int = 100,
+        features: bool = False,
+        raw: bool = False,
+        min_generation: int = 0,
+        timeout_ms: int | None = None,
+    ) -> Found:
+        return await self._expect(
+            Found, lambda i, ms: List(i, filter, after_seq, limit, features, raw, min_generation, ms), timeout_ms
+        )
+
+    async def recent(
+        self,
+        *,
+        limit: int = 20,
+        filter: Filter | None = None,
+        by_event_time: bool = False,
+        min_generation: int = 0,
+        timeout_ms: int | None = None,
+    ) -> Found:
+        return await self._expect(
+            Found, lambda i, ms: Recent(i, limit, filter, by_event_time, min_generation, ms), timeout_ms
+        )
+
+    async def query_similar(self, id: str, *, options: Options = DEFAULT, timeout_ms: int | None = None) -> Answers:
+        return await self._expect(Answers, lambda i, ms: QuerySimilar(i, id, within(options, ms)), timeout_ms)
+
+    async def query_events(
+        self,
+        events: Sequence[FeaturedEvent],
+        *,
+        options: Options = DEFAULT,
+        session: int = 0,
+        timeout_ms: int | None = None,
+    ) -> Answers:
+        asked = builtins.list(events)
+        return await self._expect(Answers, lambda i, ms: QueryEvent(i, asked, within(options, ms), session), timeout_ms)
+
+    async def query_vector(
+        self, vector: bytes, model: str, *, options: Options = DEFAULT, timeout_ms: int | None = None
+    ) -> Answers:
+        return await self._expect(Answers, lambda i, ms: QueryVector(i, vector, model, within(options, ms)), timeout_ms)
+
+    async def search_text(self, text: str, *, options: Options = TEXT, timeout_ms: int | None = None) -> Answers:
+        return await self._expect(Answers, lambda i, ms: SearchText(i, text, within(options, ms)), timeout_ms)
+
+    async def explain(self, query: str, hit: str, *, space: str = "attack", timeout_ms: int | None = None) -> Explained:
+        return await self._expect(Explained, lambda i, ms: Explain(i, query, hit, space, ms), timeout_ms)
+
+    async def label(self, id: str, label: str, *, by: str = "", timeout_ms: int | None = None) -> Done:
+        return await self._expect(Done, lambda i, ms: Label(i, id, label, by), timeout_ms)
+
+    async def ingest(
+        self,
+        format: str,
+        events: Sequence[FeaturedEvent],
+        *,
+        rejects: Sequence[Reject] = (),
+        source: str = "",
+        timeout_ms: int | None = None,
+    ) -> Ingested:
+        """Durable and visible when this returns."""
+        batch, refused = builtins.list(events), builtins.list(rejects)
+        return await self._expect(Ingested, lambda i, ms: Ingest(i, format, batch, refused, source), timeout_ms)
+
+    async def use_model(self, version: str, *, timeout_ms: int | None = None) -> Done:
+        return await self._expect(Done, lambda i, ms: UseModel(i, version), timeout_ms)
+
+    async def add_model(self, version: str, files: dict[str, bytes], *, timeout_ms: int | None = None) -> Done:
+        return await self._expect(Done, lambda i, ms: AddModel(i, version, files), timeout_ms)
+
+    async def cancel(self, target: int, *, timeout_ms: int | None = None) -> bool:
+        done = await self._expect(Done, lambda i, ms: Cancel(i, target), timeout_ms)
+        return bool(done.facts.get("cancelled"))
+
+    async def watch(self, *, after_generation: int = 0) -> AsyncIterator[int]:
+        """Each new generation; connects again when its reader leaves. Ends when the iterator is closed."""
+        newest = after_generation
+        while True:
+            async with asyncio.timeout(self.timeout_ms / 1_000):
+                wire = await self._wire(False)
+            request_id = next(self._ids)
+            replies: asyncio.Queue[Reply | Exception] = asyncio.Queue()
+            wire.sinks[request_id] = replies.put_nowait
+            try:
+                await wire.send(Watch(request_id, newest))
+                while not isinstance(reply := await replies.get(), ConnectionLostError):
+                    if isinstance(reply, Exception):
+                        raise reply
+                    if isinstance(reply, Failure):
+                        raise error_of(reply)
+                    if isinstance(reply, Generation) and reply.generation > newest:
+                        newest = reply.generation
+                        yield newest
+            finally:
+                if wire.sinks.pop(request_id, None) is not None:
+                    wire.post(Cancel(0, request_id))
+
+
+def into(future: asyncio.Future[Reply]) -> Sink:
+    """A sink for one reply."""
+
+    def sink(reply: Reply | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(reply, Exception):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+
+    return sink
+
+
+async def connect(path: str, client_name: str) -> Wire:
+    """A connection that was welcomed. A worker may leave between accept and welcome; then once more."""
+    try:
+        return await _connect(path, client_name)
+    except ConnectionLostError:
+        return await _connect(path, client_name)
+
+
+async def _connect(path: str, client_name: str) -> Wire:
+    loop = asyncio.get_running_loop()
+    welcome: asyncio.Future[Reply] = loop.create_future()
+    wire = Wire(path)
+    wire.sinks[0] = into(welcome)  # before connecting: a refusal may come at once
+    try:
+        await loop.create_unix_connection(lambda: wire, path)
+    except OSError as e:
+        why = e.strerror or str(e)
+        raise ConnectError(path, f"no engine at {path} ({why}); is it started?") from e
+    wire.post(Hello(PROTOCOL_VERSION, client_name))
+    try:
+        reply = await welcome
+    except BaseException as e:
+        wire.end(ConnectionLostError(path, str(e)))
+        raise
+    del wire.sinks[0]
+    if isinstance(reply, Welcome):
+        return wire
+    error = error_of(reply) if isinstance(reply, Failure) else unexpected(reply, Welcome)
+    wire.end(error)
+    raise error

@@ -1,0 +1,242 @@
+"""Captures made by hand, and a slow flow table to compare the fast one with.
+
+`reference` follows the words of FEATURES.md and engine/flows/split.py packet by packet, in plain Python.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter
+from ipaddress import ip_address
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from engine.flows.decode import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.pcap import PcapAdapter
+
+NAN = math.nan
+TCP, UDP, ICMP = 6, 17, 1
+
+
+class P(NamedTuple):
+    """One packet. ts in ns."""
+
+    ts: int
+    src: str = "10.0.0.1"
+    dst: str = "10.0.0.2"
+    src_port: int = 1000
+    dst_port: int = 80
+    proto: int = TCP
+    flags: int = ACK
+    payload: bytes = b""
+
+    @property
+    def l4(self) -> bytes:
+        match self.proto:
+            case 6:
+                head = struct.pack(">HHIIBBHHH", self.src_port, self.dst_port, 0, 0, 0x50, self.flags, 0, 0, 0)
+            case 17:
+                head = struct.pack(">HHHH", self.src_port, self.dst_port, 8 + len(self.payload), 0)
+            case 1 | 58:
+                head = struct.pack(">BBHHH", self.src_port, self.dst_port, 0, 0, 0)
+            case 132:
+                head = struct.pack(">HHII", self.src_port, self.dst_port, 0, 0)
+            case _:
+                head = b""
+        return head + self.payload
+
+    @property
+    def ip(self) -> bytes:
+        src, dst = ip_address(self.src), ip_address(self.dst)
+        if src.version == 4:
+            return ipv4(src.packed, dst.packed, self.proto, self.l4)
+        return struct.pack(">IHBB", 6 << 28, len(self.l4), self.proto, 64) + src.packed + dst.packed + self.l4
+
+    @property
+    def ethertype(self) -> int:
+        return 0x0800 if ip_address(self.src).version == 4 else 0x86DD
+
+
+def ipv4(src: bytes, dst: bytes, proto: int, body: bytes, part: int = 0, ident: int = 0) -> bytes:
+    return struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(body), ident, part, 64, proto, 0, src, dst) + body
+
+
+def ethernet(body: bytes, ethertype: int = 0x0800, pad_to: int = 60) -> bytes:
+    return (bytes(12) + struct.pack(">H", ethertype) + body).ljust(pad_to, b"\0")
+
+
+def record(ts: int, frame: bytes, captured: int | None = None, order: str = "<", tick_ns: int = 1000) -> bytes:
+    cut = frame[:captured]
+    return struct.pack(order + "IIII", ts // 10**9, ts % 10**9 // tick_ns, len(cut), len(frame)) + cut
+
+
+def header(order: str = "<", linktype: int = 1, magic: int = 0xA1B2C3D4) -> bytes:
+    return struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 262144, linktype)
+
+
+def pcap(packets: list[P], captured: int | None = None) -> bytes:
+    """Ethernet, ns ticks."""
+    frames = (record(p.ts, ethernet(p.ip, p.ethertype), captured, tick_ns=1) for p in packets)
+    return header(magic=0xA1B23C4D) + b"".join(frames)
+
+
+def block(kind: int, body: bytes, order: str = "<") -> bytes:
+    """One pcapng block."""
+    body += bytes(-len(body) % 4)
+    size = struct.pack(order + "I", 12 + len(body))
+    return struct.pack(order + "I", kind) + size + body + size
+
+
+def section(order: str = "<") -> bytes:
+    return block(0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1), order)
+
+
+def interface(linktype: int = 1, options: bytes = b"", order: str = "<", snaplen: int = 0) -> bytes:
+    return block(1, struct.pack(order + "HHI", linktype, 0, snaplen) + options, order)
+
+
+def enhanced(ticks: int, frame: bytes, number: int = 0, order: str = "<") -> bytes:
+    head = struct.pack(order + "IIIII", number, ticks >> 32, ticks & 0xFFFFFFFF, len(frame), len(frame))
+    return block(6, head + frame, order)
+
+
+def parse(data: bytes, cuts: list[int] | None = None, adapter: PcapAdapter | None = None) -> Parsed:
+    """All events and rejects of a capture that is fed in pieces that end at `cuts`."""
+    adapter = adapter or PcapAdapter(SourceSpec("test", "test.pcap", sensor="s"))
+    events, rejects = [], []
+    for a, b in pairwise([0, *sorted(cuts or []), len(data)]):
+        parsed = adapter.feed(data[a:b], a)
+        events += parsed.events
+        rejects += parsed.rejects
+    parsed = adapter.finish()
+    return Parsed(events + parsed.events, rejects + parsed.rejects)
+
+
+# ---- the slow way ---------------------------------------------------------------------------------------------------
+
+
+class Flow:
+    def __init__(self, first: P) -> None:
+        self.packets: list[P] = []
+        self.fins: set[tuple[str, int]] = set()
+        self.closed = self.reason = ""
+        source, target = (first.src, first.src_port), (first.dst, first.dst_port)
+        flip = first.proto == TCP and first.flags & (SYN | ACK) == SYN | ACK
+        self.initiator = target if flip else source
+
+    def forward(self, p: P) -> bool:
+        if p.proto in (1, 58):
+            return p.src == self.initiator[0]
+        return (p.src, p.src_port) == self.initiator
+
+
+def split(packets: list[P], idle_s: float = 120, active_s: float = 3600) -> list[Flow]:
+    open_flows: dict[Any, Flow] = {}
+    done: list[Flow] = []
+    for p in packets:
+        ports = (0, 0) if p.proto in (1, 58) else (p.src_port, p.dst_port)
+        key = (frozenset({(p.src, ports[0]), (p.dst, ports[1])}), p.proto)
+        flow = open_flows.get(key)
+        if flow is not None:
+            opens = p.proto == TCP and p.flags & (SYN | ACK) == SYN
+            late = abs(p.ts - flow.packets[-1].ts) > idle_s * 10**9
+            if late or p.ts - flow.packets[0].ts > active_s * 10**9 or (flow.closed and opens):
+                flow.reason = flow.closed or ("idle" if late else "active")
+                done.append(open_flows.pop(key))
+                flow = None
+        if flow is None:
+            flow = open_flows[key] = Flow(p)
+        flow.packets.append(p)
+        if p.proto == TCP and not flow.closed:
+            if p.flags & FIN:
+                flow.fins.add((p.src, p.src_port))
+            flow.closed = "rst" if p.flags & RST else "fin" if len(flow.fins) == 2 else ""
+    for flow in open_flows.values():
+        idle = abs(packets[-1].ts - flow.packets[-1].ts) > idle_s * 10**9
+        flow.reason = flow.closed or ("idle" if idle else "end")
+    return done + list(open_flows.values())
+
+
+def spread(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def entropy(values: Any) -> float:
+    counts = Counter(values)
+    n = counts.total()
+    return -sum(c / n * math.log2(c / n) for c in counts.values())
+
+
+def reference(flow: Flow) -> dict[str, float]:
+    """The features of one flow that are made from packets."""
+    packets = flow.packets
+    ways = {"forward": [p for p in packets if flow.forward(p)], "backward": [p for p in packets if not flow.forward(p)]}
+    lengths = [float(len(p.payload)) for p in packets]
+    head = {6: 20, 17: 8, 1: 8, 58: 8, 132: 12}.get(packets[0].proto, 0)
+    times = [p.ts for p in packets]
+    gaps = [max(0, b - a) / 1e3 for a, b in pairwise(times)]
+    out = {
+        "protocol_number": packets[0].proto,
+        "flow_duration": (max(times) - min(times)) / 1e9,
+        "minimum_packet_length": min(lengths),
+        "maximum_packet_length": max(lengths),
+        "packet_length_mean": fmean(lengths),
+        "packet_length_std": spread(lengths),
+        "packet_length_variance": spread(lengths) ** 2,
+        "packet_size_entropy": entropy(int(x) // 32 for x in lengths),
+        "active_mean": sum(g for g in gaps if g <= 5e6) / (1 + sum(g > 5e6 for g in gaps)),
+        "idle_mean": fmean([g for g in gaps if g > 5e6]) if any(g > 5e6 for g in gaps) else NAN,
+    }
+    for stat, f in (("mean", fmean), ("std", spread), ("max", max), ("min", min)):
+        out[f"flow_inter_arrival_time_{stat}"] = f(gaps) if gaps else NAN
+    tcp = packets[0].proto == TCP
+    bits = {"fin": FIN, "syn": SYN, "rst": RST, "psh": PSH, "ack": ACK, "urg": URG, "cwr": CWR, "ece": ECE}
+    for name, bit in bits.items():
+        out[f"{name}_flag_count"] = sum(bool(p.flags & bit) for p in packets) if tcp else 0
+    sample = b""
+    for way, mine in ways.items():
+        size = [float(len(p.payload)) for p in mine]
+        out[f"total_{way}_packets"], out[f"total_{way}_bytes"] = len(mine), sum(size)
+        for stat, f in (("max", max), ("min", min), ("mean", fmean), ("std", spread)):
+            out[f"{way}_packet_length_{stat}"] = f(size) if size else 0.0
+        gap = [max(0, b.ts - a.ts) / 1e3 for a, b in pairwise(mine)]
+        for stat, f in (("total", sum), ("mean", fmean), ("std", spread), ("max", max), ("min", min)):
+            out[f"{way}_inter_arrival_time_{stat}"] = f(gap) if gap else NAN
+        out[f"{way}_header_length"] = head * len(mine)
+        out[f"{way}_psh_flags"] = sum(bool(p.flags & PSH) for p in mine) if tcp else 0
+        out[f"{way}_urg_flags"] = sum(bool(p.flags & URG) for p in mine) if tcp else 0
+        sample += b"".join(p.payload for p in mine)[:1024]
+    out["entropy"] = entropy(sample) / 8 if sample else NAN
+    out.update(bulks(flow))
+    answered = [p for p in ways["backward"] if p.flags & (ACK | RST) == ACK]
+    acknowledged = [p for p in ways["forward"] if p.flags & (ACK | RST | SYN) == ACK]
+    if tcp:
+        established = bool(answered and acknowledged)
+        out["flow_completion_rate"] = 0.5 * established * (1 + (flow.closed == "fin"))
+    else:
+        out["flow_completion_rate"] = float(bool(ways["forward"] and ways["backward"]))
+    return out
+
+
+def bulks(flow: Flow) -> dict[str, float]:
+    runs: list[list[P]] = []
+    for p in flow.packets:
+        if not p.payload:
+            continue
+        before = runs[-1][-1] if runs else None
+        if before and flow.forward(before) == flow.forward(p) and p.ts - before.ts < 10**9:
+            runs[-1].append(p)
+        else:
+            runs.append([p])
+    out: dict[str, float] = {}
+    for way, forward in (("forward", True), ("backward", False)):
+        mine = [run for run in runs if len(run) >= 4 and flow.forward(run[0]) == forward]
+        size = sum(len(p.payload) for run in mine for p in run)
+        seconds = sum(max(0, b.ts - a.ts) for run in mine for a, b in pairwise(run)) / 1e9
+        out[f"{way}_average_bytes_bulk"] = size / len(mine) if mine else NAN
+        out[f"{way}_average_packets_bulk"] = sum(map(len, mine)) / len(mine) if mine else NAN
+        out[f"{way}_average_bulk_rate"] = size / seconds if seconds else 0.0
+    return out

@@ -1,0 +1,126 @@
+"""Adapters: the same bytes cut anywhere give the same events; garbage never raises."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import BadRecordError
+from engine.normalize import complete
+from engine.sources import FORMATS
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.ndjson import dump
+from ipc.event import Event
+from tests.unit.test_cicflow import JAVA4, ROW
+from tests.unit.test_eve import ALERT, FLOW, HTTP, lines
+
+SAMPLES = {
+    "eve": lines(HTTP, FLOW, ALERT, ALERT, {**HTTP, "flow_id": 9}) + b"{broken\r\n\0\n\xff\xfe\n" + lines(ALERT)[:-1],
+    "ndjson": b'{"ts": 5}\r\n{"ts": 5}\n\n{"tz": 1}\n'
+    + dump(Event(event_id="é", source="s", ts=7, ts_start=6, text="x"), raw=b"abc")
+    + b'{"ts": 5}',
+    "cicflow": f"\ufeff{JAVA4}\r\n{ROW}\r\n{ROW}\n{ROW[:-3]}x,\n{ROW.replace(',80,', ',x,')}\n{JAVA4}\n{ROW}".encode(),
+}
+PROFILE = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def run(name: str, data: bytes, cuts: list[int]) -> Parsed:
+    adapter = FORMATS[name](SourceSpec("t", "file", fingerprint="f"))
+    out = Parsed([], [])
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        parsed = adapter.feed(data[begin:end], begin)
+        out.events.extend(parsed.events)
+        out.rejects.extend(parsed.rejects)
+        assert 0 <= adapter.resume_offset <= end
+    parsed = adapter.finish()
+    out.events.extend(parsed.events)
+    out.rejects.extend(parsed.rejects)
+    return out
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_have_events_and_rejects(name: str) -> None:
+    whole = run(name, SAMPLES[name], [])
+    assert len(whole.events) >= 3 and len(whole.rejects) >= 1
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@PROFILE
+@given(cuts=st.lists(st.integers(0, 1 << 16), max_size=12))
+def test_cuts_change_nothing(name: str, cuts: list[int]) -> None:
+    assert run(name, SAMPLES[name], cuts) == run(name, SAMPLES[name], [])
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@PROFILE
+@given(data=st.data())
+def test_a_restart_yields_what_was_not_returned(name: str, data: st.DataObject) -> None:
+    sample = SAMPLES[name]
+    cut = data.draw(st.integers(0, len(sample)))
+    spec = SourceSpec("t", "file", fingerprint="f")
+    first = FORMATS[name](spec)
+    before = first.feed(sample[:cut], 0)
+    again = FORMATS[name](spec)
+    mark = first.resume_offset
+    if mark:
+        again.prime(sample)
+    again.skip(sample[:mark], 0)  # type: ignore[attr-defined]
+    after = again.feed(sample[mark:], mark)
+    last = again.finish()
+    got = {item.event.event_id for item in before.events + after.events + last.events}
+    assert got == {item.event.event_id for item in run(name, sample, []).events}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@PROFILE
+@given(data=st.data())
+def test_damage_never_raises(name: str, data: st.DataObject) -> None:
+    """A stretch of a good file replaced by anything."""
+    sample = SAMPLES[name]
+    begin = data.draw(st.integers(0, len(sample)))
+    end = data.draw(st.integers(begin, min(len(sample), begin + 40)))
+    noise = data.draw(st.binary(max_size=30) | st.text(max_size=20).map(lambda t: t.encode("utf-8", "replace")))
+    got = run(name, sample[:begin] + noise + sample[end:], data.draw(st.lists(st.integers(0, 1 << 12), max_size=2)))
+    for item in got.events:
+        try:
+            complete(item)
+        except BadRecordError as e:
+            assert "\n" not in e.reason
+    assert all(len(r.reason) <= 512 and len(r.record) <= 1 << 16 for r in got.rejects)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@PROFILE
+@given(noise=st.binary(max_size=200))
+def test_garbage_never_raises(name: str, noise: bytes) -> None:
+    adapter = FORMATS[name]
+    adapter.sniff(noise, "x")
+    adapter(SourceSpec("t")).prime(noise)
+    run(name, noise, [])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize(("name", "base"), [("eve", FLOW), ("eve", ALERT), ("eve", HTTP), ("ndjson", {"ts": 5, "features": {}})])
+@PROFILE
+@given(data=st.data())
+def test_any_value_in_any_field(name: str, base: dict[str, object], data: st.DataObject) -> None:
+    keys = st.sampled_from(sorted(base) + sorted(Event.__struct_fields__))
+    record = {**base, **data.draw(st.dictionaries(keys, JSON, max_size=3))}
+    line = json.dumps(record).encode()
+    got = run(name, line + b"\n", [])
+    assert len(got.events) + len(got.rejects) <= 1
+    for item in got.events:
+        try:
+            complete(item)
+        except BadRecordError:
+            pass

@@ -1,0 +1,135 @@
+"""The flow table against a slow one, over random captures; and no result may depend on how the bytes were cut."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import engine.flows.capture as capture
+from engine.features import INDEX
+from engine.flows.decode import ACK, FIN, PSH, RST, SYN
+from engine.flows.split import KEY_WORDS, group
+from engine.sources.base import Parsed
+from tests.packets import P, Flow, enhanced, ethernet, interface, parse, pcap, record, reference, section, split
+
+S = 1_000_000_000
+gaps = st.one_of(st.integers(0, 3 * S), st.sampled_from([0, S, 5 * S, 5 * S + 1, 119 * S, 121 * S, -S, -200 * S]))
+tcp_flags = st.sampled_from([SYN, SYN | ACK, ACK, ACK | PSH, FIN | ACK, FIN | ACK, RST, RST | ACK])
+packet = st.builds(
+    dict,
+    gap=gaps,
+    turn=st.booleans(),
+    host=st.integers(0, 2),
+    port=st.integers(0, 1),
+    proto=st.sampled_from([6, 6, 6, 17, 1, 132, 89]),
+    v6=st.sampled_from([False, False, True]),
+    flags=tcp_flags,
+    payload=st.one_of(st.just(b""), st.binary(max_size=40), st.integers(1, 1400).map(lambda n: bytes(i % 251 for i in range(n)))),
+)  # fmt: skip
+
+
+def build(rows: list[dict[str, Any]]) -> list[P]:
+    now, out = 1_600_000_000 * S, []
+    for r in rows:
+        now += r["gap"]
+        a, b = (f"fd00::{r['host'] + 1}", "fd00::99") if r["v6"] else (f"10.0.0.{r['host'] + 1}", "10.0.0.99")
+        pa, pb = (4000 + r["port"], 80) if r["proto"] in (6, 17, 132) else (8, 0) if r["proto"] == 1 else (0, 0)
+        if r["turn"]:
+            a, b, pa, pb = b, a, *((0, 0) if r["proto"] == 1 else (pb, pa))
+        out.append(P(now, a, b, pa, pb, r["proto"], r["flags"], r["payload"]))
+    return out
+
+
+captures = st.lists(packet, min_size=1, max_size=40).map(build)
+
+
+def told(parsed: Parsed) -> list[Any]:
+    return [(e.event.event_id, e.raw, e.features, msgspec.json.encode(e.event)) for e in parsed.events]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(packets=captures)
+@pytest.mark.parametrize("block", [1, 3, 1 << 15])
+def test_same_as_packet_by_packet(packets: list[P], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "BLOCK_PACKETS", block)
+    expected = {}
+    for flow in split(packets):
+        expected.setdefault(identity(flow), []).append(flow)
+    events = parse(pcap(packets)).events
+    assert len(events) == sum(map(len, expected.values()))
+    for event in events:
+        raw = msgspec.json.decode(event.raw)
+        key = (raw["src"], raw["src_port"], raw["proto"], raw["start_ns"], raw["end_ns"], tuple(raw["packets"]))
+        flows = expected[key]
+        row = np.frombuffer(event.features, "<f4")
+        assert any(raw["end_reason"] == flow.reason and close(reference(flow), row) for flow in flows), (key, raw)
+
+
+def identity(flow: Flow) -> tuple[Any, ...]:
+    first, times = flow.packets[0], [p.ts for p in flow.packets]
+    port = flow.initiator[1] if first.proto in (6, 17, 132) else None if first.proto == 89 else first.src_port
+    n = sum(map(flow.forward, flow.packets))
+    return flow.initiator[0], port, first.proto, min(times), max(times), (n, len(times) - n)
+
+
+def close(expected: dict[str, float], row: Any) -> bool:
+    return all(
+        math.isclose(row[INDEX[name]], value, rel_tol=2e-5, abs_tol=1e-5)
+        or (math.isnan(value) and math.isnan(row[INDEX[name]]))
+        for name, value in expected.items()
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    packets=captures, cuts=st.lists(st.integers(0, 4000), max_size=20), ng=st.booleans(), block=st.sampled_from([2, 7])
+)
+def test_cuts_change_nothing(
+    packets: list[P], cuts: list[int], ng: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "BLOCK_PACKETS", block)
+    data = pcap(packets)
+    if ng:
+        frames = [enhanced(p.ts // 1000, ethernet(p.ip, p.ethertype)) for p in packets]
+        data = section() + interface() + b"".join(frames)
+    whole = parse(data)
+    assert told(parse(data, [min(c, len(data)) for c in cuts])) == told(whole)
+    assert told(parse(data, list(range(0, len(data), 13)))) == told(whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    data=st.binary(max_size=400),
+    frames=st.lists(st.binary(max_size=120), max_size=6),
+    linktype=st.sampled_from([0, 1, 101, 108, 113, 276, 147]),
+)
+def test_any_bytes_are_taken(data: bytes, frames: list[bytes], linktype: int) -> None:
+    from tests.packets import header
+
+    parse(data)
+    parse(header(linktype=linktype) + data)
+    parse(header(linktype=linktype) + b"".join(record(i * S, f) for i, f in enumerate(frames)))
+    parse(section() + data)
+    parse(section() + interface(linktype) + b"".join(enhanced(i, f) for i, f in enumerate(frames)) + data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(packets=captures, flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8))
+def test_flipped_bytes_are_taken(packets: list[P], flips: list[tuple[int, int]]) -> None:
+    data = bytearray(pcap(packets))
+    for at, value in flips:
+        data[24 + at % (len(data) - 24)] = value
+    parse(bytes(data))
+
+
+def test_conversations_of_one_hash_stay_apart() -> None:
+    keys = np.array([[i % 3, 0, 0, 0, 0, 0] for i in range(30)], np.uint64)
+    order, starts = group(keys, np.zeros(KEY_WORDS, np.uint64))  # multiplied by zero: all hashes are equal
+    assert starts.tolist() == [0, 10, 20]
+    assert order.tolist() == [*range(0, 30, 3), *range(1, 30, 3), *range(2, 30, 3)]

@@ -1,0 +1,206 @@
+"""Suricata EVE: flows, alerts, and the text that joins them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.features import INDEX, unpack
+from engine.normalize import complete
+from engine.sources import eve
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.eve import EveAdapter, Record, completion, family_of, protocol
+from ipc.event import FeaturedEvent
+from tests.data import content, shared
+
+FLOW: dict[str, Any] = {
+    "timestamp": "2021-06-06T16:00:10.000000+0200", "flow_id": 7, "event_type": "flow", "src_ip": "10.0.0.1",
+    "src_port": 1000, "dest_ip": "10.0.0.2", "dest_port": 80, "proto": "TCP", "app_proto": "http", "vlan": [12],
+    "flow": {"pkts_toserver": 3, "pkts_toclient": 2, "bytes_toserver": 300, "bytes_toclient": 200, "age": 1,
+             "start": "2021-06-06T15:59:46.457984+0200", "end": "2021-06-06T15:59:47.957984+0200", "state": "closed"},
+    "tcp": {"tcp_flags": "1b", "state": "closed"},
+}  # fmt: skip
+HTTP: dict[str, Any] = {
+    "timestamp": "2021-06-06T15:59:46.5+0200", "flow_id": 7, "event_type": "http", "src_ip": "10.0.0.1",
+    "dest_ip": "10.0.0.2", "http": {"hostname": "evil.example", "url": "/a?b", "http_user_agent": "curl", "http_port": 80},
+}  # fmt: skip
+ALERT: dict[str, Any] = {
+    "timestamp": "2021-06-06T15:59:46.457984+0200", "flow_id": 8, "event_type": "alert", "src_ip": "10.0.0.3",
+    "src_port": 4000, "dest_ip": "10.0.0.2", "dest_port": 22, "proto": "TCP",
+    "alert": {"action": "blocked", "signature_id": 2001219, "signature": "ET SCAN Potential SSH Scan", "severity": 2,
+              "category": "Attempted Information Leak", "metadata": {"mitre_technique_id": ["T1046"]}},
+    "dns": {"query": [{"rrname": "x.example", "rrtype": "A"}]},
+}  # fmt: skip
+
+
+def lines(*records: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def read(data: bytes, adapter: EveAdapter | None = None) -> Parsed:
+    adapter = adapter or EveAdapter(SourceSpec("t", "eve.json"))
+    first, last = adapter.feed(data, 0), adapter.finish()
+    return Parsed(first.events + last.events, first.rejects + last.rejects)
+
+
+def feature(item: FeaturedEvent, name: str) -> float:
+    return float(unpack([item.features])[0, INDEX[name]])
+
+
+def test_a_flow_with_its_text() -> None:
+    got = read(lines(HTTP, FLOW))
+    assert not got.rejects and len(got.events) == 1
+    item = got.events[0]
+    event = complete(item)
+    assert event.ts_start == 1_622_987_986_457_984_000 and event.ts - event.ts_start == 1_500_000_000
+    assert (event.kind, event.proto, event.vlan, event.classification, event.family) == ("flow", 6, 12, "UNKNOWN", "Unknown")
+    assert event.text == "evil.example | /a?b | curl"
+    assert event.extra == {"frame_bytes_toserver": 300.0, "frame_bytes_toclient": 200.0}
+    assert feature(item, "flow_duration") == 1.5
+    assert feature(item, "total_forward_packets") == 3
+    assert feature(item, "download_upload_ratio") == pytest.approx(2 / 3)
+    assert feature(item, "flow_completion_rate") == 1.0
+    assert feature(item, "urg_flag_count") == 0
+    for name in ("total_forward_bytes", "flow_bytes_per_second", "data_volume", "syn_flag_count", "packet_length_mean"):
+        assert np.isnan(feature(item, name)), name
+    assert item.raw == lines(FLOW)[:-1]
+
+
+def test_text_comes_too_late_or_not_at_all() -> None:
+    got = read(lines(FLOW, HTTP))
+    assert got.events[0].event.text == "" and got.events[0].event.extra["text_missing"] == 1.0
+
+
+def test_an_alert() -> None:
+    event = complete(read(lines(ALERT)).events[0])
+    assert (event.kind, event.ts, event.ts_start) == ("alert", 1_622_987_986_457_984_000, 1_622_987_986_457_984_000)
+    assert event.text == "ET SCAN Potential SSH Scan | Attempted Information Leak | x.example | A"
+    assert (event.classification, event.family, event.decision) == ("SUSPICIOUS", "PortScan", "DROP")
+    assert event.technique == ["T1046"]
+    assert [(v.engine, v.reason_code) for v in event.verdicts] == [("suricata", "SIG_MATCH")]
+
+
+def test_waiting_text_is_bounded_and_sets_the_low_water_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eve, "JOIN_PENDING_MAX", 2)
+    adapter = EveAdapter(SourceSpec("t", "eve.json"))
+    data = lines(*({**HTTP, "flow_id": i} for i in range(4)))
+    size = len(lines(HTTP))
+    adapter.feed(data, 0)
+    assert adapter.resume_offset == 2 * size and adapter.ignored["text that waited too long"] == 2
+    adapter.feed(lines({**FLOW, "flow_id": 2}), len(data))
+    assert adapter.resume_offset == 3 * size
+
+
+def test_a_restart_from_the_low_water_mark_joins_the_same_text() -> None:
+    data = lines(ALERT, HTTP, ALERT, {**FLOW, "flow_id": 9}, FLOW, ALERT)
+    whole = read(data).events
+    first = EveAdapter(SourceSpec("t", "eve.json"))
+    cut = data.rindex(b'{"timestamp": "2021-06-06T16:00:10')
+    before = first.feed(data[:cut], 0).events
+    mark = first.resume_offset
+    assert mark == len(lines(ALERT))
+    again = EveAdapter(SourceSpec("t", "eve.json"))
+    again.skip(data[:mark], 0)
+    after = again.feed(data[mark:], mark).events
+    known = {item.event.event_id for item in before}
+    assert [item.event for item in before + [i for i in after if i.event.event_id not in known]] == [i.event for i in whole]
+    assert len({item.event.event_id for item in whole}) == 5  # three identical alerts are three events
+
+
+def test_icmp_has_type_and_code_for_ports() -> None:
+    ping = {k: v for k, v in FLOW.items() if k not in ("src_port", "dest_port", "tcp", "app_proto")} | {"proto": "ICMP"}
+    item = read(lines(ping | {"icmp_type": 8, "icmp_code": 0})).events[0]
+    event = complete(item)
+    assert (event.src_port, event.dst_port, event.proto) == (8, 0, 1) and event.community_id
+    assert feature(item, "flow_completion_rate") == 1.0 and feature(item, "syn_flag_count") == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "back", "expected"),
+    [
+        ("syn_sent", "02", 0, 0.0),
+        ("established", "1a", 1, 0.5),
+        ("closed", "1b", 1, 1.0),
+        ("closed", "1f", 1, 0.5),
+        ("closed", "14", 1, 0.0),
+        ("closed", "16", 0, 0.0),
+        ("time_wait", "1b", 1, 1.0),
+        ("odd", "1b", 1, None),
+        ("closed", "zz", 1, None),
+    ],
+)
+def test_completion(state: str, flags: str, back: int, expected: float | None) -> None:
+    record = Record("flow", proto="TCP", flow=eve.FlowPart(1, back), tcp=eve.TcpPart(state, flags))
+    assert completion(record) == expected or (expected is None and np.isnan(completion(record)))
+
+
+def test_words_of_suricata() -> None:
+    assert protocol("IPv6-ICMP") == 58 and protocol("132") == 132 and protocol("999") is None and protocol("x") is None
+    assert family_of("ET MALWARE Win32/X CnC Beacon", "A Network Trojan was detected") == "C2"
+    assert family_of("ET SCAN SSH Brute Force", "") == "BruteForce"
+    assert family_of("SURICATA STREAM 3way", "Generic Protocol Command Decode") == ""
+    assert family_of("Custom", "Web Application Attack") == "WebAttack"
+
+
+def test_bad_records() -> None:
+    bad = [
+        b"{",
+        b"null",
+        b'{"event_type": 5}',
+        lines({**FLOW, "timestamp": "x", "flow": {"start": ""}})[:-1],
+        lines({**FLOW, "src_ip": "1.2.3"})[:-1],
+        lines({**FLOW, "flow": {"pkts_toserver": -1}})[:-1],
+        lines({**FLOW, "flow": {"pkts_toserver": 10**30}})[:-1],
+        lines({**FLOW, "src_port": 70_000})[:-1],
+        b'{"event_type":"http","flow_id":1,"http":' + b"[" * 50_000,
+    ]
+    got = read(b"\n".join([*bad, lines(FLOW)]))
+    assert len(got.events) == 1 and [r.record for r in got.rejects] == [b[:65_536] for b in bad]
+
+
+def test_one_array_instead_of_lines() -> None:
+    data = json.dumps([HTTP, FLOW, ALERT, {"event_type": 1}], indent=2).encode()
+    for step in (len(data), 100):
+        adapter = EveAdapter(SourceSpec("t", "eve.json"))
+        for at in range(0, len(data), step):
+            assert adapter.feed(data[at : at + step], at) == Parsed([], [])
+        got = adapter.finish()
+        assert [item.event.kind for item in got.events] == ["flow", "alert"] and len(got.rejects) == 1
+        assert got.events[0].event.text and data[got.rejects[0].offset :].startswith(b"{")
+        assert adapter.finish() == Parsed([], []) and adapter.resume_offset == len(data)
+    assert read(b"[1, 2").rejects[0].reason.startswith("not a JSON array")
+
+
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        ("suricata_eve/slips_test6_eve.json.gz", {"flow": 3512, "alert": 745}),
+        ("suricata_eve/first-org-2015_alerts.array.json.gz", {"alert": 136}),
+        ("suricata_eve/honeypot-2018_alerts.array.json.gz", {"alert": 44}),
+    ],
+)
+def test_real_logs(file: str, kinds: dict[str, int]) -> None:
+    data = content(file)
+    assert EveAdapter.sniff(data[:65_536], "x")
+    got = read(data)
+    assert not got.rejects and Counter(item.event.kind for item in got.events) == kinds
+    assert len({complete(item).event_id for item in got.events}) == len(got.events)
+    assert all(item.event.text for item in got.events if item.event.kind == "alert")
+
+
+def test_generated_logs() -> None:
+    count = 0
+    for file in sorted(shared("eve_generated").rglob("*.eve.json.gz")):
+        data = content(str(file))
+        got = read(data)
+        assert not got.rejects, (file, got.rejects[0].reason)
+        assert len(got.events) == data.count(b'"event_type":"flow"') + data.count(b'"event_type":"alert"')
+        for item in got.events:
+            complete(item)
+            assert item.event.community_id or item.event.proto is None or not item.event.src_ip or item.event.src_port is None
+        count += len(got.events)
+    assert count > 20_000

@@ -1,0 +1,318 @@
+"""What people and programs see, for fixed replies."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import Any
+
+import pytest
+
+from cli.answers import answer_document, event_document, outcome, split
+from cli.render import Out
+from cli.tables import Column, Span, Writer
+from cli.text import clean, duration, instant, iso, quantity, when
+from ipc.event import FEATURE_COUNT, Annotation, Event, Hit, Verdict
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Stored
+
+T0 = 1_778_000_000_000_000_000  # 2026-05-05T16:53:20Z
+EVIL = "ET \x1b[31mred\x1b[0m \x00 \x07 \u202egnp.exe \u2066iso\u2069 \x9b2J \u200b end\nline\r"
+
+
+def event(number: int = 1, **fields: Any) -> Event:
+    given: dict[str, Any] = {
+        "event_id": f"synthetic_{number:06d}",
+        "source": "synthetic",
+        "ts": T0 + number * 1_000_000_000,
+        "ts_start": T0,
+        "src_ip": "172.16.0.1",
+        "dst_ip": "2001:db8::5",
+        "src_port": 40_000 + number,
+        "dst_port": 443,
+        "proto": 6,
+        "classification": "MALICIOUS",
+        "family": "DDoS",
+        "fast_score": 0.9,
+        "discrepancy": 0.35,
+        "decision": "DROP",
+    }
+    return Event(**(given | fields))
+
+
+def contributions() -> list[Contribution]:
+    return [
+        Contribution("syn_flag_count", 12.0, 400.0, -5.3, 0.30),
+        Contribution("flow_inter_arrival_time_mean", 12_000.0, 300_000.0, 1.0, 0.08),
+        Contribution("traffic_amplification_factor", None, 0.2, None, 0.05),
+        Contribution("flow_duration", 1.2, 1.25, -0.1, -0.01),
+    ]
+
+
+def answer(explain: bool = True) -> Answer:
+    hits = [
+        Hit(2, 0.0, 0.01, 14, event(2), Annotation(label="true_positive", firewall_action="BLOCK")),
+        Hit(3, 0.42, 0.2, 1, event(3)),
+        Hit(4, 0.55, 1.2, 1, event(4, family="Normal", classification="BENIGN", decision="ALLOW")),
+    ]
+    explanations = [
+        Explanation(
+            event_id=f"synthetic_{h.seq:06d}",
+            space="attack",
+            distance=h.distance,
+            percentile=h.percentile,
+            contributions=contributions(),
+            agree=["flow_duration"],
+            disagree=["syn_flag_count"],
+        )
+        for h in hits
+    ]
+    other = CounterExample(4, 0.55, event(4, family="Normal", classification="BENIGN"), contributions())
+    return Answer(
+        "attack", "lab-1", "l2", True, 12_345, 12_000, 3_210, event(1, text=EVIL), hits, 2 / 3, True,
+        explanations if explain else [], other if explain else None, plan="exact over 12345 rows",
+    )  # fmt: skip
+
+
+def text_of(do: Any, fmt: Any = "text") -> str:
+    stream = io.StringIO()
+    do(Out(fmt, Writer(stream)))
+    return stream.getvalue()
+
+
+def test_json_of_an_answer_has_every_promised_key():
+    document = json.loads(text_of(lambda out: out.answers([(answer(), 42)], several=False), "json"))
+    assert {
+        "generation", "space", "metric", "exact", "scanned", "matched", "took_ms", "query", "hits", "same_family",
+        "no_close_precedent", "explain", "outcome",
+    } <= document.keys()  # fmt: skip
+    assert document["generation"] == 42 and document["took_ms"] == 3.21 and document["space"] == "attack"
+    hit = document["hits"][0]
+    assert list(hit)[:10] == [
+        "rank", "event_id", "distance", "percentile", "count", "classification", "family", "label", "ts", "source",
+    ]  # fmt: skip
+    assert (hit["rank"], hit["count"], hit["label"], hit["ts"]) == (1, 14, "true_positive", "2026-05-05T16:53:22Z")
+    assert set(Event.__struct_fields__) <= hit.keys()
+    assert document["hits"][1]["label"] is None
+    one = document["explain"][0]
+    assert one["event_id"] == "synthetic_000002"
+    assert one["contributions"][2] == {
+        "feature": "traffic_amplification_factor", "query": None, "hit": 0.2, "z": None, "contribution": 0.05,
+    }  # fmt: skip
+    assert document["query"]["text"] == EVIL  # raw in JSON, which escapes on its own
+    assert document["counter_example"]["event"]["family"] == "Normal"
+
+
+def test_json_is_one_line_in_a_pipe_and_ndjson_one_line_each():
+    assert text_of(lambda out: out.answers([(answer(), 1)], several=False), "json").count("\n") == 1
+    lines = text_of(lambda out: out.answers([(answer(), 1), (answer(), 2)], several=True), "ndjson").splitlines()
+    assert [json.loads(line)["generation"] for line in lines] == [1, 2]
+    several = json.loads(text_of(lambda out: out.answers([(answer(), 1), (answer(), 2)], several=True), "json"))
+    assert [one["generation"] for one in several] == [1, 2]
+    assert json.loads(text_of(lambda out: out.answers([], several=True), "json")) == []
+
+
+def test_nan_is_null_in_json():
+    nan = Answer("attack", "m", "l2", True, 1, 1, 1, None, [Hit(1, float("nan"), float("inf"), 1, event())])
+    hit = json.loads(text_of(lambda out: out.answers([(nan, 1)], several=False), "json"))["hits"][0]
+    assert hit["distance"] is None and hit["percentile"] is None
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_text_of_an_event_is_escaped_everywhere_but_in_json(terminal, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    evil = event(7, text=EVIL, event_id=EVIL.replace("\x00", ""), family=EVIL, decision="DROP", source="a\x1bb")
+    said = Annotation(label=EVIL, history=[(T0, EVIL, "label", EVIL)])
+    hit = Hit(1, 0.1, 0.1, 1, evil, said)
+    asked = Answer("sbert", EVIL, "l2", True, 1, 1, 1, evil, [hit], plan=EVIL)
+    asked.explain = [Explanation(event_id=EVIL, space="sbert", distance=0.1, words=[(EVIL, 0.5)])]
+    stream = io.StringIO()
+    writer = Writer(stream)
+    writer.terminal = terminal
+    out = Out("text", writer)
+    out.answer(asked, 1, plan=True)
+    out.summaries([(asked, 1)])
+    out.events([Found(1, 1, [Stored(1, evil, said)])])
+    out.passing([Stored(1, evil, said)])
+    out.stored(Stored(1, evil, said, struct.pack(f"<{FEATURE_COUNT}f", *[1.0] * FEATURE_COUNT)), 1)
+    out.stored(Stored(1, evil, said, raw=EVIL.encode()), 1, raw=True)
+    out.facts({EVIL: EVIL, "nested": {EVIL: {"x": EVIL}}}, generation=1)
+    text = stream.getvalue()
+    for bad in "\x00\x07\r\x9b\u202e\u2066\u2069\u200b":
+        assert bad not in text, repr(bad)
+    assert "\x1b[31m" not in text and "\x1b[0m red" not in text
+    if not terminal:
+        assert "\x1b" not in text
+    assert "\\x1b[31mred" in text and "\\u202e" in text
+
+
+def test_a_pipe_gets_aligned_text_whose_columns_begin_at_the_same_place():
+    lines = text_of(lambda out: out.hits(answer().hits)).splitlines()
+    assert lines[0].split()[:4] == ["#", "ID", "DISTANCE", "PCTL"]
+    assert len(lines) == 4
+    for title in ("ID", "FAMILY", "CLASS", "SOURCE"):
+        at = lines[0].index(title)
+        assert all(line[at - 1] == " " and line[at] != " " for line in lines[1:])
+    assert "[2001:db8::5]:443" in lines[1] and "x14" in lines[1]
+
+
+def test_wide_characters_keep_columns_aligned():
+    stream = io.StringIO()
+    Writer(stream).table([Column("A"), Column("B")], [["日本", "x"], ["ab", "x"]])
+    assert stream.getvalue().splitlines()[1:] == ["日本  x", "ab    x"]
+
+
+def test_empty_columns_are_left_out():
+    stream = io.StringIO()
+    Writer(stream).table([Column("A"), Column("B"), Column("C")], [["1", "", "3"], ["4", Span(""), "6"]])
+    assert stream.getvalue().splitlines()[0].split() == ["A", "C"]
+
+
+def test_the_human_answer_says_all_that_was_promised():
+    text = text_of(lambda out: out.answer(answer(), 42, plan=True))
+    for part in (
+        "query  synthetic_000001", "discrepancy 0.35", "67 % of the hits are DDoS (2 of 3)", "no close precedent",
+        "nearer than 99.80 % of random pairs", "agree", "disagree", "pulls together", "12 packets", "300 ms", "-5.3",
+        "+0.3000", "counter-example", "set apart by", "true_positive 1 (of 3)", "DROP 2, ALLOW 1", "BLOCK 1",
+        "first seen", "last seen", "2026-05-05 16:53:22.000", "exact", "12,345 scanned", "generation 42",
+        "plan: exact over 12345 rows",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_shown_contributions_and_the_rest_add_up_to_the_distance():
+    text = text_of(lambda out: out.answer(answer(), 42))
+    assert "0.4200" in text  # 0.30 + 0.08 + 0.05 - 0.01
+    parts = split(answer().explain[0])
+    assert [c.feature for c in parts.agree] == ["flow_duration"]
+    assert [c.feature for c in parts.disagree] == ["syn_flag_count"]
+
+
+def test_split_without_names_takes_what_pulls_most():
+    bare = Explanation(event_id="x", space="attack", distance=0.42, contributions=contributions())
+    parts = split(bare, most=1)
+    assert [c.feature for c in parts.disagree] == ["syn_flag_count"]
+    assert [c.feature for c in parts.agree] == ["flow_duration"]
+
+
+def test_outcome_counts_what_became_of_the_hits():
+    o = outcome(answer().hits)
+    assert (o.hits, o.events, o.unlabelled) == (3, 16, 2)
+    assert o.labels == {"true_positive": 1} and o.decisions == {"DROP": 2, "ALLOW": 1}
+    assert o.firewall_actions == {"BLOCK": 1}
+    assert (o.first_seen, o.last_seen) == (T0 + 2 * 10**9, T0 + 4 * 10**9)
+    assert outcome([]).first_seen is None
+
+
+def test_an_answer_without_hits_says_so():
+    nothing = Answer("attack", "m", "l2", True, 0, 0, 10, event(), [])
+    assert "no event matches" in text_of(lambda out: out.answer(nothing, 1))
+    assert answer_document(nothing, 1)["outcome"]["first_seen"] is None
+
+
+def test_features_are_shown_by_group_with_units():
+    values = [float(i) if i else float("nan") for i in range(FEATURE_COUNT)]
+    stored = Stored(1, event(verdicts=[Verdict("fast", "MALICIOUS", 0.9)]), None, struct.pack("<105f", *values))
+    text = text_of(lambda out: out.stored(stored, 1))
+    assert "104 of 105 features present" in text and "missing: protocol_number" in text
+    assert "flow_duration" in text and "SIG_MATCH" not in text and "fast" in text
+    document = json.loads(text_of(lambda out: out.stored(stored, 1), "json"))
+    assert document["features"]["flow_duration"] == 3.0 and document["features"]["protocol_number"] is None
+    assert document["history"] == []
+
+
+def test_raw_record_is_printed_escaped():
+    stored = Stored(1, event(), None, raw=b'{"a": "\x1b[2J\xff"}')
+    assert text_of(lambda out: out.stored(stored, 1, raw=True)) == '{"a": "\\x1b[2J\ufffd"}\n'
+
+
+def test_list_says_how_to_go_on():
+    page = Found(1, 9, [Stored(5, event())], [], 5)
+    assert "--after 5" in text_of(lambda out: out.events([page]))
+    document = json.loads(text_of(lambda out: out.events([page]), "json"))
+    assert document["next_seq"] == 5 and document["generation"] == 9 and document["events"][0]["seq"] == 5
+    assert "no event matches" in text_of(lambda out: out.events([Found(1, 9, [])]))
+
+
+def test_ingest_document_is_passed_through():
+    summary = {"accepted": 3, "duplicates": 0, "rejected": 1, "dead_letters": "/x", "generation": 2, "seconds": 0.5}
+    assert json.loads(text_of(lambda out: out.ingested(summary), "json")) == summary
+    assert "/x" in text_of(lambda out: out.ingested(summary))
+
+
+def test_facts_become_lines_and_tables():
+    facts = {
+        "events": 12_345,
+        "data_bytes": 5 << 20,
+        "sources": {"eve": {"events": 3, "coverage": "11/105"}, "cicflow": {"events": 4, "coverage": "80/105"}},
+        "empty": {},
+        "readers": [{"pid": 1}, {"pid": 2}],
+    }
+    text = text_of(lambda out: out.facts(facts, generation=3))
+    for part in ("12,345", "5.0 MiB", "SOURCES", "11/105", "COVERAGE", "PID"):
+        assert part in text, part
+    assert json.loads(text_of(lambda out: out.facts(facts, generation=3), "json")) == {"generation": 3} | facts
+
+
+def test_colours_only_on_a_terminal_and_not_with_no_color(monkeypatch):
+    def drawn() -> str:
+        stream = io.StringIO()
+        writer = Writer(stream)
+        writer.terminal = True
+        Out("text", writer).answer(answer(), 1)
+        return stream.getvalue()
+
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[" in drawn()
+    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in drawn()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 140, 200])
+def test_ids_are_never_cut_on_a_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    writer = Writer(stream)
+    writer.terminal = True
+    Out("text", writer).hits(answer().hits)
+    assert all(f"synthetic_{n:06d}" in stream.getvalue() for n in (2, 3, 4))
+
+
+def test_times():
+    assert iso(T0) == "2026-05-05T16:53:20Z"
+    assert iso(T0 + 5_000_000) == "2026-05-05T16:53:20.005Z"
+    assert iso(T0 + 5_000) == "2026-05-05T16:53:20.000005Z"
+    assert iso(T0 + 5) == "2026-05-05T16:53:20.000000005Z"
+    assert iso((1 << 63) - 1).startswith("2262-04-11")
+    assert when(T0) == "2026-05-05 16:53:20.000" and when(0) == "-"
+    assert event_document(event(ts=T0 + 5))["ts"].endswith(".000000005Z")
+
+
+def test_instants():
+    now = 1_000_000_000_000_000_000
+    assert instant("24h", now) == now - 86_400 * 10**9
+    assert instant("7d", now) == now - 7 * 86_400 * 10**9
+    assert instant("1h30m", now) == now - 5_400 * 10**9
+    assert instant("now", now) == now
+    assert instant("2026-05-05T16:53:20Z") == T0
+    assert instant("2026-05-05 16:53:20.000000005") == T0 + 5
+    assert instant("2026-05-05T18:53:20+02:00") == T0
+    assert instant("2026-05-05") == 1_777_939_200 * 10**9
+    for bad in ("", "yesterday", "5 parsecs", "2026-13-01", "12", "24h7x"):
+        with pytest.raises(ValueError):
+            instant(bad)
+
+
+def test_words():
+    assert clean("a\tb") == "a\\x09b" and clean("plain \u00e9 \U0001f600") == "plain \u00e9 \U0001f600"
+    assert [duration(s) for s in (0.0000005, 0.0032, 3.0, 250, 7_300, 200_000)] == [
+        "0.5 us", "3.2 ms", "3 s", "4 min 10 s", "2 h 1 min", "2 d 7 h",
+    ]  # fmt: skip
+    assert quantity(None) == "-" and quantity(float("nan")) == "-"
+    assert quantity(1_500_000.0, "us") == "1.5 s" and quantity(12.0, "packets") == "12 packets"
+    assert quantity(0.00001) == "1e-05"
