@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	touch $@
 
 demo: setup  ## real events, real neighbours, and a reason
-	@$(BIN)/python -m bench.demo
+	@$(BIN)/python examples/demo.py
 
 test: setup  ## every test
 	$(BIN)/python -m pytest -q
@@ -28,7 +28,7 @@ check: setup  ## style, types, tests
 	$(BIN)/python -m pytest -q
 
 docs: setup  ## the generated pages: commands, settings, protocol, features
-	$(BIN)/python -m bench.pages
+	$(BIN)/python -m cli.pages
 
 lab: setup  ## record real traffic in network namespaces (root; packages in bench/lab/packages.txt)
 	$(BIN)/python -m bench.lab

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from engine.layout import Layout
 
-HARMLESS = frozenset({"ok", "info", "fixed", "note"})
-
 
 class Report(NamedTuple):
+    """problems: how many findings are one and were not mended."""
+
     findings: list[dict[str, Any]]
     problems: int
     summary: dict[str, Any]
@@ -21,11 +21,7 @@ def run(layout: Layout, *, deep: bool, fix: bool) -> Report:
 
     from engine import doctor
 
-    findings = [_document(msgspec.to_builtins(found)) for found in doctor.run(layout, deep=deep, fix=fix)]
-    problems = sum(f.get("severity") not in HARMLESS and not f.get("fixed") for f in findings)
+    found = doctor.run(layout, deep=deep, fix=fix)
+    problems = sum(f.severity == "problem" and not f.fixed for f in found)
     summary = {"data_dir": str(layout.data_dir), "deep": deep, "fix": fix, "problems": problems}
-    return Report(findings, problems, summary)
-
-
-def _document(found: Any) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {"severity": "problem", "detail": str(found)}
+    return Report([msgspec.to_builtins(f) for f in found], problems, summary)

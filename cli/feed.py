@@ -156,7 +156,7 @@ def sorted_out(paths: Sequence[Path], how: How) -> dict[str, list[Path]]:
             except SourceError as e:
                 if not is_directory:
                     raise
-                sys.stderr.write(clean(f"left out: {e}") + "\n")
+                sys.stderr.write(clean(f"left out: {str(e).partition(';')[0]}") + "\n")
                 continue
             by_format.setdefault(name, []).append(file)
     return by_format
@@ -240,13 +240,10 @@ class Patience:
     def reset(self) -> None:
         self.since_s, self.pause_s = time.monotonic(), 0.05
 
-    def wait(self, error: ClientError, summary: Summary) -> None:
+    def wait(self, error: ClientError) -> None:
         """Sleep as the engine asked, longer each time it did not say. Raises the error when the limit is reached."""
         if time.monotonic() - self.since_s > self.limit_s:
-            error.args = (
-                f"{error}; gave up after {self.limit_s:.0f} s, {summary.accepted:,} events are stored; "
-                "the same command again goes on from there",
-            )
+            error.args = (f"{error}; gave up after {self.limit_s:.0f} s",)
             raise error
         self.sleep((error.retry_after_ms / 1000 or self.pause_s) * random.uniform(0.8, 1.2))
         self.pause_s = min(2.0, self.pause_s * 2)
@@ -295,7 +292,7 @@ def deliver(
                     if reply.code not in RETRIED:
                         raise error
                     waiting.append(batch)
-                    patience.wait(error, summary)
+                    patience.wait(error)
             if not waiting and broken:
                 raise broken[0]
             if not waiting:
@@ -305,7 +302,7 @@ def deliver(
                 raise
             waiting.extendleft(reversed(under_way))
             under_way.clear()
-            patience.wait(e, summary)
+            patience.wait(e)
 
 
 def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Summary:
@@ -315,8 +312,12 @@ def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Sum
     summary = Summary()
     try:
         deliver(client, batches(parts(paths, how)), summary, meter)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{summary.accepted:,} events are stored; the same command again goes on from there\n")
+    except (Exception, KeyboardInterrupt) as e:
+        said = f"{summary.accepted:,} events are stored; the same command again goes on from there"
+        if isinstance(e, ClientError):
+            e.args = (f"{e}; {said}",)
+        elif summary.accepted:
+            sys.stderr.write(said + "\n")
         raise
     summary.generation = summary.generation or client.ping().generation
     return summary

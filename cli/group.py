@@ -53,8 +53,8 @@ class Flowkin(click.Group):
 
 
 def token(name: str) -> str:
-    """Options may be typed with underscores too."""
-    return name.replace("_", "-") if name.startswith("--") else name
+    """Options (and choices) may be typed with underscores too."""
+    return name.replace("_", "-")
 
 
 SETTINGS: dict[str, Any] = {

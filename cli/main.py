@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.group import SETTINGS, Flowkin
-from cli.options import PATH, TOP_K_MAX, filtered, located, printed, reading, searching, timed
+from cli.options import PATH, PATH_OR_DASH, TOP_K_MAX, filtered, located, printed, reading, searching, timed
 from cli.session import Session
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def doctor(session: Session, out: Out, deep: bool, fix: bool) -> None:
 
 # ---- put events in ------------------------------------------------------------------------------------------------
 @flowkin.command("ingest")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH_OR_DASH)
 @reading()
 @located()
 @printed
@@ -210,7 +210,7 @@ def ingest(session: Session, out: Out, paths: tuple[Path, ...], how: How) -> Non
 @flowkin.command("generate")
 @click.option("--events", metavar="N", type=click.IntRange(1, 1 << 40), required=True, help="How many.")
 @click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same bytes.")
-@click.option("--out", "file", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True), required=True,
+@click.option("--out", "file", metavar="FILE", type=PATH_OR_DASH, required=True,
               help="NDJSON file; - for stdout.")  # fmt: skip
 @printed
 def generate(out: Out, events: int, seed: int, file: Path) -> None:
@@ -297,7 +297,7 @@ def query_similar(
 
 
 @flowkin.command("query_event")
-@click.argument("path", metavar="PATH", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("path", metavar="PATH", type=PATH_OR_DASH)
 @reading("--as-source")
 @searching()
 @located()
@@ -497,7 +497,7 @@ def models(session: Session, out: Out) -> None:
     """
     if click.get_current_context().invoked_subcommand is None:
         reply = session.client().models()
-        out.facts(reply.facts, generation=reply.generation)
+        out.models(reply.facts, reply.generation)
 
 
 @models.command("list")
@@ -512,7 +512,7 @@ def models_list(session: Session, out: Out, timeout_ms: int | None) -> None:
       flowkin models list --data-dir ./data
     """
     reply = session.client().models(timeout_ms=timeout_ms)
-    out.facts(reply.facts, generation=reply.generation)
+    out.models(reply.facts, reply.generation)
 
 
 @models.command("show")
@@ -554,7 +554,7 @@ def models_use(session: Session, out: Out, version: str, timeout: float) -> None
 
 
 @flowkin.command("fit")
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH_OR_DASH)
 @reading()
 @click.option("--name", metavar="VERSION", default="", help="Name of the new version.  [default: from the time]")
 @click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same model.")
@@ -579,7 +579,7 @@ def fit(session: Session, out: Out, paths: tuple[Path, ...], how: How, name: str
 
 
 @flowkin.command("export")
-@click.option("--ndjson", "as_ndjson", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True),
+@click.option("--ndjson", "as_ndjson", metavar="FILE", type=PATH_OR_DASH,
               help="One event a line; can be ingested again. - for stdout.")  # fmt: skip
 @click.option("--parquet", metavar="FILE", type=PATH, help="A table: fields, features and vectors.")
 @click.option("--legacy", metavar="DIR", type=PATH, help="FAISS indexes and metadata as the older system had them.")

@@ -143,7 +143,9 @@ class Words(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(choice) for choice in self.choices if choice.lower().startswith(incomplete.lower())]
 
 
-PATH = click.Path(path_type=Path)
+# Not checked here: what opens a path says better what is wrong with it, with the status for that.
+PATH = click.Path(path_type=Path, readable=False)
+PATH_OR_DASH = click.Path(path_type=Path, readable=False, allow_dash=True)
 
 
 class Share(click.FloatRange):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import signal
 import subprocess
@@ -79,11 +80,17 @@ def start(layout: Layout, args: Sequence[str], *, timeout_s: float) -> int:
         if any(line.startswith("READY") for line in said):
             return pid
         if not alive:
-            last = next((line for line in reversed(said) if line.strip()), "it said nothing")
-            raise CommandError(f"the engine did not start: {last} ({log})", FAILED)
+            raise CommandError(f"the engine did not start: {_why(said)} ({log})", FAILED)
         if time.monotonic() > deadline_s:
             raise CommandError(f"the engine (pid {pid}) is not ready after {timeout_s:.0f} s; see {log}", LATE)
         time.sleep(0.05)
+
+
+def _why(said: Sequence[str]) -> str:
+    """The last error that the log holds, without its time and level; else the last line."""
+    lines = [line for line in said if line.strip()] or ["it said nothing"]
+    errors = [found[1] for line in lines if (found := re.search(r'level=error .*?msg="(.*)"', line))]
+    return errors[-1] if errors else lines[-1]
 
 
 def _tail(log: Path, begin: int) -> list[str]:

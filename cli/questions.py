@@ -100,10 +100,8 @@ def watch(client: Client, filter: Filter | None) -> Iterator[Found]:
 
 
 def model_of(facts: Mapping[str, Any], version: str) -> Mapping[str, Any]:
-    """One version's facts, however they are listed."""
-    listed = facts.get("models", facts.get("versions", {}))
-    named = listed if isinstance(listed, Mapping) else {str(m.get("version", m.get("name"))): m for m in listed}
-    if version not in named:
-        raise CommandError(f"no model {version!r}; there are {', '.join(map(str, named)) or 'none'}", NOT_FOUND)
-    found = named[version]
-    return {"version": version} | dict(found) if isinstance(found, Mapping) else {"version": version, "facts": found}
+    """One version's card, and whether it is in use."""
+    versions: Mapping[str, Any] = facts.get("versions", {})
+    if version not in versions:
+        raise CommandError(f"no model {version!r}; there are {', '.join(versions) or 'none'}", NOT_FOUND)
+    return {"version": version, "in_use": version == facts.get("current"), **versions[version]}

@@ -28,7 +28,7 @@ from cli.answers import (
     stored_document,
 )
 from cli.tables import Cell, Column, Piece, Span, Writer
-from cli.text import clean, count, duration, end, iso, number, plural, protocol, quantity, when
+from cli.text import clean, count, duration, end, iso, number, plural, protocol, quantity, size, when
 from ipc.event import FEATURE_BYTES, FEATURE_COUNT, Annotation, Event, Hit
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Stored
 
@@ -199,7 +199,6 @@ class Out:
             self.hits(answer.hits)
         else:
             self.to.line(Span("no event matches", WARN))
-        self.to.line()
         self._verdict(answer, query)
         if answer.explain:
             units = _units()
@@ -274,6 +273,8 @@ class Out:
         )
 
     def _verdict(self, answer: Answer, query: Event | None) -> None:
+        if answer.no_close_precedent or (answer.same_family is not None and answer.hits):
+            self.to.line()
         if answer.same_family is not None and answer.hits:
             same = round(answer.same_family * len(answer.hits))
             family = query.family if query else ""
@@ -300,7 +301,7 @@ class Out:
                     c.feature,
                     quantity(c.query, unit),
                     quantity(c.hit, unit),
-                    "-" if c.z is None else f"{c.z:+.1f}",
+                    "" if c.z is None else f"{c.z:+.1f}",
                     f"{c.contribution:+.4f}",
                     _bar(c.contribution, most) if self.to.terminal else "",
                     Span("pulls together", DIM) if c.contribution < 0 else "",
@@ -312,7 +313,9 @@ class Out:
         if explanation.words:
             words = ", ".join(f"{word} {weight:+.2f}" for word, weight in explanation.words[:12])
             self.to.line(Span("words that match  ", DIM), words, indent=indent)
-        if not explanation.contributions:
+        if not any(c.contribution for c in explanation.contributions):
+            if explanation.contributions:
+                self.to.line(Span("nothing known of both sets them apart", DIM), indent=indent)
             return
         parts = split(explanation)
         most = max((abs(c.contribution) for c in (*parts.agree, *parts.disagree)), default=0.0)
@@ -347,9 +350,10 @@ class Out:
                     Column("DISTANCE", right=True),
                     Column("PCTL", right=True),
                     Column("WEIGHT", right=True),
+                    Column("ADDS", right=True),
                 ],
                 [
-                    [name, number(distance), number(percentile, 2), number(weight, 2)]
+                    [name, number(distance), number(percentile, 2), number(weight, 2), number(weight * percentile, 2)]
                     for name, (distance, percentile, weight) in explanation.spaces.items()
                 ],
                 indent=3,
@@ -376,7 +380,9 @@ class Out:
             _class(event.classification),
             f"  distance {number(c.distance)}  {when(event.ts)}  {_ends(event)}",
         )
-        if not c.contributions:
+        if not any(x.contribution for x in c.contributions):
+            if c.contributions:
+                self.to.line(Span("nothing known of both sets them apart", DIM), indent=3)
             return
         apart = sorted((x for x in c.contributions if x.contribution > 0), key=lambda x: -x.contribution)[:6]
         most = max((x.contribution for x in apart), default=0.0)
@@ -459,7 +465,8 @@ class Out:
         """list and recent: a table; JSON: {"generation", "events", "next_seq"}; NDJSON: an event a line."""
         if self.format == "ndjson":
             for page in pages:
-                self.documents(stored_document(stored) for stored in page.events)
+                self.to.raw("".join(json_line(stored_document(stored)) + "\n" for stored in page.events))
+                self.to.stream.flush()
             return
         generation, next_seq, events = 0, -1, []
         for page in pages:
@@ -645,6 +652,8 @@ class Out:
                 continue
             self.to.line()
             if table := _as_table(name, value):
+                if isinstance(value, list):
+                    self.to.line(Span(_title(name), BOLD), indent=indent)
                 self.to.table(*table, indent=indent)
             elif isinstance(value, dict):
                 self.to.line(Span(_title(name), BOLD), indent=indent)
@@ -653,6 +662,28 @@ class Out:
                 self.to.line(Span(_title(name), BOLD), indent=indent)
                 for item in value:
                     self.to.line(str(item), indent=indent + 2)
+
+    def models(self, facts: Mapping[str, Any], generation: int) -> None:
+        """The versions there are: a line each for people."""
+        if not self.text:
+            self.facts(facts, generation=generation)
+            return
+        rows: list[list[Cell]] = []
+        for version, card in facts.get("versions", {}).items():
+            data = card.get("data") or {}
+            metrics = ", ".join(f"{name} {value:.2f}" for name, value in (card.get("metrics") or {}).items())
+            rows.append(
+                [
+                    Span(version, BOLD),
+                    Span("in use", GOOD) if version == facts.get("current") else "",
+                    str(card.get("created") or ""),
+                    f"{data.get('events', 0):,}",
+                    str(data.get("description") or ""),
+                    metrics,
+                ]
+            )
+        columns = [Column("VERSION", keep=True), Column(""), Column("CREATED", spare=2), Column("EVENTS", right=True)]
+        self.to.table([*columns, Column("FITTED ON"), Column("HELD OUT", spare=1)], rows)
 
     def ingested(self, summary: Mapping[str, Any]) -> None:
         if not self.text:
@@ -684,16 +715,10 @@ class Out:
         if self.format == "json":
             self.document({**summary, "findings": list(findings)})
             return
-        styles = {"error": BAD, "problem": BAD, "warning": WARN, "fixed": GOOD, "ok": GOOD, "info": DIM}
+        styles = {"problem": BAD, "note": WARN, "fixed": GOOD, "ok": GOOD}
         for finding in findings:
-            level = str(finding.get("severity") or finding.get("level") or "problem")
-            what = str(finding.get("what") or finding.get("object") or finding.get("path") or "")
-            detail = str(finding.get("detail") or finding.get("message") or "")
-            said = f"{what}: {detail}" if what and detail else what or detail
-            self.to.line(Span(f"{level:8}", styles.get(level, "")), f"  {said}")
-            for key in ("next", "advice", "fix"):
-                if finding.get(key):
-                    self.to.line(Span(str(finding[key]), DIM), indent=10)
+            level = "fixed" if finding["fixed"] else finding["severity"]
+            self.to.line(Span(f"{level:8}", styles.get(level, "")), f"  {finding['object']}: {finding['detail']}")
         problems = int(summary.get("problems", 0))
         self.to.line(Span(plural(problems, "problem") if problems else "no problem found", BAD if problems else GOOD))
 
@@ -730,8 +755,8 @@ def _title(name: str) -> str:
 
 
 def _flat(value: Any) -> bool:
-    """A short list of plain values fits on a line."""
-    return isinstance(value, list) and len(value) <= 16 and not any(isinstance(item, dict | list) for item in value)
+    """A list of plain values fits on a line, or is named by its ends."""
+    return isinstance(value, list) and not any(isinstance(item, dict | list) for item in value)
 
 
 def _fact(name: str, value: Any) -> Cell:
@@ -740,18 +765,25 @@ def _fact(name: str, value: Any) -> Cell:
     if isinstance(value, bool):
         return Span("yes" if value else "no", GOOD if value else "")
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(map(str, value)) if len(value) <= 16 else f"{len(value):,} values, {value[0]} to {value[-1]}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         if name.endswith(("_ns", "_at")) and value > 10**17:
             return iso(int(value))
         if name.endswith("_bytes") or name in ("bytes", "size"):
-            from cli.text import size
-
-            return f"{size(value)}  ({value:,.0f})" if value >= 1024 else f"{value:,.0f}"
+            return size(value)
         if name.endswith("_s") or name in ("seconds", "uptime"):
             return duration(float(value))
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     return str(value)
+
+
+def _joined(row: dict[str, Any]) -> dict[str, Any]:
+    """coverage_mean 11.0 and coverage_of 105 are read together: 11/105."""
+    if "coverage_of" not in row:
+        return row
+    mean = row.get("coverage_mean")
+    rest = {key: value for key, value in row.items() if not key.startswith("coverage_")}
+    return {**rest, "coverage": None if mean is None else f"{mean:.4g}/{row['coverage_of']}"}
 
 
 def _as_table(name: str, value: Any) -> tuple[list[Column], list[list[Cell]]] | None:
@@ -759,9 +791,7 @@ def _as_table(name: str, value: Any) -> tuple[list[Column], list[list[Cell]]] | 
     if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
         rows = [{_title(name): key} | v for key, v in value.items()]
     elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        rows = value
-    elif isinstance(value, dict) and len(value) > 3 and all(isinstance(v, int | float) for v in value.values()):
-        rows = [{_title(name): key, "": v} for key, v in value.items()]
+        rows = [_joined(v) for v in value]
     else:
         return None
     keys = list(dict.fromkeys(key for row in rows for key in row))

@@ -51,6 +51,9 @@ def _reason(error: BaseException, session: Session) -> tuple[str, int]:
     status = getattr(error, "exit_status", None)
     if isinstance(status, int):  # ours: CommandError, ipc.errors, engine.errors
         text = str(error) or type(error).__name__
+        if status == NOT_REACHABLE and isinstance(error.__cause__, PermissionError):
+            path = getattr(error, "path", "the socket")
+            return f"{PROGRAM}: you may not reach the engine at {path}; its owner or group may", DENIED
         if status == NOT_REACHABLE and "flowkin start" not in text:
             where = f" --data-dir {session.data_dir}" if session.data_dir and not session.socket else ""
             text += f"{'' if text.endswith('?') else ';'} `flowkin start{where}` starts one"

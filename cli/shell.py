@@ -56,12 +56,16 @@ class Shell:
         while True:
             try:
                 line = next(lines) if lines is not None else prompt.prompt(PROMPT)  # type: ignore[union-attr]
-                if not self.one(line.strip()):
-                    return self.status
             except (EOFError, StopIteration):
                 return self.status
-            except KeyboardInterrupt:
-                self.session.close()  # the request is cancelled with its connection; the next one connects anew
+            except KeyboardInterrupt:  # at the prompt: the line is dropped
+                if prompt is None:
+                    raise
+                continue
+            try:
+                if not self.one(line.strip()):
+                    return self.status
+            except KeyboardInterrupt:  # the client has cancelled the request; the next one connects anew
                 self.status = 130
                 if prompt is None:
                     raise

@@ -17,6 +17,7 @@ Tables
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,7 +262,9 @@ class Batch(View):
             except lmdb.MapFullError as e:
                 raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
             except lmdb.DiskError as e:
-                raise NoSpaceError(f"the catalog cannot be written: {e}; the batch was not stored") from e
+                raise NoSpaceError(f"the disk of the catalog is full ({e}); the batch was not stored") from e
+            except lmdb.Error as e:  # the disk does not keep its word: nothing may be assumed any more
+                raise OSError(errno.EIO, f"catalog: {e}") from e
         else:
             self.txn.abort()
 

@@ -66,7 +66,7 @@ class Ingest(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durability: Annotated[
         Literal["full", "meta"],
         Meta(
-            description="full: acknowledged events survive power loss. meta: at most the last commits are lost, none torn."
+            description="full: acknowledged events survive power loss. meta: the last commits may be lost, none torn."
         ),
     ] = "full"
 

@@ -66,6 +66,7 @@ LONG_AGO = -(1 << 62)
 SLICES = WINDOW_NS // SLICE_NS
 SLICES_KEPT = LATE_NS // SLICE_NS + SLICES + 1
 PAIR_FLOWS = 8
+PAIR_PORTS = 16  # whose starts a pair remembers
 
 FLOWS_MAX = 1 << 17  # of one window; beyond it the oldest leave before their 30 s are over
 STEPS_MAX = 64  # flows a window moves back for a late event
@@ -105,22 +106,20 @@ NO_HISTORY, NO_SOURCE, NO_TARGET = ((nan,) * len(names) for names in (HISTORY_OU
 
 Key: TypeAlias = int | str | tuple[str, int]
 HostKey: TypeAlias = tuple[int, str]  # stream, address
-PairKey: TypeAlias = tuple[int, str, str, int]  # stream, S, D, port; port PAIR_ANY: durations of S to D
-PAIR_ANY = -2
+PairKey: TypeAlias = tuple[int, str, str]  # stream, S, D
+Pair: TypeAlias = tuple[tuple[int, ...], tuple[tuple[int, tuple[int, ...]], ...]]  # durations, (port, starts) by use
+NO_PAIR: Pair = ((), ())
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
+LOG2_3 = log2(3)
 FIX = 1 << 24  # fixed point of log1p(duration)
 PLOGP_FIX = 1 << 32
-_PLOGP = [0, *(round(c * log2(c) * PLOGP_FIX) for c in range(1, 1024))]
-
-
-def _plogp(count: int) -> int:
-    """count x log2(count), fixed point."""
-    return _PLOGP[count] if count < 1024 else round(count * log2(count) * PLOGP_FIX)
+_COUNTS = np.arange(FLOWS_MAX + 2, dtype=np.float64)
+PLOGP: list[int] = np.rint(_COUNTS * np.log2(np.maximum(_COUNTS, 1)) * PLOGP_FIX).astype(np.int64).tolist()  # c log2 c
 
 
 def _entropy(plogp: int, n: int) -> float:
@@ -151,7 +150,7 @@ def _regularity(starts: Sequence[int]) -> float:
 
 
 class Counts(dict[Key, int]):
-    """Counters that read through to a parent. An absent one is 0; only a layer stores a 0, to hide its parent's."""
+    """Counters that read through to a parent; an absent one is 0. Zeros are left behind and dropped by `folded`."""
 
     __slots__ = ("parent",)
 
@@ -159,30 +158,26 @@ class Counts(dict[Key, int]):
         self.parent = parent
 
     def __missing__(self, key: Key) -> int:
-        return 0 if self.parent is None else self.parent[key]
-
-    def bump(self, key: Key, step: int) -> int:
-        """Add `step`; the count before."""
-        before = self[key]
-        if before + step or self.parent is not None:
-            self[key] = before + step
-        else:
-            del self[key]
-        return before
+        layer = self.parent
+        while layer is not None:
+            count = layer.get(key)
+            if count is not None:
+                return count
+            layer = layer.parent
+        return 0
 
     def folded(self) -> Counts:
-        """The parent with these changes in it; itself where there is no parent."""
+        """The parent with these changes in it; where there is none, itself."""
         base = self.parent
         if base is None:
-            return self
-        if base.parent is not None:
+            base = self
+        elif base.parent is not None:
             base.update(self)
             return base
-        for key, count in self.items():
-            if count:
-                base[key] = count
-            else:
-                base.pop(key, None)
+        else:
+            base.update(self)
+        for key in [key for key, count in self.items() if not count]:
+            del base[key]
         return base
 
 
@@ -207,21 +202,25 @@ class Lru(Generic[K, V]):
         return self.size
 
     def get(self, key: K) -> V | None:
-        value = self.own.get(key)
-        if value is None and self.parent is not None and key not in self.gone:
-            return self.parent.get(key)
-        return value
+        layer = self
+        while True:
+            value = layer.own.get(key)
+            if value is not None or layer.parent is None or key in layer.gone:
+                return value
+            layer = layer.parent
 
     def put(self, key: K, value: V) -> None:
         """Set and make the newest."""
+        self.set(key, value, key in self.own or self._in_parent(key))
+
+    def set(self, key: K, value: V, present: bool) -> None:
+        """`put` by one who knows whether the key is there."""
         own = self.own
-        if key in own:
-            own[key] = value
+        own[key] = value
+        if present:
             own.move_to_end(key)
             return
-        if not self._in_parent(key):
-            self.size += 1
-        own[key] = value
+        self.size += 1
         if self.size > self.size_max:
             self._evict()
 
@@ -267,7 +266,7 @@ class Lru(Generic[K, V]):
         self.pop(next(iter(self.own)))
 
 
-class Window(Struct):
+class Window(Struct, gc=False):
     """Flows of one host in order of ts, and the sums over those in (at - 30 s, at], entries[lo:hi].
 
     `anchor` is the newest flow's ts. The sums' position never changes an answer: `place` looks at the entries alone.
@@ -302,7 +301,16 @@ class Window(Struct):
             if entries and self.at > entries[-1][0]:
                 self._move(entries[-1][0])  # an alert looked ahead
             entries.append(entry)
-            self._move(ts)
+            if self.hi == len(entries) - 1:
+                self.at = ts
+                self.hi += 1
+                self._count(entry, 1)
+                since = ts - WINDOW_NS
+                while entries[self.lo][0] <= since:
+                    self._count(entries[self.lo], -1)
+                    self.lo += 1
+            else:
+                self._move(ts)
             if self.hi - self.lo > FLOWS_MAX:
                 self._shed(FLOWS_MAX // 8)
             elif self.lo > 2 * STEPS_MAX + self.hi - self.lo:
@@ -363,6 +371,8 @@ class Window(Struct):
         del self.entries[:n]
         self.lo -= n
         self.hi -= n
+        if self.counts.parent is None:
+            self.fold()  # a tracker without overlays never folds
 
     def clear(self) -> None:
         """Forget the flows, not the history."""
@@ -370,6 +380,7 @@ class Window(Struct):
             self._move(max(self.at, self.entries[-1][0] + WINDOW_NS))
             self.entries.clear()
             self.lo, self.hi, self.at = 0, 0, LONG_AGO
+            self.fold()
 
     def restore(self, entries: list[Any], horizon: int) -> Self:
         """Entries in order of ts, as dumped; the sums are made again from them."""
@@ -381,7 +392,7 @@ class Window(Struct):
         return self
 
 
-class History(Struct, array_like=True):
+class History(Struct, array_like=True, gc=False):
     """What an initiator did before, decayed: read first, then `remember` adds the flow itself.
 
     Weights are 2^((ts - epoch) / half-life): they grow, so that only the flow at hand need be weighed.
@@ -416,8 +427,11 @@ class History(Struct, array_like=True):
     def protocol_regularity(self) -> float:
         if not self.weight:
             return nan
-        shares = [w / self.weight for w in self.proto_weights]
-        return min(1.0, max(0.0, 1.0 + sum(p * log2(p) for p in shares if p > 0.0) / log2(3)))
+        entropy = 0.0
+        for w in self.proto_weights:
+            if w > 0.0:
+                entropy -= w / self.weight * log2(w / self.weight)
+        return min(1.0, max(0.0, 1.0 - entropy / LOG2_3))
 
     def behavior_consistency(self, size: float) -> float:
         if self.sized < 5 or not self.size_weight:
@@ -505,7 +519,7 @@ class History(Struct, array_like=True):
         return (ts - self.epoch) / HALF_LIFE_NS
 
 
-class Source(Window):
+class Source(Window, gc=False):
     """An initiator: entry = (ts, D, (D, port), port, class, kind, bytes or -1, log1p(duration ms) fixed point or -1).
 
     Keys of counts: D: flows + (lateral flows << 20); (D, port): flows + (answered << 20) + (stated << 40);
@@ -539,36 +553,43 @@ class Source(Window):
 
     def _count(self, entry: Any, step: int) -> None:
         _, dst, pair, port, service, kind, nbytes, duration = entry
-        bump = self.counts.bump
-
-        before = bump(port, step)
-        after = before + step
-        self.port_plogp += _plogp(after) - _plogp(before)
+        counts = self.counts
+        before = counts[port]
+        counts[port] = after = before + step
+        self.port_plogp += PLOGP[after] - PLOGP[before]
         if before:
-            bump(-2 - before, -1)
+            counts[-2 - before] -= 1
         if after:
-            bump(-2 - after, 1)
-        if after > self.port_top or (before == self.port_top and not self.counts[-2 - before]):
+            counts[-2 - after] += 1
+        if after > self.port_top or (before == self.port_top and not counts[-2 - before]):
             self.port_top = after
 
-        stated, answered = kind & IS_STATED, kind & IS_ANSWERED
-        step_pair = step * (1 + ((answered > 0) << 20) + ((stated > 0) << 40))
-        was = bump(pair, step_pair)
-        now = was + step_pair
+        step_pair = step
+        if kind & IS_STATED:
+            step_pair += step << 40
+            if kind & IS_ANSWERED:
+                step_pair += step << 20
+        was = counts[pair]
+        counts[pair] = now = was + step_pair
         before = was & 0xFFFFF
-        self.pair_plogp += _plogp(before + step) - _plogp(before)
-        if stated:
+        self.pair_plogp += PLOGP[before + step] - PLOGP[before]
+        if kind & IS_STATED:
             self.stated += step
             self.silent += (now >= 1 << 40 and not now & 0xFFFFF00000) - (was >= 1 << 40 and not was & 0xFFFFF00000)
 
-        lateral = kind & IS_LATERAL
-        was = bump(dst, step * (1 + (1 << 20)) if lateral else step)
-        self.dst_squares += 2 * step * (was & 0xFFFFF) + 1
-        if lateral:
-            was >>= 20
+        before = counts[dst]
+        if kind & IS_LATERAL:
+            counts[dst] = before + (step << 20) + step
+            was = before >> 20
             self.lateral += (was + step > 0) - (was > 0)
+            before &= 0xFFFFF
+        else:
+            counts[dst] = before + step
+            before &= 0xFFFFF
+        self.dst_squares += 2 * step * before + 1
 
-        before = bump(service, step)
+        before = counts[service]
+        counts[service] = before + step
         self.classes += (before + step > 0) - (before > 0)
 
         if kind & IS_TCP:
@@ -590,7 +611,7 @@ class Source(Window):
             self.duration_squares += step * duration * duration
 
 
-class Target(Window):
+class Target(Window, gc=False):
     """A destination: entry = (ts, source, prefix of the source, forward packets or -1).
 
     Keys of counts: address of a source; prefix (an int).
@@ -604,17 +625,20 @@ class Target(Window):
 
     def _count(self, entry: Any, step: int) -> None:
         _, source, prefix, packets = entry
-        before = self.counts.bump(source, step)
-        self.source_plogp += _plogp(before + step) - _plogp(before)
-        self.sources += (before + step > 0) - (before > 0)
-        before = self.counts.bump(prefix, step)
+        counts = self.counts
+        before = counts[source]
+        counts[source] = after = before + step
+        self.source_plogp += PLOGP[after] - PLOGP[before]
+        self.sources += (after > 0) - (before > 0)
+        before = counts[prefix]
+        counts[prefix] = before + step
         self.prefix_squares += 2 * step * before + 1
         if packets >= 0:
             self.packets += step * packets
             self.packets_stated += step
 
 
-class Stream(Struct):
+class Stream(Struct, gc=False):
     """What one sensor says through one source: how far its time has come, and its bytes in slices of 0.1 s.
 
     total: the bytes of the slices that touch the window ending in slice `head`.
@@ -639,7 +663,7 @@ class Stream(Struct):
         at = ts // SLICE_NS
         if at > self.head:
             self._advance(at)
-        self.slices.bump(at, nbytes)
+        self.slices[at] += nbytes
         if at >= self.head - SLICES:
             self.total += nbytes
 
@@ -650,8 +674,8 @@ class Stream(Struct):
             slices = self.slices
             for i in range(self.head, head):
                 self.total -= slices[i - SLICES]
-                if gone := slices[i - SLICES_KEPT]:
-                    slices.bump(i - SLICES_KEPT, -gone)
+                if slices[i - SLICES_KEPT]:
+                    slices[i - SLICES_KEPT] = 0
         self.head = head
 
     def bytes_at(self, ts: int) -> int:
@@ -682,7 +706,7 @@ class Values(Lru[K, _Layered]):
             return value
         found = self.get(key)
         fresh: _Layered = make() if found is None else found.child()  # type: ignore[assignment]  # child() is Self
-        self.put(key, fresh)
+        self.set(key, fresh, found is not None)
         return fresh
 
     def look(self, key: K) -> _Layered | None:
@@ -702,23 +726,42 @@ class Values(Lru[K, _Layered]):
 
 
 class Pairs:
-    """The last flows of pairs. Pairs seen once live apart, so that a scan cannot push out those that come back."""
+    """The last flows of pairs. Those seen once live apart, so that a scan cannot push out the ones that come back."""
 
     __slots__ = ("again", "once")
 
-    def __init__(self, once: Lru[PairKey, tuple[int, ...]], again: Lru[PairKey, tuple[int, ...]]) -> None:
+    def __init__(self, once: Lru[PairKey, Pair], again: Lru[PairKey, Pair]) -> None:
         self.once, self.again = once, again
 
-    def get(self, key: PairKey) -> tuple[int, ...]:
-        return self.again.get(key) or self.once.get(key) or ()
+    def get(self, key: PairKey) -> Pair | None:
+        return self.again.get(key) or self.once.get(key)
 
-    def put(self, key: PairKey, values: tuple[int, ...]) -> None:
-        if len(values) == 1:
-            self.once.put(key, values)
-            return
-        if len(values) == 2 and self.once.get(key) is not None:
+    def put(self, key: PairKey, old: Pair | None, new: Pair) -> None:
+        """old: what `get` gave."""
+        if old is None:
+            self.once.set(key, new, False)
+        elif len(old[1]) == 1 and len(old[1][0][1]) == 1:  # one flow until now
             self.once.pop(key)
-        self.again.put(key, values)
+            self.again.set(key, new, False)
+        else:
+            self.again.set(key, new, True)
+
+
+def _starts(pair: Pair, port: int) -> tuple[int, ...]:
+    for known, starts in pair[1]:
+        if known == port:
+            return starts
+    return ()
+
+
+def _with_flow(pair: Pair, port: int, starts: tuple[int, ...], duration: int) -> Pair:
+    """A pair with one more flow, whose start is the last of `starts`; the newest port last."""
+    durations, ports = pair
+    if duration >= 0:
+        durations = (*durations, duration)[-PAIR_FLOWS:]
+    if len(starts) > 1:
+        ports = tuple([p for p in ports if p[0] != port])
+    return durations, (*ports, (port, starts))[-PAIR_PORTS:]
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
@@ -866,8 +909,10 @@ class Tracker:
             return NO_HISTORY + NO_SOURCE
 
         past = source.history
-        starts_key, durations_key = (stream.id, src, dst, port), (stream.id, src, dst, PAIR_ANY)
-        starts, durations = self.pairs.get(starts_key), self.pairs.get(durations_key)
+        pair_key = (stream.id, src, dst)
+        old = self.pairs.get(pair_key)
+        together = old or NO_PAIR
+        starts, durations = _starts(together, port), together[0]
         if is_flow:
             starts = (*starts, e.ts_start)[-PAIR_FLOWS:]
         history = (
@@ -880,9 +925,7 @@ class Tracker:
         )
         if is_flow:
             past.remember(ts, service, proto, size)
-            self.pairs.put(starts_key, starts)
-            if duration >= 0:
-                self.pairs.put(durations_key, (*durations, duration)[-PAIR_FLOWS:])
+            self.pairs.put(pair_key, old, _with_flow(together, port, starts, duration))
             source.add((ts, dst, pair, port, *self._kind(proto, port, dst, backward_packets), nbytes, duration))
 
         if not source.place(ts):
@@ -1011,10 +1054,10 @@ class Tracker:
             tracker.sources.put(key, Source(history=history).restore(entries, horizon))
         for key, horizon, packets in state.targets:
             tracker.targets.put(key, Target().restore(packets, horizon))
-        for pair, values in state.once:
-            tracker.pairs.once.put(pair, values)
-        for pair, values in state.again:
-            tracker.pairs.again.put(pair, values)
+        for pair_key, pair in state.once:
+            tracker.pairs.once.put(pair_key, pair)
+        for pair_key, pair in state.again:
+            tracker.pairs.again.put(pair_key, pair)
         return tracker
 
 
@@ -1026,5 +1069,5 @@ class _Dump(Struct, array_like=True, kw_only=True):
     streams: list[tuple[tuple[str, str], tuple[int, int, int, int], dict[int, int]]]
     sources: list[tuple[HostKey, int, list[tuple[int, str, int, int, int, int, int]], History]]
     targets: list[tuple[HostKey, int, list[tuple[int, str, int, int]]]]
-    once: list[tuple[PairKey, tuple[int, ...]]]
-    again: list[tuple[PairKey, tuple[int, ...]]]
+    once: list[tuple[PairKey, Pair]]
+    again: list[tuple[PairKey, Pair]]

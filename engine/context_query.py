@@ -15,6 +15,7 @@ from collections.abc import Hashable, Sequence
 from engine.catalog import Catalog
 from engine.context import Tracker
 from engine.features import F32
+from engine.publish import featurize
 from engine.recover import catch_up, replayed
 from ipc.event import Event
 
@@ -30,12 +31,12 @@ class QueryContext:
         self._sessions: dict[Hashable, tuple[Tracker, float]] = {}
 
     def fill(self, events: Sequence[Event], features: F32, session: Hashable | None) -> None:
-        """Write the context columns of events, in order of time, into features [n, 105] in place."""
+        """Fill derived and context columns of events, in order of time, into features [n, 105] in place."""
         now = time.monotonic()
         self._sessions = {k: (t, s) for k, (t, s) in self._sessions.items() if now - s < SESSION_IDLE_S}
         known = self._sessions.get(session) if session is not None else None
         overlay = known[0] if known else self._published().overlay()
-        overlay.observe(events, features)
+        featurize(events, features, overlay)
         if session is not None:
             if len(self._sessions) >= SESSIONS_MAX:
                 del self._sessions[next(iter(self._sessions))]

@@ -25,6 +25,12 @@ def sync_directory(folder: Path) -> None:
         os.close(fd)
 
 
+def free_bytes(folder: Path) -> int:
+    """What an ordinary user may still write there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 def write_new(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o600) -> None:
     """Create `path` with these bytes; durable on return. An existing file of that name is replaced, not overwritten.
 

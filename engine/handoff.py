@@ -74,12 +74,12 @@ class Sender:
         return True
 
     def send(self, kind: bytes, body: bytes = b"") -> bool:
-        """False: full or gone."""
+        """False: full or gone. Raises OSError when it is too large to be received."""
+        if len(body) >= MESSAGE_BYTES_MAX:
+            raise OSError(errno.EMSGSIZE, f"a message of {len(body)} bytes does not fit the worker's channel")
         try:
             self.sock.send(kind + body)
-        except OSError as e:
-            if e.errno == errno.EMSGSIZE:
-                raise
+        except OSError:
             return False
         return True
 

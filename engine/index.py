@@ -13,13 +13,10 @@ ranges that engine/build.py is asked for.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports each library it tries
 
 import faiss
 import numpy as np

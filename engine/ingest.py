@@ -2,11 +2,11 @@
 
 Always true
   - It holds writer.lock from before its first write until it ends.
-  - A submission is acknowledged only when its events are durable and visible to the next request, and its dead
+  - A submission is acknowledged only when its events are durable and visible to the next request and its dead
     letters durable.
-  - Saves at once when idle, else when `save_events` wait or the oldest has waited `save_after_ms`; a save takes all that
-    waits, up to `commit_events`.
-  - Index builds, row files built again and verification run in a child (engine/jobs.py); this process commits them.
+  - Saves at once when idle, else when `save_events` wait or the oldest has waited `save_after_ms`; a save takes
+    all that waits, up to `commit_events`.
+  - Indexes, repairs and switches of models are engine/upkeep.py's, in a child where they take long; commits happen here.
 """
 
 from __future__ import annotations
@@ -19,34 +19,27 @@ import os
 import pwd
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
-from engine import dead_letters, facts, gc, lock
-from engine.build import Built, IndexJob, Job, RowsJob, VerifyJob
+from engine import dead_letters, facts, lock
 from engine.config import Source
 from engine.embed import models as embed_models
-from engine.embed.base import SPACES
 from engine.errors import (
     BadRequestError,
     BootError,
     DeniedError,
-    EngineError,
     NoSpaceError,
-    NotFoundError,
     OverloadedError,
     SourceError,
 )
-from engine.jobs import NICENESS, Jobs
-from engine.manifest import IndexFile, SealedRows
-from engine.publish import Outcome, Publisher, Submission, load_models
-from engine.rebuild import rebuild
-from engine.recover import map_size, mend_rows, open_store
+from engine.publish import Outcome, Publisher, Submission
+from engine.recover import open_store
 from engine.sources.base import SourceSpec
 from engine.sources.follow import Batch, FileState, Follower
+from engine.upkeep import Upkeep
 from engine.version import VERSION
 from engine.worker import Worker
 from ipc.messages import (
@@ -67,7 +60,6 @@ from ipc.server import Bounds, Connection, Server
 
 log = logging.getLogger(__name__)
 
-UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child gets the CPU it asks for
 READER_CHECK_S = 3.0
 RETRY_AFTER_MS = 50
 NO_SPACE_RETRY_S = 1.0
@@ -82,10 +74,7 @@ class IngestWorker:
         self.oldest_s = 0.0  # when the oldest waiting submission came
         self.last_save_s = 0.0
         self.timer: asyncio.Handle | None = None
-        self.jobs = Jobs()
-        self.jobs_wanted = asyncio.Event()
-        self.verify_wanted = True  # at every start
-        self.switching = ""
+        self.upkeep = Upkeep(worker, publisher)
         self.writers = _writers(self.config.sockets.writers, self.config.sockets.write_group)
         self.tasks: set[asyncio.Task[None]] = set()
         self.server = Server(
@@ -98,13 +87,13 @@ class IngestWorker:
         worker = self.worker
         worker.serve(self.server)
         worker.on_suspect(self._on_suspect)
-        self._spawn(self._run_jobs())
+        self._spawn(self.upkeep.run())
         self._spawn(self._check_readers())
         self._start_followers()
         worker.ready()
         log.info("ready: generation %d, %d events", self.publisher.manifest.generation, self.publisher.manifest.count)
         await worker.stopping.wait()
-        self.jobs.kill()
+        self.upkeep.kill()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -160,6 +149,17 @@ class IngestWorker:
                 self._on_use_model(connection, request)
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
+
+    def _on_use_model(self, connection: Connection, request: UseModel) -> None:
+        def done(error: Exception | None) -> None:
+            manifest = self.publisher.manifest
+            if error is not None:
+                connection.fail(request.request_id, error)
+            else:
+                connection.reply(Done(request.request_id, manifest.generation, {"version": manifest.model}))
+
+        self.save_all()
+        self.upkeep.use_model(request.version, done)
 
     def _may_write(self, connection: Connection, what: str) -> None:
         if connection.uid not in self.writers:
@@ -253,80 +253,13 @@ class IngestWorker:
             return
         for submission, outcome in zip(batch, outcomes, strict=True):
             submission.done(outcome)
-        if self._unindexed():
-            self.jobs_wanted.set()
+        self.upkeep.look()
 
-    # ---- derived files --------------------------------------------------------------------------------------------
-
-    def _unindexed(self) -> list[int]:
-        """Full row files that have not an index in every space."""
-        manifest = self.publisher.manifest
-        indexed = {(i.space, i.lo) for i in manifest.indexes}
-        rows = manifest.row_file_rows
-        return [n for n in range(manifest.count // rows) if any((s, n * rows) not in indexed for s in SPACES)]
-
-    def _job(self, kind: Callable[..., Job], **more: object) -> Job:
-        hurry = len(self._unindexed()) >= UNINDEXED_FILES_HURRY
-        return kind(
-            data_dir=str(self.worker.layout.data_dir), parent_pid=os.getpid(), niceness=0 if hurry else NICENESS,
-            map_size=map_size(self.config), **more,
-        )  # fmt: skip
-
-    async def _run_jobs(self) -> None:
-        while True:
-            if self.verify_wanted:
-                self.verify_wanted = False
-                built = await self.jobs.run(self._job(VerifyJob))
-                if built is not None:
-                    await self._mend(built)
-            elif self.switching:
-                await self._switch(self.switching)
-            elif unindexed := self._unindexed():
-                manifest = self.publisher.manifest
-                name = manifest.row_file(unindexed[0])
-                built = await self.jobs.run(self._job(IndexJob, row_file=name, rows=manifest.row_file_rows))
-                if built is not None and name == self.publisher.manifest.row_file(unindexed[0]):
-                    await self._mend(built)
-                    if built.indexes:
-                        self._name(built)
-            else:
-                self.jobs_wanted.clear()
-                await self.jobs_wanted.wait()
-
-    def _name(self, built: Built) -> None:
-        self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
-        gc.collect(self.worker.layout, self.publisher.manifest)
-        for space, lo, hi, file, size, *_ in built.indexes:
-            log.info("index %s over %s [%d, %d): %d bytes, %.1f s", file, space, lo, hi, size, built.seconds)
-
-    async def _mend(self, built: Built) -> None:
-        """Have what is damaged built again; until then it is served exactly, from rows that agree with their sums."""
-        if built.bad_indexes:
-            log.error("index files disagree with their checksums, to be built again: %s", ", ".join(built.bad_indexes))
-            self.publisher.drop_indexes(built.bad_indexes)
-            self.jobs_wanted.set()
-        for number in built.bad_rows:
-            log.error("row file %d disagrees with its checksums; it is built again from the records", number)
-            manifest = self.publisher.manifest
-            if (number + 1) * manifest.row_file_rows > manifest.count:
-                mend_rows(self.publisher, number)
-                continue
-            epoch, _, revision = manifest.row_file(number)
-            job = self._job(
-                RowsJob, row_file=(epoch, number, revision + 1), rows=manifest.row_file_rows,
-                count=manifest.row_file_rows, model=manifest.model,
-            )  # fmt: skip
-            done = await self.jobs.run(job)
-            if done is not None:
-                self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
-                self.jobs_wanted.set()
-            else:
-                self.verify_wanted = True
+    # ---- housekeeping ---------------------------------------------------------------------------------------------
 
     def _on_suspect(self, searching: str) -> None:
         log.error("readers died while searching %s: all files are verified", searching)
-        self.verify_wanted = True
-        self.jobs_wanted.set()
+        self.upkeep.verify()
         self.worker.checked()
 
     async def _check_readers(self) -> None:
@@ -334,60 +267,6 @@ class IngestWorker:
         while True:
             await asyncio.sleep(READER_CHECK_S)
             self.publisher.catalog.env.reader_check()
-
-    # ---- models ---------------------------------------------------------------------------------------------------
-
-    def _on_use_model(self, connection: Connection, request: UseModel) -> None:
-        layout, publisher = self.worker.layout, self.publisher
-        if request.version not in embed_models.versions(layout.models):
-            raise NotFoundError(f"no model version {request.version!r}; `flowkin models list` names them")
-        if self.switching:
-            raise OverloadedError(f"a switch to {self.switching} is under way; wait for it")
-        if request.version == publisher.manifest.model:
-            connection.reply(Done(request.request_id, publisher.manifest.generation, {"version": request.version}))
-            return
-        models = load_models(layout.model(request.version), publisher.catalog)
-        if publisher.manifest.count == 0:
-            publisher.use_model(models, publisher.manifest.epoch)
-            connection.reply(Done(request.request_id, publisher.manifest.generation, {"version": request.version}))
-            return
-        self.switching = request.version
-        self._switched = partial(self._tell_switched, connection, request.request_id)
-        self.jobs_wanted.set()
-
-    def _tell_switched(self, connection: Connection, request_id: int, error: Exception | None) -> None:
-        if error is not None:
-            connection.fail(request_id, error)
-        else:
-            manifest = self.publisher.manifest
-            connection.reply(Done(request_id, manifest.generation, {"version": manifest.model}))
-
-    async def _switch(self, version: str) -> None:
-        """Row files of the new version beside the old ones, full ones in the child, the last one here; one commit."""
-        try:
-            publisher, layout = self.publisher, self.worker.layout
-            rows, epoch = publisher.manifest.row_file_rows, publisher.manifest.epochs_used
-            models = load_models(layout.model(version), publisher.catalog)
-            sealed: list[SealedRows] = []
-            while (number := len(sealed)) < publisher.manifest.count // rows:
-                built = await self.jobs.run(
-                    self._job(RowsJob, row_file=(epoch, number, 0), rows=rows, count=rows, model=version)
-                )
-                if built is not None:
-                    sealed += [SealedRows(*s) for s in built.sealed]
-                    log.info("switch to %s: %d of %d events", version, (number + 1) * rows, publisher.manifest.count)
-            stored = publisher.manifest.count - len(sealed) * rows
-            if stored:
-                rebuild(publisher.catalog, models, layout.row_file(epoch, len(sealed), 0), len(sealed), rows, stored)
-            publisher.use_model(models, epoch, sealed)
-            gc.collect(layout, publisher.manifest)
-            self.switching = ""
-            self._switched(None)
-            log.info("model %s is in use", version)
-        except (EngineError, OSError) as e:
-            log.error("switch to %s failed, %s stays in use: %s", version, self.publisher.manifest.model, e)
-            self.switching = ""
-            self._switched(e if isinstance(e, EngineError) else EngineError(f"{e}; the model was not changed"))
 
     # ---- followed files -------------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ from engine.embed.base import ModelSet
 from engine.embed.text import TextEmbedder
 from engine.errors import BadRecordError, BadRequestError, NoSpaceError, NotFoundError
 from engine.failpoint import failpoint
+from engine.features import F32
+from engine.flows.derived import derive
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows
@@ -97,6 +99,15 @@ class TextMemo:
         with self.catalog.read() as view:
             found = [view.get("texts", key) for key in keys]
             return [None if vector is None else bytes(vector) for vector in found]
+
+
+def featurize(events: Sequence[Event], features: F32, tracker: Tracker) -> None:
+    """Fill what can be derived or known from context, in float32 [n, 105], in place: events in order of arrival. The
+    one way of a feature into the store and into a question."""
+    internal = [[bool(a) and tracker.classify(a)[0] for a in (e.src_ip, e.dst_ip)] for e in events]
+    flags = np.array(internal, np.bool_).reshape(-1, 2)
+    derive(features, flags[:, 0], flags[:, 1])
+    tracker.observe(events, features)
 
 
 def load_models(path: Path, catalog: Catalog) -> ModelSet:
@@ -191,7 +202,7 @@ class Publisher:
         features = feature_table.unpack([a.features for a in accepted])
         overlay = self.tracker.overlay()
         if accepted:
-            overlay.observe(events, features)
+            featurize(events, features, overlay)
         present = np.isfinite(features).sum(1)
         for event, n in zip(events, present.tolist(), strict=True):
             event.coverage = n

@@ -131,7 +131,7 @@ class Answering:
         spaces = spaces_of(options)
         missing = [s for s in spaces if s not in question.vectors]
         if missing:
-            raise BadRequestError(f"this question has no {missing[0]} vector; search it in {', '.join(question.vectors)}")
+            raise BadRequestError(f"this has no {missing[0]} vector; search it in {', '.join(question.vectors)}")
         weights = dict.fromkeys(spaces, 1.0)
         if options.space == FUSED:
             unknown = [s for s in options.weights if s not in SPACES]
@@ -187,19 +187,19 @@ class Answering:
             everything = fetch >= min(COLLAPSE_FETCH_MAX, plan.matched + 1)
             if len(groups) >= min(options.top_k, plan.matched) or everything:
                 break
-            fetch *= 2  # a flood filled the candidates; look further
+            fetch = min(4 * fetch, COLLAPSE_FETCH_MAX)  # a flood filled the candidates; look further
             found = {
                 s: self.snapshot.search(s, question.vectors[s][None, :], fetch, plan.allowed)[0] for s in plan.weights
             }
         hits = self._hits(groups, plan, question, options.top_k)
-        family = self._families(np.array([h.seq for h in hits], np.int64))
         own = self._own_family(question)
+        same = self._families(np.array([h.seq for h in hits], np.int64)) == own
         answer = Answer(
             space=options.space, model=self.models.version, metric="percentile" if options.space == FUSED else "l2",
             exact=all(c.exact for c in found.values()) and (options.space != FUSED or fetch >= plan.matched),
             scanned=sum(c.scanned for c in found.values()), matched=plan.matched, took_us=0,
             query=None if question.head is None else Raw(question.head), hits=hits,
-            same_family=float((family == own).mean()) if own > 0 and hits else None,
+            same_family=float(same.mean()) if own and hits else None,
             no_close_precedent=self._no_close_precedent(plan, found, question),
             weights=plan.weights if options.space == FUSED else {}, plan=self._describe(plan, found, fetch),
         )  # fmt: skip
@@ -224,25 +224,29 @@ class Answering:
 
     def _collapse(self, ranked: Candidates, plan: _Plan, options: Options) -> list[Group]:
         """Near-duplicates (same family, vectors nearly equal in every space that counts) become one group."""
-        pairs = list(zip(ranked.seqs.tolist(), ranked.distances.tolist(), strict=True))
-        if not options.collapse or not pairs:
-            return [Group(seq, distance, 1) for seq, distance in pairs]
+        seqs, distances = ranked.seqs.tolist(), ranked.distances.tolist()
+        if not options.collapse:
+            return [Group(seq, distance, 1) for seq, distance in zip(seqs, distances, strict=True)]
         families = self._families(ranked.seqs)
-        same = families[:, None] == families[None, :]
-        for space in plan.weights:
-            near = SAME_VECTOR * float(np.median(self.models.embedders[space].calibration.pair_quantiles))
-            vectors = self.snapshot.vectors(space, ranked.seqs).astype(np.float64)
-            norms = np.einsum("ij,ij->i", vectors, vectors)
-            same &= norms[:, None] + norms[None, :] - 2.0 * (vectors @ vectors.T) <= near * near
-        taken = np.zeros(len(pairs), np.bool_)
-        groups = []
-        for i, (seq, distance) in enumerate(pairs):
-            if not taken[i]:
-                members = same[i] & ~taken
-                members[i] = True
-                taken |= members
-                groups.append(Group(seq, distance, int(members.sum())))
+        vectors = [
+            (self.snapshot.vectors(space, ranked.seqs), self._same_within(space)) for space in plan.weights if seqs
+        ]
+        groups: list[Group] = []
+        left = np.arange(len(seqs))  # in order of distance; each round takes the first and all that are like it
+        while len(left) and len(groups) < options.top_k:
+            first = left[0]
+            like = families[left] == families[first]
+            for of, within in vectors:
+                difference = of[left] - of[first]
+                like &= np.einsum("ij,ij->i", difference, difference) <= within * within
+            like[0] = True
+            groups.append(Group(seqs[first], distances[first], int(like.sum())))
+            left = left[~like]
         return groups
+
+    def _same_within(self, space: str) -> float:
+        """So near, two vectors are one hit."""
+        return SAME_VECTOR * float(np.median(self.models.embedders[space].calibration.pair_quantiles))
 
     def _hits(self, groups: Sequence[Group], plan: _Plan, question: Question, top_k: int) -> list[Hit]:
         hits: list[Hit] = []
@@ -262,11 +266,15 @@ class Answering:
                 continue
             if head is None:
                 continue
-            (space,) = plan.weights if not fused else ("",)
-            percentile = group.distance if fused else self._percentile(space, group.distance)
             hits.append(
-                Hit(group.seq, group.distance, percentile, group.size, Raw(head), None if note is None else Raw(note))
+                Hit(group.seq, group.distance, group.distance, group.size, Raw(head), None if note is None else Raw(note))
             )
+        if hits and not fused:
+            (space,) = plan.weights
+            distances = np.array([hit.distance for hit in hits])
+            percentiles = self.models.embedders[space].calibration.percentile(distances)
+            for hit, percentile in zip(hits, percentiles.tolist(), strict=True):
+                hit.percentile = percentile
         return hits
 
     def _percentile(self, space: str, distance: float) -> float:

@@ -1,7 +1,7 @@
 """One command starts everything: one ingest worker, N readers, the sockets, and what happens when any of it dies.
 
 Always true
-  - One engine a data directory: an flock on run/supervisor.pid, held for life, taken before anything else is touched.
+  - One engine a data directory: an flock on run/supervisor.pid, held for life; only the directories are made before.
     (That there is one writer is the ingest worker's own lock, not ours.)
   - It holds no data and imports no numpy, faiss, lmdb or torch; its workers are named as strings.
   - A connection is accepted only when a ready worker has room; until then it waits in the listen backlog.
@@ -48,6 +48,7 @@ WORKER_ENV = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false", "
 LISTEN_BACKLOG = 4_096
 ACCEPTS_IN_A_TURN = 64
 TURN_S_MAX = 0.25  # the longest sleep between two looks at the heartbeats
+SILENT_NS = 1_000_000_000  # a worker that long without a stamp gets connections only when no other can
 RETRY_S = 0.02  # when a channel was full
 START_PATIENCE = 10  # a worker that is not ready yet may be silent so many times longer
 SAME_SIGNAL_S = 0.5  # timeout(1) and others send SIGTERM twice at once, to us and to our group: that is one
@@ -208,13 +209,18 @@ class Supervisor:
             process = subprocess.Popen(
                 command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()
             )
+            try:
+                slot.pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
         except BaseException:
             sender.close()
             raise
         finally:
             theirs.close()
         slot.process, slot.sender, slot.kill_s = process, sender, math.inf
-        slot.pidfd = os.pidfd_open(process.pid)
         self.selector.register(slot.pidfd, selectors.EVENT_READ, lambda: self._reap(slot))
         self.selector.register(sender, selectors.EVENT_READ, lambda: self._hear(slot))
         log.info("%s started, pid %d", slot.role, process.pid)
@@ -325,9 +331,14 @@ class Supervisor:
                 self.selector.unregister(listener.sock)
 
     def _takers(self, kind: str) -> list[_Slot]:
-        """Ready workers with room in their channels, the one with the fewest connections first."""
-        takers = [s for s in self.slots if s.kind == kind and s.ready and s.sender is not None and not s.sender.full]
-        return sorted(takers, key=lambda slot: slot.sender.open if slot.sender is not None else 0)
+        """Ready workers with room in their channels, the one with the fewest connections first, silent ones last."""
+        since_ns = self.turn_ns - SILENT_NS
+        takers = [
+            (slot.beat.stamp_ns < since_ns, slot.sender.open, slot.index, slot)
+            for slot in self.slots
+            if slot.kind == kind and slot.ready and slot.sender is not None and not slot.sender.full
+        ]
+        return [slot for *_, slot in sorted(takers)]
 
     def _accept(self, listener: _Listener) -> None:
         for _ in range(ACCEPTS_IN_A_TURN):
@@ -340,7 +351,7 @@ class Supervisor:
                 self.accept_after_s = time.monotonic() + 0.1
                 return
             if not self._hand(listener.kind, connection):
-                log.warning("all %s workers are busy taking connections: accepting pauses", listener.kind)
+                log.info("all %s workers are busy taking connections: accepting pauses", listener.kind)
                 self.held[listener.kind] = connection
                 return
 

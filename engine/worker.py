@@ -78,6 +78,7 @@ def set_up_log(role: str, level: str) -> None:
     handler.setFormatter(LogFormat(role))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells every step of its import
 
 
 def die_with_parent(parent: int) -> None:

@@ -325,8 +325,11 @@ class AsyncClient:
         """Each new generation; connects again when its reader leaves. Ends when the iterator is closed."""
         newest = after_generation
         while True:
-            async with asyncio.timeout(self.timeout_ms / 1_000):
-                wire = await self._wire(False)
+            try:
+                async with asyncio.timeout(self.timeout_ms / 1_000):
+                    wire = await self._wire(False)
+            except TimeoutError as e:
+                raise DeadlineError(ErrorCode.DEADLINE, "no answer from the engine in time") from e
             request_id = next(self._ids)
             replies: asyncio.Queue[Reply | Exception] = asyncio.Queue()
             wire.sinks[request_id] = replies.put_nowait

@@ -1,7 +1,7 @@
 """What a client raises: one root, one class for each thing a caller would do differently.
 
 Always true
-  - Every ErrorCode has exactly one class here; an unknown code of a newer engine becomes ClientError itself.
+  - Every ErrorCode has exactly one class here.
   - `exit_status` goes to the shell: 1 failed, 2 usage, 3 not found, 4 denied, 5 not reachable, 6 overloaded or late.
 """
 
@@ -112,4 +112,4 @@ BY_CODE: dict[ErrorCode, type[ClientError]] = {
 
 def error_of(failure: Failure) -> ClientError:
     """The exception for a Failure reply."""
-    return BY_CODE.get(failure.code, ClientError)(failure.code, failure.detail, failure.retry_after_ms)
+    return BY_CODE[failure.code](failure.code, failure.detail, failure.retry_after_ms)

@@ -91,7 +91,7 @@ class Options(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unkn
     other_episodes: bool = False  # not the same pair and family within 10 minutes
     collapse: bool = True  # near-duplicates become one hit with a count
     explain: bool = False
-    weights: dict[SpaceName, Weight] = {}  # fused only; default: the model's
+    weights: Annotated[dict[SpaceName, Weight], Meta(max_length=16)] = {}  # fused only; default: the model's
     min_generation: int = 0  # read your own writes: wait for it until the deadline
     deadline_ms: Millis = 5_000
 
@@ -190,7 +190,7 @@ class Reject(Message):               file: Annotated[str, Meta(max_length=4096)]
 class Ingest(Message, tag=32):       request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""
 class Label(Message, tag=33):        request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
 class UseModel(Message, tag=34):     request_id: RequestId; version: Name
-class AddModel(Message, tag=35):     request_id: RequestId; version: Name; files: dict[Name, bytes]  # safetensors and card; checked, stored by sha256
+class AddModel(Message, tag=35):     request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors and card; checked, stored by sha256
 
 # ---- replies ------------------------------------------------------------------------------------------------------
 class Welcome(Message, tag=64):      request_id: RequestId; protocol: int; protocol_min: int; server: Name; version: Name; generation: int; frame_bytes_max: int; top_k_max: int

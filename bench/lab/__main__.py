@@ -26,6 +26,7 @@ from bench.lab.topology import Lab, LabError, Stopped
 
 HALF_S, HALF_QUICK_S = 190.0, 22.0
 QUICK_SCALE = 0.15
+WORK_PREFIX = "fkl-lab-"
 PAUSE_BETWEEN_HALVES_S = 4.0
 NEEDED = (
     "ip ethtool sysctl setpriv tcpdump nginx dnsmasq dig curl openssl ssh ssh-keygen scp sshd sshpass rsync chronyd "
@@ -104,7 +105,7 @@ def interrupt(*_: object) -> None:
 
 def make(out: Path, seed: int, quick: bool) -> int:
     began = time.monotonic()
-    work = Path(tempfile.mkdtemp(prefix="fkl-lab-"))
+    work = Path(tempfile.mkdtemp(prefix=WORK_PREFIX))
     lab = Lab(work, seed)
     try:
         pcap = work / "lab.pcap"
@@ -114,8 +115,8 @@ def make(out: Path, seed: int, quick: bool) -> int:
             for sig in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave half of it standing
                 signal.signal(sig, signal.SIG_IGN)
             lab.down()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, interrupt)
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(sig, interrupt)
         print("reading the capture with suricata", flush=True)
         eve = record.suricata(pcap, work / "suricata")
         fresh = work / "out"
@@ -134,7 +135,7 @@ def make(out: Path, seed: int, quick: bool) -> int:
     print(check.report(summary))
     faults = list(summary.faults())
     for fault in faults:
-        print(f"fault: {fault}")
+        print(f"{'quick, so' if quick else 'fault'}: {fault}")
     print(f"{out}: {time.monotonic() - began:.0f} s")
     return 1 if faults and not quick else 0
 
@@ -144,10 +145,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where it goes (default: examples/lab; required with --quick)")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a one-minute version, to try the script")
-    parser.add_argument("--down", action="store_true", help="remove the namespaces that a killed run left behind")
+    parser.add_argument("--down", action="store_true", help="remove what a killed run left behind")
     args = parser.parse_args(argv)
     if args.down:
         topology.remove_namespaces(topology.leftovers())
+        for work in Path(tempfile.gettempdir()).glob(WORK_PREFIX + "*"):
+            shutil.rmtree(work, ignore_errors=True)
         return 0
     if reason := why_not_here():
         print(f"lab: skipped: {reason}", file=sys.stderr)
@@ -155,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.quick and args.out is None:
         parser.error("--quick makes a small recording: say where it goes with --out")
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for sig in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        signal.signal(sig, interrupt)
     try:
         return make(args.out or check.DEFAULT, args.seed, args.quick)
     except LabError as error:

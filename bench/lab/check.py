@@ -79,6 +79,8 @@ class Summary:
     first_s: float = 0.0
     last_s: float = 0.0
     duplicates: int = 0
+    late: int = 0  # packets stamped earlier than the one before, as the kernel delivered them
+    late_ns_max: int = 0
     foreign: set[str] = field(default_factory=set)
     types: Counter[str] = field(default_factory=Counter)
     signatures: Counter[str] = field(default_factory=Counter)
@@ -89,6 +91,7 @@ class Summary:
     chatter: int = 0
     bare_flows: int = 0  # of our own plain flow table over the packets
     bare_unlabelled: int = 0
+    bare_examples: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
     size: int = 0
 
@@ -105,7 +108,7 @@ class Summary:
         if self.unlabelled:
             yield f"{self.unlabelled} flows have no label, such as {'; '.join(self.examples)}"
         if self.bare_unlabelled:
-            yield f"{self.bare_unlabelled} of {self.bare_flows} bare flows have no label"
+            yield f"{self.bare_unlabelled} of {self.bare_flows} bare flows have no label, such as {self.bare_examples}"
         if len(self.families) < FAMILIES_MIN:
             yield f"{len(self.families)} families, {FAMILIES_MIN} are asked for"
         for family in self.families:
@@ -236,8 +239,12 @@ def read_pcap(path: Path, labels: list[Label], summary: Summary) -> None:
     table = FlowTable()
     seen: dict[bytes, int] = {}
     raw: set[bytes] = set()
+    newest_ns = 0
     for at_ns, frame in packets(path):
         summary.packets += 1
+        newest_ns = max(newest_ns, at_ns)
+        summary.late += at_ns < newest_ns
+        summary.late_ns_max = max(summary.late_ns_max, newest_ns - at_ns)
         summary.first_s = summary.first_s or at_ns / 1e9
         summary.last_s = at_ns / 1e9
         raw.update(addresses(frame))
@@ -249,7 +256,7 @@ def read_pcap(path: Path, labels: list[Label], summary: Summary) -> None:
     flows = [flow for flow in table.flows if not is_chatter(flow) or label_of(flow, labels)]
     missed = [flow for flow in flows if label_of(flow, labels) is None]
     summary.bare_flows, summary.bare_unlabelled = len(flows), len(missed)
-    summary.examples += [str(flow) for flow in missed[:5]]
+    summary.bare_examples = [str(flow) for flow in missed[:5]]
     summary.foreign = {text for address in raw if not _member(text := str(ip_address(address)), ALLOWED)}
 
 
@@ -290,6 +297,7 @@ def report(summary: Summary) -> str:
     for family in summary.families:
         one, two = (summary.flows[family, half] for half in (1, 2))
         lines.append(f"{family:14}{one:8}{two:8}{one + two:8}")
+    lines.append(f"{summary.bare_flows} flows by a plain flow table, {summary.bare_unlabelled} without a label")
     lines.append(f"{summary.packets} packets, {summary.duplicates} seen twice, {summary.size} bytes in all")
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.lab.check import Summary
 from bench.lab.day import parts
-from bench.lab.stage import ICMP, TCP, UDP, Part, Rule
+from bench.lab.stage import ICMP, UDP, Part, Rule
 from bench.lab.topology import LAN, Lab, LabError, host_command
 
 HERE = Path(__file__).parent
@@ -87,8 +87,8 @@ def label_lines(played: list[Played]) -> list[str]:
 def _answers(rule: Rule) -> list[Rule]:
     """What else a rule's packets bring: ICMP errors, and, where a flow table cuts a flow, its answering half."""
     answers = [Rule(rule.dst, rule.src, rule.proto, dst_ports=rule.src_ports, src_ports=rule.dst_ports)]
-    if rule.proto in (TCP, UDP) and rule.src is not None and rule.dst is not None:
-        answers.append(Rule(rule.dst, rule.src, ICMP))
+    if rule.proto == UDP:
+        answers += [Rule(rule.dst, rule.src, ICMP), Rule(rule.src, rule.dst, ICMP)]  # of a client that is gone, too
     return answers
 
 
@@ -152,7 +152,7 @@ def readme(summary: Summary, out: Path, seed: int, took_s: float) -> str:
         f"| {name} | {(out / name).stat().st_size:,} |" for name in ("lab.pcap.gz", "eve.json.gz", "labels.ndjson")
     )
     types = ", ".join(f"{count:,} {kind}" for kind, count in summary.types.most_common())
-    signatures = "\n".join(f"| {count} | {name} |" for name, count in summary.signatures.most_common(25))
+    signatures = "\n".join(f"| {count} | {name} |" for name, count in summary.signatures.most_common())
     first = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(summary.first_s))
     return README.format(
         families=families,
@@ -164,6 +164,8 @@ def readme(summary: Summary, out: Path, seed: int, took_s: float) -> str:
         flows=f"{sum(summary.flows.values()):,}",
         unlabelled=summary.unlabelled,
         chatter=summary.chatter,
+        late=summary.late,
+        late_ms=summary.late_ns_max / 1e6,
         first=first,
         seconds=round(summary.last_s - summary.first_s),
         took=round(took_s),
@@ -179,29 +181,35 @@ def readme(summary: Summary, out: Path, seed: int, took_s: float) -> str:
 README = """# The lab recording
 
 Real traffic by real programs, recorded by ourselves: an ordinary day of a small network, and attacks on it, in
-about {seconds} seconds (from {first} UTC; time stamps are as recorded). Our own recording, Apache-2.0 like the rest.
+about {seconds} seconds (from {first} UTC; time stamps are as recorded). Our own recording,
+Apache-2.0 like the rest.
 
 Made by `make lab` (`python -m bench.lab`, as root, seed {seed}; it took {took} s). This page is written by it, its
 figures are counted from the files beside it; `python -m bench.lab.check` counts and checks them again.
+Another run makes another recording: the choices follow from the seed, the timing is that of the machine.
 
 | file | bytes |
 |---|---|
 {sizes}
 
 - **lab.pcap.gz**: {packets} packets, whole, Ethernet, microseconds. Taken on the bridge of the inside network, where
-  each packet between inside and outside, and between two inside hosts, passes once.
+  each packet between inside and outside, and between two inside hosts, passes once. {late} packets are up to
+  {late_ms:.1f} ms out of order, as the kernel delivered them.
 - **eve.json.gz**: Suricata {suricata} reading that capture offline with `bench/lab/suricata.yaml`,
-  `bench/lab/lab.rules` and the event rules that Debian ships: {types}.
+  `bench/lab/lab.rules` and the event rules that Debian ships:
+  {types}.
 - **labels.ndjson**: one line per episode and rule; the first line that matches a flow is its label. A line matches
   when the flow's initiator is in `src` and its responder in `dst` (null: any), protocol and ports match, and its
-  first packet lies in [`start_ns`, `end_ns`].
+  first packet lies in [`start_ns`, `end_ns`]. Each rule is followed by its answers (both ends exchanged, ICMP errors),
+  for flow tables that cut a long flow in two or keep errors apart.
 
 ## How it was made
 Network namespaces joined by veth, a router in the middle, no way out, documentation addresses only: 192.0.2.0/24 and
 2001:db8:1::/64 inside; 198.51.100.0/24, 2001:db8:2::/64 (ordinary) and 203.0.113.0/24 (hostile) outside. Everything
 outside is 3 to 30 ms away in each direction, with jitter and 0.1 % loss (`bench/lab/wan.py`). Offloads are off, so that
-packets have the sizes of a wire. {debian}: nginx {nginx}, curl {curl}, nmap {nmap}, dnsmasq, OpenSSH, rsync, chrony,
-iperf3, hping3, slowhttptest, iodine. Content is made from the seed; nothing of the recording machine is in it.
+packets have the sizes of a wire. {debian}: nginx {nginx}, curl {curl}, nmap {nmap},
+dnsmasq, OpenSSH, rsync, chrony, iperf3, hping3, slowhttptest, iodine.
+Content is made from the seed; nothing of the recording machine is in it.
 
 The day has two halves. Each family comes in both, with other hosts, rates and options, so that a split by time tests
 on episodes that were not trained on. Some benign work resembles attacks on purpose: monitoring polls (scan), update

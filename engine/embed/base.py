@@ -23,6 +23,8 @@ F32 = NDArray[np.float32]
 DIMS = {"chronos": 128, "sbert": 384, "attack": 64}
 SPACES = tuple(DIMS)
 FUSED = "fused"
+QUANTILES = 1_001  # of the distance between random pairs, in a calibration
+PERCENTS = np.linspace(0.0, 100.0, QUANTILES)
 
 
 class Calibration(NamedTuple):
@@ -36,8 +38,7 @@ class Calibration(NamedTuple):
 
     def percentile(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
         """0..100, how many of the random pairs are nearer; same shape."""
-        grid = np.linspace(0.0, 100.0, len(self.pair_quantiles))
-        return np.interp(distance, self.pair_quantiles, grid)
+        return np.interp(distance, self.pair_quantiles, PERCENTS)
 
 
 class Embedder(Protocol):

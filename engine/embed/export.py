@@ -61,7 +61,11 @@ def export(out: Path) -> bool:
         made.chmod(0o755)
         if out.exists():
             out.rename(Path(scratch, "old"))  # damaged or of another version; it goes with the scratch directory
-        made.rename(out)
+        try:
+            made.rename(out)
+        except OSError:  # another process was faster; is its work whole?
+            check(out)
+            return False
     check(out)
     return True
 

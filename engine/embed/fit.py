@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from engine.embed.base import DIMS, F32, Calibration, Embedder
+from engine.config import CIDRS_INTERNAL
+from engine.embed.base import DIMS, F32, QUANTILES, Calibration, Embedder
 from engine.embed.linear import F64, LinearEmbedder, transformed
-from engine.embed.models import QUANTILES, Data, to_files
+from engine.embed.models import Data, to_files
 from engine.embed.text import TextEmbedder, TextModel
 from engine.errors import ModelError
-from engine.features import FEATURES
+from engine.features import CONTEXT_INDEXES, FEATURES
 from ipc.event import FEATURE_COUNT, Event
 
 EVENTS_MIN = 100
@@ -31,7 +32,9 @@ PAIRS = 20_000
 NEIGHBOURS_MAX = 4_000  # held-out events looked up in the calibration
 SENTENCES_MAX = 600  # distinct ones embedded for the calibration of sbert: 3 s
 MASK_WEIGHT = 0.3
-SHRINK = 0.05  # of the within-family scatter towards its diagonal mean
+SHRINK = 0.1  # of the within-family scatter towards its mean variance
+NOISE = 0.01  # how much the scatter of missing features counts within a family
+FUSION = {"chronos": 0.3, "sbert": 0.3, "attack": 0.4}
 _EXACT_ROWS = 512  # of a distance matrix at a time
 
 _CHRONOS_GROUPS = {"time", "count", "length", "rate", "ratio", "bulk"}
@@ -42,6 +45,8 @@ _CHRONOS_FACTS = {
     "temporal_consistency",
     "packet_size_consistency",
 }
+
+NOT_CALIBRATED = Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM)
 
 Families = NDArray[np.int64]  # number of each event's family, -1 where nobody named one
 
@@ -92,28 +97,36 @@ def chronos_map(s: F64, weights: F64, dim: int) -> F64:
     return _padded((whitened * weights[:, None]).T, dim)
 
 
-def attack_map(s: F64, weights: F64, families: Families, dim: int) -> F64:
+def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -> F64:
     """W [dim, inputs]: the directions in which families differ most for how little their own events differ.
 
     Generalised eigenvectors of total against within-family scatter, families counted alike; |W d| is then the distance
-    in units of what is usual inside of a family. With fewer than two families: whitened principal directions.
+    in units of what is usual inside of a family. noise: scatter of the difference that missing features make, float64
+    [inputs, inputs]. With fewer than two families: whitened principal directions.
     """
     x = s * weights
-    known = families >= 0
-    numbers = np.unique(families[known])
-    if len(numbers) < 2:
-        within = np.cov(x, rowvar=False)
-        between = np.zeros_like(within)
-    else:
-        means = np.array([x[families == f].mean(axis=0) for f in numbers])
-        within = sum(
-            (np.cov(x[families == f], rowvar=False, bias=True) for f in numbers), np.zeros((x.shape[1], x.shape[1]))
-        ) / len(numbers)
-        between = np.cov(means, rowvar=False, bias=True)
-    ridge = SHRINK * np.trace(within) / len(within) + 1e-9
-    values, vectors = eigh(within + between, within + ridge * np.eye(len(within)))
+    groups = [x[families == f] for f in np.unique(families[families >= 0])]
+    if len(groups) < 2:
+        groups = [x]
+    within = sum((np.cov(g, rowvar=False, bias=True) for g in groups), np.zeros_like(noise)) / len(groups)
+    means = np.array([g.mean(axis=0) for g in groups])
+    means -= means.mean(axis=0)
+    total = within + means.T @ means / len(groups)
+    usual = within + NOISE * noise + (SHRINK * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
+    values, vectors = eigh(total, usual)
     order = np.argsort(values)[::-1][:dim]
     return _padded((vectors[:, order] * weights[:, None]).T, dim)
+
+
+def thinned(features: F32, rng: np.random.Generator) -> F32:
+    """The events as poorer sources would tell them: without some groups of features, often without context."""
+    groups = [f.scope if f.column in CONTEXT_INDEXES else f.group for f in FEATURES]
+    number = {group: i for i, group in enumerate(sorted(set(groups)))}
+    n = len(features)
+    gone = rng.random((n, len(number))) < rng.random((n, 1))
+    without = gone[:, [number[group] for group in groups]] | (rng.random(features.shape) < 0.3 * rng.random((n, 1)))
+    without[:, CONTEXT_INDEXES] |= rng.random((n, 1)) < 0.3
+    return np.where(without, np.float32(np.nan), features)
 
 
 def _padded(rows: F64, dim: int) -> F64:
@@ -123,16 +136,43 @@ def _padded(rows: F64, dim: int) -> F64:
     return np.vstack((rows, np.zeros((dim - len(rows), rows.shape[1]))))
 
 
-def linear(name: str, version: str, features: F32, families: Families) -> LinearEmbedder:
+def linear(name: str, version: str, features: F32, families: Families, seed: int = 0) -> LinearEmbedder:
     """The fitted embedder of a linear space, not calibrated."""
     columns = chronos_columns() if name == "chronos" else attack_columns()
     fitted = scaler(features, columns)
     weights = input_weights(columns)
     blank = np.zeros((DIMS[name], 2 * len(columns)), np.float32)
-    nothing = Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM)
-    s = LinearEmbedder(name, version, columns, *fitted, blank, nothing).scaled(features)
-    w = chronos_map(s, weights, DIMS[name]) if name == "chronos" else attack_map(s, weights, families, DIMS[name])
-    return LinearEmbedder(name, version, columns, *fitted, w.astype(np.float32), nothing)
+    scaled = LinearEmbedder(name, version, columns, *fitted, blank, NOT_CALIBRATED).scaled
+    s = scaled(features)
+    if name == "chronos":
+        w = chronos_map(s, weights, DIMS[name])
+    else:
+        d = (scaled(thinned(features, np.random.default_rng(seed))) - s) * weights
+        w = attack_map(s, weights, families, d.T @ d / len(d), DIMS[name])
+    return LinearEmbedder(name, version, columns, *fitted, w.astype(np.float32), NOT_CALIBRATED)
+
+
+def later(families: Families) -> NDArray[np.bool_]:
+    """Which events are held out: the later ones of each family, those of no family counting as one."""
+    out = np.zeros(len(families), bool)
+    for f in np.unique(families):
+        rows = np.flatnonzero(families == f)
+        out[rows[int(np.ceil(len(rows) * (1 - HELD_OUT))) :]] = True
+    return out
+
+
+def held_out(name: str, features: F32, families: Families, seed: int) -> float:
+    """Share of same-family neighbours at k = 10, families counted alike, when the later part of each family looks back
+    at the earlier part, on which a throw-away map is fitted. 0 with fewer than two families."""
+    out = later(families)
+    test, train = np.flatnonzero(out & (families >= 0)), np.flatnonzero(~out)
+    if len(np.unique(families[test])) < 2:
+        return 0.0
+    test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
+    embed = linear(name, "held-out", features[train], families[train], seed).embed_features
+    rows, _ = nearest(embed(features[test]), embed(features[train]), 10)
+    same = (families[train][rows] == families[test][:, None]).mean(axis=1)
+    return float(np.mean([same[families[test] == f].mean() for f in np.unique(families[test])]))
 
 
 def family_numbers(events: Sequence[Event]) -> tuple[Families, list[str]]:
@@ -143,30 +183,36 @@ def family_numbers(events: Sequence[Event]) -> tuple[Families, list[str]]:
 
 
 def nearest(queries: F32, index: F32, k: int) -> tuple[NDArray[np.int64], F64]:
-    """Row and distance of the k nearest in `index`, exact, ties by row: [n, k]."""
-    norms = np.einsum("ij,ij->i", index, index, dtype=np.float64)
+    """Row and distance of the k nearest in `index`, exact, nearest first: [n, k]."""
+    k = min(k, len(index))
+    by_column = np.ascontiguousarray(index.T, np.float64)
+    norms = np.einsum("ij,ij->j", by_column, by_column)
     rows, distances = [], []
     for at in range(0, len(queries), _EXACT_ROWS):
         q = queries[at : at + _EXACT_ROWS].astype(np.float64)
-        square = norms - 2.0 * (q @ index.T.astype(np.float64)) + np.einsum("ij,ij->i", q, q)[:, None]
-        best = np.argsort(np.maximum(square, 0.0), axis=1, kind="stable")[:, :k]
-        rows.append(best)
-        distances.append(np.sqrt(np.maximum(np.take_along_axis(square, best, axis=1), 0.0)))
+        square = norms - 2.0 * (q @ by_column) + np.einsum("ij,ij->i", q, q)[:, None]
+        best = np.argpartition(square, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(square, best, axis=1)
+        order = np.lexsort((best, near), axis=1)
+        rows.append(np.take_along_axis(best, order, axis=1))
+        distances.append(np.sqrt(np.maximum(np.take_along_axis(near, order, axis=1), 0.0)))
     return np.vstack(rows), np.vstack(distances)
 
 
-def calibration(vectors: F32, rng: np.random.Generator) -> Calibration:
-    """Of vectors in order of time: distances of random pairs, and how far the later ones are from the earlier ones."""
+def calibration(vectors: F32, families: Families, rng: np.random.Generator) -> Calibration:
+    """Of vectors in order of time: distances of random pairs, and how far later events are from the nearest earlier one
+    where they do have a precedent, that is where this one is of their own family."""
     n = len(vectors)
     a, b = rng.integers(0, n, PAIRS), rng.integers(1, n, PAIRS)
     b = (a + b) % n  # never the same event
     distances = np.linalg.norm(vectors[a].astype(np.float64) - vectors[b], axis=1)
-    cut = int(n * (1 - HELD_OUT))
-    later = vectors[cut:][:: max(1, (n - cut) // NEIGHBOURS_MAX)]
-    _, gaps = nearest(later, vectors[:cut], 1)
-    return Calibration(
-        np.quantile(distances, np.linspace(0, 1, QUANTILES)), float(np.quantile(gaps, 1 - FALSE_ALARM)), FALSE_ALARM
-    )
+    out = later(families)
+    train, test = np.flatnonzero(~out), np.flatnonzero(out)
+    test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
+    rows, gaps = nearest(vectors[test], vectors[train], 1)
+    known = families[train][rows[:, 0]] == families[test]
+    bound = np.quantile(gaps[known] if known.any() else gaps, 1 - FALSE_ALARM)
+    return Calibration(np.quantile(distances, np.linspace(0, 1, QUANTILES)), float(bound), FALSE_ALARM)
 
 
 def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, rng: np.random.Generator) -> list[int]:
@@ -190,10 +236,12 @@ def fit(
     data: Data,
     created: str = "",
     text_model: TextModel | None = None,
+    internal: Sequence[str] = CIDRS_INTERNAL,
 ) -> dict[str, bytes]:
     """The files of a new model version, fitted on events and their features, float32 [n, 105].
 
-    data: its description and sha256; counts are filled in here. Raises ModelError for too few events.
+    data: its description and sha256; counts are filled in here. internal: the networks that sentences call so. Raises
+    ModelError for too few events.
     """
     if len(events) < EVENTS_MIN:
         raise ModelError(f"{len(events)} events are too few to fit on: at least {EVENTS_MIN}, better some thousands")
@@ -206,45 +254,22 @@ def fit(
     families, _ = family_numbers(events)
     rng = np.random.default_rng(seed)
     embedders: dict[str, Embedder] = {}
+    metrics: dict[str, float] = {}
     for space in ("chronos", "attack"):
-        embedder = linear(space, version, features, families)
-        embedder.calibration = calibration(embedder.embed_features(features), rng)
+        embedder = linear(space, version, features, families, seed)
+        embedder.calibration = calibration(embedder.embed_features(features), families, rng)
         embedders[space] = embedder
-    text = TextEmbedder(version, Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM), text_model)
+        metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(space, features, families, seed), 4)
+    text = TextEmbedder(version, NOT_CALIBRATED, text_model, internal=internal)
     picked = text_sample(text, events, features, rng)
-    text.calibration = calibration(text.embed([events[i] for i in picked], features[picked]), rng)
+    vectors = text.embed([events[i] for i in picked], features[picked])
+    text.calibration = calibration(vectors, families[picked], rng)
     embedders["sbert"] = text
     counts = Counter(e.family for e in events)
-    return to_files(
-        embedders,
-        fusion={"chronos": 0.3, "sbert": 0.3, "attack": 0.4},
-        data=Data(
-            description=data.description,
-            events=len(events),
-            families={name: counts[name] for name in sorted(counts)},
-            sha256=data.sha256,
-        ),
-        metrics=held_out_metrics(features, families, version),
-        seed=seed,
-        created=created,
+    described = Data(
+        description=data.description,
+        events=len(events),
+        families={name: counts[name] for name in sorted(counts)},
+        sha256=data.sha256,
     )
-
-
-def held_out_metrics(features: F32, families: Families, version: str) -> dict[str, float]:
-    """Share of same-family neighbours at k = 10 in each linear space: the later part of each family looks back at the
-    earlier part, on which a throw-away map is fitted. Empty with fewer than two families."""
-    known = np.flatnonzero(families >= 0)
-    cut = {f: np.quantile(known[families[known] == f], 1 - HELD_OUT) for f in np.unique(families[known])}
-    if len(cut) < 2:
-        return {}
-    later = np.array([families[i] >= 0 and i > cut[families[i]] for i in range(len(families))])
-    train, test = np.flatnonzero(~later & (families >= 0)), np.flatnonzero(later)
-    test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
-    out = {}
-    for space in ("chronos", "attack"):
-        embedder = linear(space, version, features[train], families[train])
-        rows, _ = nearest(embedder.embed_features(features[test]), embedder.embed_features(features[train]), 10)
-        same = (families[train][rows] == families[test][:, None]).mean(axis=1)
-        macro = np.mean([same[families[test] == f].mean() for f in np.unique(families[test])])
-        out[f"{space}.same_family_at_10"] = round(float(macro), 4)
-    return out
+    return to_files(embedders, fusion=FUSION, data=described, metrics=metrics, seed=seed, created=created)

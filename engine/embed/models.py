@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +25,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save as bytes_of
 
-from engine.embed.base import DIMS, SPACES, Calibration, Embedder, ModelSet
+from engine.config import CIDRS_INTERNAL
+from engine.embed.base import DIMS, QUANTILES, SPACES, Calibration, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.sentence import WORDING
-from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder, TextModel
+from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder
 from engine.errors import ModelError
 from engine.features import INDEX, NAMES
 from engine.limits import FEATURES_VERSION
@@ -37,7 +38,6 @@ LINEAR = ("chronos", "attack")
 CARD = "card.json"
 FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)
 FILE_BYTES_MAX = 1 << 20
-QUANTILES = 1_001
 
 _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -103,8 +103,11 @@ def shipped() -> Path:
     return home / found[-1]
 
 
-def load(path: Path) -> ModelSet:
-    """The model version in directory `path`. Raises ModelError naming what is missing or damaged."""
+def load(path: Path, internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
+    """The model version in directory `path`. internal: the networks that its sentences call so, CIDR.
+
+    Raises ModelError naming what is missing or damaged.
+    """
     files = {}
     for name in FILES:
         try:
@@ -112,13 +115,13 @@ def load(path: Path) -> ModelSet:
                 files[name] = f.read(FILE_BYTES_MAX + 1)
         except OSError as e:
             raise ModelError(f"model {path}: {name} cannot be read: {e.strerror}") from e
-    models = from_files(files)
+    models = from_files(files, internal)
     if models.version != path.name:
         raise ModelError(f"model {path}: the card says version {models.version!r}; rename the directory to that")
     return models
 
 
-def from_files(files: Mapping[str, bytes]) -> ModelSet:
+def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
     """The model version made of these files, by name. Raises ModelError naming what is missing or damaged."""
     card = card_of(files)
     embedders: dict[str, Embedder] = {}
@@ -128,7 +131,7 @@ def from_files(files: Mapping[str, bytes]) -> ModelSet:
         if space in LINEAR:
             embedders[space] = _linear(space, card, files[f"{space}.safetensors"], calibration)
         else:
-            embedders[space] = TextEmbedder(card.version, calibration, TextModel())
+            embedders[space] = TextEmbedder(card.version, calibration, internal=internal)
     digests = {**card.sha256, CARD: sha256(files[CARD]).hexdigest()}
     return ModelSet(card.version, embedders, dict(card.fusion), digests)
 

@@ -13,7 +13,8 @@ import math
 import re
 import unicodedata
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from urllib.parse import unquote_plus
 
 from engine.config import CIDRS_INTERNAL
 from engine.embed.base import F32
@@ -22,8 +23,6 @@ from ipc.event import Event
 
 WORDING = 1
 TEXT_CHARS_MAX = 220  # about 45 tokens; the structure around it takes about 20
-
-_INTERNAL = tuple(ip_network(c) for c in (*CIDRS_INTERNAL, "127.0.0.0/8", "::1/128"))
 
 _PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "icmp", 89: "ospf", 132: "sctp"}
 
@@ -89,34 +88,38 @@ _SECONDS = (
 
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])")
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
-_HEX = re.compile(r"\b(?=[0-9a-f]*\d)(?:0x)?[0-9a-f]{8,}\b")
-_BLOB = re.compile(r"[a-z0-9+/_=%-]{40,}")
-_RANDOM = re.compile(r"\b(?=[a-z0-9]*\d[a-z0-9]*\d)(?=[a-z0-9]*[a-z])[a-z0-9]{14,}\b")
-_DIGITS = re.compile(r"\d{4,}")
+_HEX = re.compile(r"\b(?=[0-9a-f]*\d)(?=\d*[a-f])(?:0x)?[0-9a-f]{8,}\b")
+_BLOB = re.compile(r"\b(?=[a-z+_=]*\d)[a-z0-9+_=]{32,}")
+_RANDOM = re.compile(r"\b(?=[a-z]*\d[a-z]*\d)(?=\d*[a-z])[a-z0-9]{10,}\b")
+_DIGITS = re.compile(r"\d{4,}|(?<=[=?])\d+\b")
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f]+")
 
 
 @lru_cache(65_536)
-def place(address: str) -> str:
+def place(address: str, internal: tuple[str, ...]) -> str:
     """internal, external, broadcast, or "" where there is no address."""
-    if not address:
-        return ""
     try:
         ip = ip_address(address)
     except ValueError:
         return ""
     if ip.is_multicast or address.endswith(".255") or address == "0.0.0.0":
         return "broadcast"
-    return "internal" if any(ip in net for net in _INTERNAL if net.version == ip.version) else "external"
+    inside = ip.is_loopback or any(ip in net for net in _networks(internal) if net.version == ip.version)
+    return "internal" if inside else "external"
+
+
+@lru_cache(64)
+def _networks(internal: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(cidr, strict=False) for cidr in internal)
 
 
 @lru_cache(16_384)
 def normalised(text: str) -> str:
     """Free text without what makes it unique: addresses, ids, hex, long digits; lower case, repeats left out, cut to
     TEXT_CHARS_MAX at a word."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", unquote_plus(text)).lower()
     for pattern, word in (
-        (_ADDRESS, "address"), (_UUID, "id"), (_BLOB, "blob"), (_HEX, "hex"), (_RANDOM, "random"), (_DIGITS, "number"),
+        (_ADDRESS, "address"), (_UUID, "id"), (_HEX, "hex"), (_BLOB, "blob"), (_RANDOM, "random"), (_DIGITS, "number"),
     ):  # fmt: skip
         text = pattern.sub(word, text)
     parts = dict.fromkeys(_SPACE.sub(" ", part).strip() for part in text.split("|"))
@@ -126,10 +129,10 @@ def normalised(text: str) -> str:
     return text[: TEXT_CHARS_MAX + 1].rpartition(" ")[0] or text[:TEXT_CHARS_MAX]
 
 
-def sentence(event: Event, features: F32) -> str:
+def sentence(event: Event, features: F32, internal: tuple[str, ...] = CIDRS_INTERNAL) -> str:
     """The event in words, of its features float32 [105], NaN = missing: "dns udp internal to external, answered, sent
-    tiny, received small, few packets, instant". What is not known is not said."""
-    parts = [normalised(event.text), _who(event), _state(event, features)]
+    tiny, received small, few packets, instant". What is not known is not said. internal: CIDRs that count as that."""
+    parts = [normalised(event.text), _who(event, internal), _state(event, features)]
     sent = _bucket(_BYTES, features[INDEX["total_forward_bytes"]])
     received = _bucket(_BYTES, features[INDEX["total_backward_bytes"]])
     packets = features[INDEX["total_forward_packets"]] + features[INDEX["total_backward_packets"]]
@@ -142,12 +145,12 @@ def sentence(event: Event, features: F32) -> str:
     return ", ".join(part for part in parts if part) or event.kind
 
 
-def _who(event: Event) -> str:
+def _who(event: Event, internal: tuple[str, ...]) -> str:
     protocol = "" if event.proto is None else _PROTOCOLS.get(event.proto, "other protocol")
     service = ""
     if event.dst_port is not None and protocol in ("tcp", "udp", "sctp"):
         service = _SERVICES.get(event.dst_port) or ("low port" if event.dst_port < 1_024 else "high port")
-    ends = [p for p in (place(event.src_ip), place(event.dst_ip)) if p]
+    ends = [p for p in (place(address, internal) for address in (event.src_ip, event.dst_ip)) if p]
     return " ".join(word for word in (service, protocol, " to ".join(ends)) if word)
 
 
@@ -160,15 +163,16 @@ def _state(event: Event, features: F32) -> str:
         return "unanswered"
     if event.proto != 6:
         return "answered"
-    syn, fin, rst, psh = (float(features[INDEX[f"{flag}_flag_count"]]) for flag in ("syn", "fin", "rst", "psh"))
-    payload = features[INDEX["total_forward_bytes"]] + features[INDEX["total_backward_bytes"]]
-    if rst > 0 and payload == 0 and not psh > 0:
-        return "refused"
+    fin, rst = float(features[INDEX["fin_flag_count"]]), float(features[INDEX["rst_flag_count"]])
+    if math.isnan(fin) or math.isnan(rst):
+        completed = float(features[INDEX["flow_completion_rate"]])
+        return {0.0: "not established", 0.5: "opened", 1.0: "closed"}.get(completed, "answered")
     if rst > 0:
-        return "reset"
+        payload = features[INDEX["total_forward_bytes"]] + features[INDEX["total_backward_bytes"]]
+        return "refused" if payload == 0 else "reset"
     if fin > 0:
         return "closed"
-    return "opened" if syn > 0 else "ongoing"
+    return "opened" if features[INDEX["syn_flag_count"]] > 0 else "ongoing"
 
 
 def _bucket(buckets: tuple[tuple[float, str], ...], value: float) -> str:

@@ -75,7 +75,7 @@ def lab(directory: Path = LAB) -> list[Featured]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fit the model version that ships with the package.")
-    parser.add_argument("--version", default="base-1")
+    parser.add_argument("--version", default="v1")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shipped")
     args = parser.parse_args()
     parts = [*lab(), observed(generate(SYNTHETIC_EVENTS, SEED), Tracker(CIDRS_INTERNAL))]
@@ -93,10 +93,13 @@ def main() -> None:
         seed=SEED,
         data=data,
         created=CREATED,
+        internal=LAB_INTERNAL,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(args.out / args.version, ignore_errors=True)
-    print(f"{save(args.out, files)}: {sum(map(len, files.values())):,} bytes, {len(events):,} events")
+    path = save(args.out, files)
+    path.chmod(0o755)
+    print(f"{path}: {sum(map(len, files.values())):,} bytes, {len(events):,} events")
 
 
 if __name__ == "__main__":

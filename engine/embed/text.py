@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import CIDRS_INTERNAL
 from engine.embed.base import DIMS, F32, Calibration
 from engine.embed.sentence import WORDING, sentence
 from engine.errors import ModelError
@@ -143,21 +144,27 @@ class TextEmbedder:
     metric = "l2"
 
     def __init__(
-        self, version: str, calibration: Calibration, model: TextModel | None = None, memo: Memo | None = None
+        self,
+        version: str,
+        calibration: Calibration,
+        model: TextModel | None = None,
+        memo: Memo | None = None,
+        internal: Sequence[str] = CIDRS_INTERNAL,
     ) -> None:
         self.version, self.calibration, self.memo = version, calibration, memo
         self.model = model or TextModel()
+        self.internal = tuple(internal)
         self._lock = Lock()
         self._known: OrderedDict[bytes, F32] = OrderedDict()
         self._fresh: dict[bytes, bytes] = {}
 
     def sentence(self, event: Event, features: F32) -> str:
         """What is embedded of an event with its features float32 [105]."""
-        return sentence(event, features)
+        return sentence(event, features, self.internal)
 
     def embed(self, events: Sequence[Event], features: F32) -> F32:
         """float32 [n, 384], unit vectors."""
-        return self.embed_texts([sentence(e, f) for e, f in zip(events, features, strict=True)])
+        return self.embed_texts([self.sentence(e, f) for e, f in zip(events, features, strict=True)])
 
     def embed_texts(self, texts: Sequence[str]) -> F32:
         """float32 [n, 384], each distinct text embedded once, if no memo knows it."""

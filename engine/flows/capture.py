@@ -25,6 +25,7 @@ BLOCK_BYTES = 16 << 20
 CAPTURED_MAX = 1 << 18  # libpcap's own largest snaplen
 RECORD_MAX = CAPTURED_MAX + 4096  # with header and options
 INTERFACES_MAX = 4096
+SHOWN_BYTES = 12  # of a record that cannot be one: as many as are always there when that is found out
 PAD = 64  # zero bytes after a block, so that a header can be read at any packet's last byte
 TS_NS_MAX = (1 << 63) - 1
 
@@ -121,7 +122,7 @@ class CaptureReader:
 
     def _problem(self, pos: int, reason: str) -> None:
         """The rest is not read."""
-        self.problems.append(Problem(self._offset + pos, reason, bytes(self._buffer[pos : pos + 64])))
+        self.problems.append(Problem(self._offset + pos, reason, bytes(self._buffer[pos : pos + SHOWN_BYTES])))
         self._dead = True
 
     def _step(self) -> Block | None:
@@ -143,6 +144,7 @@ class CaptureReader:
             self._order = "<"  # until the section header says
             return True
         if head[:4] not in MAGICS:
+            del self._buffer[4:]
             self._problem(0, "not a pcap or pcapng file: the first four bytes are no magic number of either")
             return False
         if len(head) < 24:

@@ -27,6 +27,7 @@ ICMP, TCP, UDP, ICMP6, SCTP = 1, 6, 17, 58, 132
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 HEADERS_MAX = 8  # tags, labels or extension headers that are followed in one packet
 FRAGMENTS_MAX = 4096  # datagrams whose ports are remembered for their later fragments
+PADDING_MAX = 6  # bytes after an empty IPv6 packet in the shortest Ethernet frame
 SHOWN_BYTES = 64  # of a packet that could not be read
 
 NULL, ETHERNET, LOOP, COOKED, COOKED2 = 0, 1, 108, 113, 276
@@ -294,7 +295,7 @@ def _read_ipv6(w: _Work) -> None:
     ip = w.read(IPV6, w.l3[rows])
     room = np.maximum(w.block.original, w.block.captured)[rows] - (w.l3 - w.at)[rows] - 40
     size = ip["size"].astype(np.int64)
-    size = np.where(size == 0, room, size)  # a jumbogram, or segmentation offload
+    size = np.where((size == 0) & (room > PADDING_MAX), room, size)  # a jumbogram, or segmentation offload
     w.version[rows] = 6
     w.src_hi[rows], w.src_lo[rows] = ip["src_hi"], ip["src_lo"]
     w.dst_hi[rows], w.dst_lo[rows] = ip["dst_hi"], ip["dst_lo"]

@@ -228,7 +228,8 @@ class FlowTable:
         self._finished_packets += int(flow["packets"][slots].sum())
 
     def _sweep(self, earliest: int) -> None:
-        """End what was silent for idle_s before anything of this block; later packets could only start a new flow."""
+        """End what was silent for idle_s before anything of this block. While no clock goes back by more than a block,
+        a later packet would end it just so."""
         old = self._flow["open"] & (earliest - self._flow["last"] > self.limits.idle_s * NS)
         slots = np.flatnonzero(old)
         self._end(slots, np.full(len(slots), EndReason.IDLE))

@@ -83,6 +83,7 @@ BULK = tuple(name for name in COLUMNS if "_bulk" in name)
 LENGTHS = tuple(n for n in COLUMNS if "_packet_length_" in n or n in ("total_forward_bytes", "total_backward_bytes"))
 HEADERS = ("forward_header_length", "backward_header_length")
 GAPS_US = tuple(name for name in COLUMNS if "_inter_arrival_time_" in name)
+GAP_STDS = tuple(name for name in GAPS_US if name.endswith("_std"))
 
 # dialect: what it computes otherwise.
 UNSOUND: dict[str, tuple[str, ...]] = {
@@ -93,9 +94,12 @@ UNSOUND: dict[str, tuple[str, ...]] = {
     "java4": (*SIDE_FLAGS, *BULK),
     # Before that ("CWE Flag Count": 2017, 2018, Java 3) all flags were those of the first packet, and bulks always 0.
     "java3": (*FLAGS, *SIDE_FLAGS, *BULK),
-    # The Python ports (lower-case names) count whole frames, 20 header bytes a packet, and idle periods of their own.
-    "python": (*LENGTHS, *HEADERS, *BULK, "idle_mean"),
+    # The Python ports (lower-case names) count whole frames, 20 header bytes a packet, and idle periods of their own;
+    # their deviations are those of a population, a single gap counts as 0, and CWR is a copy of another column.
+    "python": (*LENGTHS, *HEADERS, *BULK, *GAP_STDS, "idle_mean", "cwr_flag_count"),
 }
+# Since they write seconds, they also take the first packet twice.
+UNSOUND_IN_SECONDS = (*FLAGS, *SIDE_FLAGS, *(name for name in GAPS_US if not name.startswith("backward")))
 UNJUDGED = frozenset({"", "needmanuallabel", "nolabel", "unknown", "cic"})
 _DMY = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)? ?([AaPp][Mm])?")
 _WORD = re.compile(r"[^a-z0-9]+")
@@ -230,11 +234,18 @@ def featured(header: Header, numbers: F64) -> Any:
         for name in GAPS_US:
             if name in column:
                 column[name] = column[name] * scale
+        fewest = 2.0
+        if header.dialect == "python":
+            fewest = 3.0
+            column["total_forward_packets"] = column["total_forward_packets"] - (scale > 1.0)
+            for name in UNSOUND_IN_SECONDS:
+                if name in column:
+                    column[name] = np.where(scale > 1.0, np.nan, column[name])
         forward, backward = column["total_forward_packets"], column["total_backward_packets"]
         for side, n in (("flow", forward + backward), ("forward", forward), ("backward", backward)):
             for name in GAPS_US:
                 if name.startswith(f"{side}_") and name in column:
-                    column[name] = np.where(n < 2.0, np.nan, column[name])
+                    column[name] = np.where(n < fewest, np.nan, column[name])
         if "idle_mean" in column:
             # Some flows count the wait for their own timeout as idle; without idle periods the mean is of nothing.
             longest = column.get("flow_inter_arrival_time_max", np.full(len(numbers), np.nan))

@@ -296,4 +296,3 @@ def _batches(items: Iterator[FeaturedEvent]) -> Iterator[Parsed]:
 def _close(files: Iterable[BinaryIO]) -> None:
     for file in files:
         file.close()
-

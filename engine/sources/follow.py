@@ -21,9 +21,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from msgspec import Struct, structs
-from msgspec.msgpack import Decoder, Encoder
 
-from engine.config import Source
 from engine.errors import SourceError
 from engine.sources import adapter_for, detect
 from engine.sources.base import Adapter, Parsed, SourceSpec
@@ -42,6 +40,7 @@ from ipc.messages import Reject
 
 TAIL_BYTES_MAX = 1 << 10
 COPY_BYTES_MIN = FINGERPRINT_BYTES_MAX  # so much in common makes a copy
+OPEN_FILES_MAX = 256  # at once; of more, those at rest are closed and opened again when they grow
 QUIET_POLLS = 50  # a file that is gone, or a finished capture, is let go after so many looks without a new byte
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -64,19 +63,11 @@ class FileState(Struct, frozen=True, omit_defaults=True):
 
 
 class Batch(NamedTuple):
-    """New events of one file. Store `value` under `key` in the commit that stores them."""
+    """New events of one file. Store `state` under `key` in the commit that stores them."""
 
     key: str
     state: FileState
     parsed: Parsed
-
-    @property
-    def value(self) -> bytes:
-        return encode_state(self.state)
-
-
-encode_state = Encoder().encode
-decode_state = Decoder(FileState).decode
 
 
 class _Seen(NamedTuple):
@@ -99,6 +90,7 @@ class _File:
         self.looked = (-1, -1)  # size and mtime when its end was last reached
         self.stream: Iterator[bytes] | None = None
         self.quiet = 0  # looks without a new byte
+        self.stored = False  # its state went out: a restart will know the file, even rotated
         self.over = False  # finished or damaged: not read again
 
     def close(self) -> None:
@@ -106,6 +98,11 @@ class _File:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def sleep(self) -> None:
+        """Close a file at rest. When it grows it is taken up again as after a restart."""
+        self.close()
+        self.adapter = None
 
     def end(self, entry: _Seen | None) -> None:
         self.over = True
@@ -231,13 +228,6 @@ class Follower:
         self._strangers: set[tuple[int, int, int]] = set()  # inode, size, mtime of files that are not ours
         self.behind = False  # the last poll left bytes unread: poll again at once
 
-    @classmethod
-    def of(cls, name: str, source: Source, stored: Mapping[bytes, bytes]) -> Follower:
-        """The follower of a configured source. stored: Batch.key and Batch.value, as they were stored."""
-        spec = SourceSpec(name, sensor=source.sensor, timezone=source.timezone)
-        states = {key.decode(): decode_state(value) for key, value in stored.items()}
-        return cls(source.path, spec, source.format, source.pattern, states)
-
     def close(self) -> None:
         for file in self._files.values():
             file.close()
@@ -245,14 +235,14 @@ class Follower:
 
     def poll(self, max_bytes: int = 1 << 20) -> list[Batch]:
         """What is new, oldest file first. Raises SourceError where the directory itself cannot be read."""
+        self.behind = False
         seen = self._look()
         gone = sorted(inode for inode in self._files if inode not in seen)
         present = sorted((e.mtime, e.path, e.inode) for e in seen.values() if e.inode in self._files)
         batches: list[Batch] = []
-        self.behind = False
         for inode in (*gone, *(inode for _, _, inode in present)):
             file, entry = self._files[inode], seen.get(inode)
-            if file.over or (entry is not None and file.rests(entry)):
+            if file.over or file.fd < 0 or (entry is not None and file.rests(entry)):
                 continue
             if max_bytes <= 0:
                 self.behind = True
@@ -263,9 +253,18 @@ class Follower:
                 batches.append(batch)
         self.behind = self.behind or max_bytes <= 0
         for inode in gone:
-            if self._files[inode].over:
+            if self._files[inode].fd < 0:
                 self._park(inode)
+        self._close_resting(present)
         return batches
+
+    def _close_resting(self, present: list[tuple[int, str, int]]) -> None:
+        """Of too many open files, close those at rest, the oldest first."""
+        too_many = sum(file.fd >= 0 for file in self._files.values()) - OPEN_FILES_MAX
+        for mtime, _, inode in present:
+            if too_many >= 0 and self._files[inode].fd >= 0 and self._files[inode].looked[1] == mtime:
+                self._files[inode].sleep()
+                too_many -= 1
 
     # ---- which files ----------------------------------------------------------------------------------------------
 
@@ -280,10 +279,15 @@ class Follower:
             for inode, entry in seen.items():
                 if inode in self._files and self._files[inode].replaced(entry):
                     self._park(inode)
+            room = OPEN_FILES_MAX - sum(file.fd >= 0 for file in self._files.values())
             for entry in sorted(seen.values(), key=lambda e: (e.mtime, e.path)):
                 stranger = (entry.inode, entry.size, entry.mtime) in self._strangers
                 if entry.inode not in self._files and entry.size and not stranger:
+                    self.behind = room <= 0
+                    if self.behind:
+                        break
                     self._meet(root, entry)
+                    room -= 1
         finally:
             os.close(root)
         return seen
@@ -349,7 +353,7 @@ class Follower:
 
     def _unpark(self, key: str, file: _File, entry: _Seen) -> None:
         state = self._stored.pop(key)
-        file.key, file.until = key, state.offset
+        file.key, file.until, file.stored = key, state.offset, True
         done = state.done_size == entry.size and state.inode == entry.inode and file.archive
         file.state = structs.replace(state, inode=entry.inode, path=entry.path, done_size=entry.size if done else 0)
         if done:
@@ -379,7 +383,7 @@ class Follower:
         failed = ""
         try:
             if not self._begin(file, entry, out):
-                return (Batch(file.key, file.state, out) if out.rejects else None), 0
+                return self._batch(file, out, None), 0
             while used < budget and (data := file.next(budget - used)):
                 used += len(data)
                 file.feed(data, out)
@@ -434,9 +438,13 @@ class Follower:
         if file.adapter is not None and file.position >= file.until:
             offset = max(file.adapter.resume_offset, file.until)
         done_size = ended.size if ended is not None and file.archive else 0
-        if not out.events and not out.rejects and (offset, done_size) == (state.offset, state.done_size):
+        changed = (offset, done_size) != (state.offset, state.done_size)
+        if file.stored and not changed and not out.events and not out.rejects:
             return None
-        tail = "" if file.archive else _tail_print(file.before(offset))
+        file.stored = True
+        tail = state.tail
+        if offset != state.offset:
+            tail = "" if file.archive else _tail_print(file.before(offset))
         file.state = structs.replace(state, offset=offset, tail=tail, done_size=done_size)
         return Batch(file.key, file.state, out)
 

@@ -35,7 +35,7 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     proto: Annotated[int, Meta(ge=0, le=255)] | None = None
     src: list[str] | None = None  # CIDRs of the initiator
     dst: list[str] | None = None
-    src_ports: tuple[Port, Port] | None = None
+    src_ports: list[tuple[Port, Port]] | None = None
     dst_ports: list[tuple[Port, Port]] | None = None
     text: str = ""
 
@@ -77,7 +77,7 @@ class LabelRules:
             if (
                 rule.start_ns <= event.ts_start <= rule.end_ns
                 and (rule.proto is None or rule.proto == event.proto)
-                and _in_ports(event.src_port, None if rule.src_ports is None else [rule.src_ports])
+                and _in_ports(event.src_port, rule.src_ports)
                 and _in_ports(event.dst_port, rule.dst_ports)
                 and _in_networks(event.src_ip, src)
                 and _in_networks(event.dst_ip, dst)

@@ -24,6 +24,7 @@ from engine.sources.times import iso_ns, zone
 from ipc.event import Annotation, Event, FeaturedEvent
 
 _FIELDS = frozenset(Event.__struct_fields__)
+_KEYS = _FIELDS | {"features", "raw", "raw_base64", "annotation"}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -39,8 +40,13 @@ class NdjsonAdapter(LineAdapter):
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:
         first = head.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]
-        ours = (b'"ts_start"', b'"event_id"', b'"features"')
-        return first[:1] == b"{" and b'"ts"' in first and any(key in first for key in ours)
+        if first[:1] != b"{" or b'"ts"' not in first:
+            return False
+        try:
+            keys = _decode(first).keys()
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return any(key in first for key in (b'"ts_start"', b'"event_id"', b'"features"'))
+        return "ts" in keys and (keys <= _KEYS or not keys.isdisjoint(("ts_start", "event_id", "features")))
 
     def read(self, lines: list[Line], out: Parsed) -> None:
         for line in lines:

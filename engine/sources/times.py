@@ -18,7 +18,7 @@ NS = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 _TS_NS_MAX = (1 << 63) - 1
-_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d{1,18}))?)? ?(Z|UTC|[+-]\d\d:?\d\d)?")
+_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d{1,18}))?)? ?(Z|UTC|[+-]\d\d(?::?\d\d)?)?")
 
 
 def zone(name: str) -> tzinfo:
@@ -36,7 +36,9 @@ def _minute_s(day: str, minute: str, offset: str | None, local: tzinfo) -> int:
     """Seconds since 1970 of a minute; a busy log has few different ones."""
     where: str = "+00:00" if offset in ("Z", "UTC") else offset or ""
     at = datetime.fromisoformat(f"{day}T{minute}:00{where}")
-    return (at if at.tzinfo else at.replace(tzinfo=local)).__sub__(_EPOCH) // _SECOND
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=local)
+    return (at - _EPOCH) // _SECOND
 
 
 def fraction_ns(digits: str | None) -> int:

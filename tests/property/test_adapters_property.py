@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -24,14 +25,14 @@ SAMPLES = {
     + b'{"ts": 5}',
     "cicflow": f"\ufeff{JAVA4}\r\n{ROW}\r\n{ROW}\n{ROW[:-3]}x,\n{ROW.replace(',80,', ',x,')}\n{JAVA4}\n{ROW}".encode(),
 }
-PROFILE = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+PROFILE = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 def run(name: str, data: bytes, cuts: list[int]) -> Parsed:
     adapter = FORMATS[name](SourceSpec("t", "file", fingerprint="f"))
     out = Parsed([], [])
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         parsed = adapter.feed(data[begin:end], begin)
         out.events.extend(parsed.events)
         out.rejects.extend(parsed.rejects)
@@ -110,7 +111,9 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize(("name", "base"), [("eve", FLOW), ("eve", ALERT), ("eve", HTTP), ("ndjson", {"ts": 5, "features": {}})])
+@pytest.mark.parametrize(
+    ("name", "base"), [("eve", FLOW), ("eve", ALERT), ("eve", HTTP), ("ndjson", {"ts": 5, "features": {}})]
+)
 @PROFILE
 @given(data=st.data())
 def test_any_value_in_any_field(name: str, base: dict[str, object], data: st.DataObject) -> None:

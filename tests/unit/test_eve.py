@@ -26,7 +26,7 @@ FLOW: dict[str, Any] = {
 }  # fmt: skip
 HTTP: dict[str, Any] = {
     "timestamp": "2021-06-06T15:59:46.5+0200", "flow_id": 7, "event_type": "http", "src_ip": "10.0.0.1",
-    "dest_ip": "10.0.0.2", "http": {"hostname": "evil.example", "url": "/a?b", "http_user_agent": "curl", "http_port": 80},
+    "dest_ip": "10.0.0.2", "http": {"hostname": "evil.example", "url": "/a?b", "http_user_agent": "curl"},
 }  # fmt: skip
 ALERT: dict[str, Any] = {
     "timestamp": "2021-06-06T15:59:46.457984+0200", "flow_id": 8, "event_type": "alert", "src_ip": "10.0.0.3",
@@ -57,7 +57,13 @@ def test_a_flow_with_its_text() -> None:
     item = got.events[0]
     event = complete(item)
     assert event.ts_start == 1_622_987_986_457_984_000 and event.ts - event.ts_start == 1_500_000_000
-    assert (event.kind, event.proto, event.vlan, event.classification, event.family) == ("flow", 6, 12, "UNKNOWN", "Unknown")
+    assert (event.kind, event.proto, event.vlan, event.classification, event.family) == (
+        "flow",
+        6,
+        12,
+        "UNKNOWN",
+        "Unknown",
+    )
     assert event.text == "evil.example | /a?b | curl"
     assert event.extra == {"frame_bytes_toserver": 300.0, "frame_bytes_toclient": 200.0}
     assert feature(item, "flow_duration") == 1.5
@@ -107,7 +113,9 @@ def test_a_restart_from_the_low_water_mark_joins_the_same_text() -> None:
     again.skip(data[:mark], 0)
     after = again.feed(data[mark:], mark).events
     known = {item.event.event_id for item in before}
-    assert [item.event for item in before + [i for i in after if i.event.event_id not in known]] == [i.event for i in whole]
+    assert [item.event for item in before + [i for i in after if i.event.event_id not in known]] == [
+        i.event for i in whole
+    ]
     assert len({item.event.event_id for item in whole}) == 5  # three identical alerts are three events
 
 
@@ -201,6 +209,11 @@ def test_generated_logs() -> None:
         assert len(got.events) == data.count(b'"event_type":"flow"') + data.count(b'"event_type":"alert"')
         for item in got.events:
             complete(item)
-            assert item.event.community_id or item.event.proto is None or not item.event.src_ip or item.event.src_port is None
+            assert (
+                item.event.community_id
+                or item.event.proto is None
+                or not item.event.src_ip
+                or item.event.src_port is None
+            )
         count += len(got.events)
     assert count > 20_000

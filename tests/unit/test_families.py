@@ -58,5 +58,10 @@ def test_attempts() -> None:
 def test_trace_words_are_those_of_the_older_system() -> None:
     words = {f: trace_word(f) for f in ("DDoS", "Ransomware", "BruteForce", "PortScan", "Unknown")}
     assert list(words.values()) == ["ddos", "ransomware", "ssh_brute", "scan", "unknown"]
-    assert [trace_window_ms(f) for f in ("DDoS", "BruteForce", "PortScan", "New Thing")] == [10_000, 30_000, 60_000, 60_000]
+    assert [trace_window_ms(f) for f in ("DDoS", "BruteForce", "PortScan", "New Thing")] == [
+        10_000,
+        30_000,
+        60_000,
+        60_000,
+    ]
     assert trace_word("New Thing") == "newthing"

@@ -18,6 +18,7 @@ from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import ArchiveError, chunks, fingerprint, open_path, read_file, sorted_by_time, walk
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Reject
+from tests.data import content
 
 DATA = b"".join(b'{"ts": %d, "event_id": "e%d"}\n' % (i, i) for i in range(3_000))
 
@@ -111,12 +112,27 @@ def test_formats(tmp_path: Path) -> None:
     assert list(read_file(tmp_path / "empty", SourceSpec("t"))) == []
 
 
+@pytest.mark.parametrize(
+    ("file", "format"),
+    [
+        ("cicids2017_improved/cicids2017_improved_dev.csv.gz", "cicflow"),
+        ("cicflowmeter_official/expected_v3_2018-02_test.pcap.csv", "cicflow"),
+        ("suricata_eve/slips_test6_eve.json.gz", "eve"),
+        ("suricata_eve/honeypot-2018_alerts.array.json.gz", "eve"),
+        ("pcap_zeek/wikipedia.pcap", "pcap"),
+        ("pcap_zeek/pcapng-multi-interface.pcapng", "pcap"),
+    ],
+)
+def test_formats_of_real_files(file: str, format: str) -> None:
+    assert detect(content(file)[: files.HEAD_BYTES], "data") == format
+
+
 def test_read_file_finds_the_format_and_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "e.json"
-    path.write_bytes(DATA * 30 + b"{\n")
+    path.write_bytes(DATA * 8 + b"{\n")
     got = list(read_file(path, SourceSpec("t")))
-    assert sum(len(parsed.events) for parsed in got) == 90_000
-    assert [(r.file, r.offset) for parsed in got for r in parsed.rejects] == [(str(path), 30 * len(DATA))]
+    assert sum(len(parsed.events) for parsed in got) == 24_000
+    assert [(r.file, r.offset) for parsed in got for r in parsed.rejects] == [(str(path), 8 * len(DATA))]
 
 
 def test_fingerprints() -> None:
@@ -129,7 +145,9 @@ def test_order_of_time_is_the_same_in_memory_and_on_disk(memory_events: int, mon
     monkeypatch.setattr(files, "MERGE_RUNS_MAX", 8)
     rng = random.Random(1)
     items = [
-        FeaturedEvent(Event(event_id=f"e{rng.randrange(40)}", source="t", ts=rng.randrange(50), ts_start=0), b"", b"%d" % i)
+        FeaturedEvent(
+            Event(event_id=f"e{rng.randrange(40)}", source="t", ts=rng.randrange(50), ts_start=0), b"", b"%d" % i
+        )
         for i in range(2_500)
     ]
     parsed = [Parsed(items[i : i + 33], [Reject("f", i, "r")] if i % 5 == 0 else []) for i in range(0, len(items), 33)]

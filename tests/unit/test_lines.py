@@ -47,7 +47,18 @@ def test_lines_offsets_and_ordinals() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_over_long_lines(step: int, end: bytes) -> None:
     fits = b"x" * RECORD_BYTES_MAX
-    data = fits + end + fits + b"y" + end + b"y" * (2 * RECORD_BYTES_MAX) + end + b"ok" + end + b"z" * (RECORD_BYTES_MAX + 2)
+    data = (
+        fits
+        + end
+        + fits
+        + b"y"
+        + end
+        + b"y" * (2 * RECORD_BYTES_MAX)
+        + end
+        + b"ok"
+        + end
+        + b"z" * (RECORD_BYTES_MAX + 2)
+    )
     lines, rejects = run(data, step)
     assert [len(line.record) for line in lines] == [RECORD_BYTES_MAX, 2]
     assert [(reason, kept) for _, reason, kept in rejects] == [("line is longer than 1048576 bytes", 65_536)] * 3
@@ -72,7 +83,12 @@ def test_skipped_lines_count_for_ordinals() -> None:
 
 
 def test_ids() -> None:
-    ids = {event_id("s", "flow", b"r", 0), event_id("s", "alert", b"r", 0), event_id("", "flow", b"r", 0), event_id("s", "flow", b"r", 1)}
+    ids = {
+        event_id("s", "flow", b"r", 0),
+        event_id("s", "alert", b"r", 0),
+        event_id("", "flow", b"r", 0),
+        event_id("s", "flow", b"r", 1),
+    }
     assert len(ids) == 4 and all(len(i) == 32 for i in ids)
     assert event_id("s", "flow", b"r", 0) == event_id("s", "flow", b"r", 0)
     assert event_id_at("f", 1) != event_id_at("f", 2) != event_id_at("g", 2)

@@ -26,10 +26,10 @@ def read(data: bytes) -> Parsed:
 
 def event() -> Event:
     return Event(
-        event_id="e1", source="other", ts=TS, ts_start=TS - 5, kind="alert", src_ip="10.0.0.1", dst_ip="::1", src_port=1,
-        dst_port=65_535, proto=6, vlan=7, classification="MALICIOUS", family="DoS", family_raw="dos_hulk", fast_score=0.1,
-        ml_score=0.9, verdicts=[Verdict("e", "BENIGN", 0.3)], decision="DROP", text='a | "b" é \u2028', technique=["T1498"],
-        extra={"x": 0.1},
+        event_id="e1", source="other", ts=TS, ts_start=TS - 5, kind="alert", src_ip="10.0.0.1", dst_ip="::1",
+        src_port=1, dst_port=65_535, proto=6, vlan=7, classification="MALICIOUS", family="DoS", family_raw="dos_hulk",
+        fast_score=0.1, ml_score=0.9, verdicts=[Verdict("e", "BENIGN", 0.3)], decision="DROP",
+        text='a | "b" é \u2028', technique=["T1498"], extra={"x": 0.1},
     )  # fmt: skip
 
 

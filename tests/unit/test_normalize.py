@@ -39,7 +39,13 @@ def test_family_and_classification() -> None:
 
 def test_completing_twice_changes_nothing() -> None:
     first = item(
-        family="SSH-Patator", fast_score=0.2, ml_score=0.9, src_ip="10.0.0.1", dst_ip="2001:DB8:0:0::1", proto=6, text="a\0b"
+        family="SSH-Patator",
+        fast_score=0.2,
+        ml_score=0.9,
+        src_ip="10.0.0.1",
+        dst_ip="2001:DB8:0:0::1",
+        proto=6,
+        text="a\0b",
     )
     complete(first)
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(first), type=FeaturedEvent)
@@ -67,14 +73,19 @@ def test_discrepancy_has_one_definition() -> None:
     assert discrepancy([], 0.2, None) == 0.0
     assert discrepancy([verdict("MALICIOUS", 0.9)], 0.1, 0.9) == 0.0  # one voice
     assert discrepancy([verdict("MALICIOUS", 0.9), verdict("BENIGN", 0.8)]) == pytest.approx(0.7)
-    assert discrepancy([verdict("SUSPICIOUS", 0.6), verdict("MALICIOUS", 0.9), verdict("UNKNOWN", 0.0)]) == pytest.approx(0.3)
+    assert discrepancy(
+        [verdict("SUSPICIOUS", 0.6), verdict("MALICIOUS", 0.9), verdict("UNKNOWN", 0.0)]
+    ) == pytest.approx(0.3)
     assert complete(item(discrepancy=0.9)).discrepancy == 0.0  # what a source says of it does not count
 
 
 def test_trace_id_formula() -> None:
     ts = 1_700_000_012_345 * 1_000_000
     event = complete(item(src_ip="10.0.0.1", dst_ip="10.0.0.2", family="ddos", ts=ts, ts_start=ts))
-    assert event.trace_id == hashlib.sha256(f"10.0.0.1|10.0.0.2|ddos|{1_700_000_012_345 // 10_000}".encode()).hexdigest()[:32]
+    assert (
+        event.trace_id
+        == hashlib.sha256(f"10.0.0.1|10.0.0.2|ddos|{1_700_000_012_345 // 10_000}".encode()).hexdigest()[:32]
+    )
     event = complete(item(src_ip="10.0.0.1", dst_ip="10.0.0.2", family="FTP-Patator", ts=ts, ts_start=ts))
     seed = f"10.0.0.1|10.0.0.2|ssh_brute|{1_700_000_012_345 // 30_000}"
     assert event.trace_id == hashlib.sha256(seed.encode()).hexdigest()[:32]
@@ -152,7 +163,9 @@ def test_what_no_event_may_hold(field: str, value: object) -> None:
 
 
 def test_text_is_always_storable() -> None:
-    event = complete(item(text="x\ud800\0" + "y" * 9000, technique=["T1\0"], extra={"a": float("inf"), "b": 1.0}, ts_start=2**62))
+    event = complete(
+        item(text="x\ud800\0" + "y" * 9000, technique=["T1\0"], extra={"a": float("inf"), "b": 1.0}, ts_start=2**62)
+    )
     assert len(event.text) == 8192 and event.text.startswith("x\ufffdy")
     assert event.technique == ["T1"] and event.extra == {"b": 1.0}
     assert event.ts_start == event.ts  # a flow does not end before it starts

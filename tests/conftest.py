@@ -1,0 +1,62 @@
+"""Engines for tests: `start` makes new ones, `engine` is one of its own, `filled` is shared by tests that only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.engine_fixture import Engine, Starter
+from tests.events import several
+
+FILLED = 400  # events of the shared engine: six full row files of 64 and some
+
+settings.register_profile(
+    "flowkin", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False
+)
+settings.load_profile("flowkin")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    """start(...) -> a running Engine; each is stopped and checked at the end."""
+    engines: list[Engine] = []
+
+    def begin(*flags: str, data_dir: Path | None = None, readers: int = 2, env: dict[str, str] | None = None,
+              ready: bool = True) -> Engine:  # fmt: skip
+        engines.append(Engine(data_dir or tmp_path / "data", readers=readers, env=env))
+        return engines[-1].start(*flags, ready=ready)
+
+    yield begin
+    _close(engines)
+
+
+def _close(engines: list[Engine]) -> None:
+    error: BaseException | None = None
+    for engine in engines:
+        try:
+            engine.close()
+        except BaseException as e:
+            error = error or e
+    if error is not None:
+        raise error
+
+
+@pytest.fixture
+def engine(start: Starter) -> Engine:
+    return start()
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine with FILLED events, indexed; for tests that change nothing."""
+    shared = Engine(tmp_path_factory.mktemp("filled") / "data", readers=2)
+    try:
+        shared.start()
+        shared.ingest(several(FILLED))
+        shared.indexed(FILLED // 64)
+        yield shared
+    finally:
+        shared.close()

@@ -1,0 +1,251 @@
+"""A real engine for tests: `flowkin serve` as a process of its own, a client, its pids, and a check that nothing is left.
+
+Always true
+  - The engine has a session of its own, so that every process it starts is known by its session id.
+  - `close` stops it and asserts: exit status 0, no process, no socket, nothing in /dev/shm, no fd of ours left open.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import heartbeat
+from engine.catalog import Catalog
+from engine.layout import Layout
+from engine.manifest import Manifest
+from engine.rows import RowMap
+from ipc.client import Client
+from ipc.event import FeaturedEvent
+from ipc.messages import Answer, Found, Ingested, Options, Stored
+from tests.wait import eventually
+
+ROOT = Path(__file__).parents[1]
+START_S = 60.0
+SHM = Path("/dev/shm")
+SMALL = {"FLOWKIN_STORE__ROW_FILE_ROWS": "64"}
+
+
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """Ours, without what would steer an engine, and with what this test asks for."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWKIN_", "ENGINE_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"} | (more or {})
+
+
+def processes(session: int) -> dict[int, str]:
+    """Living processes of a session: pid -> command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def open_files() -> set[str]:
+    """What this process holds open of sockets, maps and files under test."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if not target.startswith(("/dev/", "pipe:", "anon_inode:", "/proc/")):
+            found.add(f"{fd} {target}")
+    return found
+
+
+def cli(*args: object, data_dir: Path | None = None, env: dict[str, str] | None = None, stdin: bytes = b"",
+        timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """The real command line, as a process."""
+    command = [sys.executable, "-P", "-m", "cli", *map(str, args)]
+    if data_dir is not None:
+        command += ["--data-dir", str(data_dir)]
+    done = subprocess.run(command, input=stdin, capture_output=True, env=environment(env), timeout=timeout_s, check=False)
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+    )
+
+
+class Engine:
+    """One engine on one data directory; may be started and stopped several times."""
+
+    def __init__(self, data_dir: Path, *, readers: int = 2, env: dict[str, str] | None = None) -> None:
+        self.layout = Layout(data_dir)
+        self.data_dir, self.readers, self.env = data_dir, readers, SMALL | (env or {})
+        self.process: subprocess.Popen[bytes] | None = None
+        self.sessions: list[int] = []
+        self.clients: list[Client] = []
+        self._shm = set(os.listdir(SHM))
+        self._files = open_files()
+
+    # ---- life
+
+    def start(self, *flags: str, ready: bool = True) -> Engine:
+        self.log_file = self.data_dir.with_name(f"{self.data_dir.name}.{len(self.sessions)}.log")
+        command = [sys.executable, "-P", "-m", "cli", "serve", "--data-dir", str(self.data_dir),
+                   "--readers", str(self.readers), *flags]  # fmt: skip
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=environment(self.env), stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
+        self.sessions.append(self.process.pid)
+        if ready:
+            eventually(lambda: self.is_ready() or self.process.poll() is not None, within_s=START_S)  # type: ignore[union-attr]
+            assert self.process.poll() is None, self.log
+        return self
+
+    def is_ready(self) -> bool:
+        return any(text.startswith("READY pid=") for text in self.log.splitlines())
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text("utf-8", "replace")
+
+    def stop(self, number: int = signal.SIGTERM, within_s: float = 30.0) -> int:
+        assert self.process is not None
+        self._close_clients()
+        self.process.send_signal(number)
+        status = self.process.wait(within_s)
+        self.process = None
+        return status
+
+    def kill(self) -> None:
+        """SIGKILL to every process at once: what a power cut leaves to the page cache."""
+        assert self.process is not None
+        self._close_clients()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        session, self.process = self.process.pid, None
+        eventually(lambda: not processes(session), within_s=10)
+
+    def close(self) -> None:
+        """Stop it, and see that nothing is left."""
+        failed = ""
+        if self.process is not None:
+            status = self.stop()
+            failed = f"exit status {status}\n" if status else ""
+        self._close_clients()
+        left = {pid: what for session in self.sessions for pid, what in processes(session).items()}
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        sockets = [p.name for p in self.layout.run.glob("*.sock")] if self.layout.run.exists() else []
+        shm = set(os.listdir(SHM)) - self._shm
+        files = {f for f in open_files() - self._files if str(self.data_dir) in f or "socket:" in f}
+        assert not (failed or left or sockets or shm or files), (
+            f"{failed}processes {left}, sockets {sockets}, /dev/shm {shm}, open files {files}\n{self.log}"
+        )
+
+    def _close_clients(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
+
+    # ---- talking to it
+
+    def client(self, timeout_ms: int = 20_000) -> Client:
+        """A client of its own, closed with the engine."""
+        self.clients.append(Client.for_data_dir(self.data_dir, timeout_ms=timeout_ms))
+        return self.clients[-1]
+
+    def cli(self, *args: object, **more: Any) -> subprocess.CompletedProcess[str]:
+        return cli(*args, data_dir=self.data_dir, env=self.env, **more)
+
+    def json(self, *args: object, **more: Any) -> Any:
+        """A command's --json document; it must succeed."""
+        done = self.cli(*args, "--json", **more)
+        assert done.returncode == 0, done.stderr
+        return msgspec.json.decode(done.stdout)
+
+    def ingest(self, items: Sequence[FeaturedEvent], source: str = "test") -> Ingested:
+        return self.client().ingest("ndjson", items, source=source)
+
+    def pid(self, role: str) -> int:
+        beat = heartbeat.read(self.layout.heartbeat(role))
+        return beat.pid if beat is not None else 0
+
+    def pids(self) -> list[int]:
+        return [self.pid(f"reader-{i}") for i in range(self.readers)]
+
+    def replaced(self, role: str, old: int, within_s: float = 30.0) -> int:
+        """The pid of the worker that took the place of `old`, once it is ready."""
+
+        def look() -> int:
+            pid = self.pid(role)
+            born = self.log.rfind(f"{role} started, pid {pid}")
+            return pid if pid not in (0, old) and born >= 0 and self.log.find(f"{role} is ready", born) >= 0 else 0
+
+        return eventually(look, within_s=within_s)
+
+    def facts(self) -> dict[str, Any]:
+        return self.client().stats().facts
+
+    def indexed(self, files: int, within_s: float = 60.0) -> None:
+        """Wait until `files` full row files have their indexes and every reader uses them."""
+
+        def look() -> bool:
+            with self.client() as client:
+                return bool(client.stats().facts["rows_indexed"] >= files * 64)
+
+        eventually(look, within_s=within_s, every_s=0.05)
+
+    # ---- what is on disk
+
+    def manifest(self) -> Manifest:
+        catalog = Catalog(self.layout.catalog, write=False, map_size=1 << 30)
+        try:
+            with catalog.read() as view:
+                found = view.manifest()
+        finally:
+            catalog.close()
+        assert found is not None
+        return found
+
+    def row_maps(self) -> list[RowMap]:
+        manifest = self.manifest()
+        return [
+            RowMap(self.layout.row_file(*manifest.row_file(n)), n, manifest.row_file_rows)
+            for n in range(manifest.row_files)
+        ]
+
+
+def all_events(client: Client, **more: Any) -> list[Stored]:
+    """Every stored event, in order."""
+    out: list[Stored] = []
+    after = -1
+    while True:
+        page: Found = client.list(after_seq=after, limit=500, **more)
+        out += page.events
+        if page.next_seq < 0:
+            return out
+        after = page.next_seq
+
+
+def stored_ids(client: Client) -> list[str]:
+    return [stored.event.event_id for stored in all_events(client)]  # type: ignore[union-attr]
+
+
+def shape(answer: Answer) -> list[tuple[int, float]]:
+    """What must be the same in two answers to one question."""
+    return [(hit.seq, hit.distance) for hit in answer.hits]
+
+
+def ask(client: Client, event_id: str, **options: Any) -> Answer:
+    return client.query_similar(event_id, options=Options(**options)).answers[0]
+
+
+def answers(client: Client, names: Iterable[str], **options: Any) -> dict[str, list[tuple[int, float]]]:
+    return {name: shape(ask(client, name, **options)) for name in names}
+
+
+Starter = Callable[..., Engine]

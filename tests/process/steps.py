@@ -1,0 +1,33 @@
+"""Steps on a data directory in a process that may be killed at a failpoint: python -m tests.process.steps DIR STEP..."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from engine import lock
+from engine.layout import Layout
+from tests.events import several
+from tests.store_fixture import Store
+
+
+def main(data_dir: Path, steps: list[str]) -> None:
+    layout = Layout(data_dir)
+    layout.make()
+    lock.hold(layout.writer_lock, wait_s=1.0)
+    store = Store(data_dir)
+    for step in steps:
+        what, *numbers = step.split(":")
+        if what == "publish":
+            first, count = map(int, numbers)
+            store.publish(several(count, first), {b"file": step.encode()})
+        elif what == "index":
+            store.index()
+        elif what == "switch":
+            store.switch()
+        print(f"{step} {store.generation}", flush=True)  # the acknowledgement
+    store.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,414 @@
+"""Faults: a process killed at every step of a publish, files deleted, cut and bit-flipped. Nothing acknowledged is lost,
+no distance is wrong, and a start never refuses because of a derived file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import failpoint, recover
+from engine.embed.base import SPACES
+from engine.errors import CorruptionError, FormatError
+from engine.manifest import Manifest
+from engine.rows import HEADER_BYTES, RowMap, _offsets
+from tests.engine_fixture import ROOT, Starter, all_events, answers, ask, environment, shape, stored_ids
+from tests.events import ids, make, several
+from tests.store_fixture import OTHER, ROWS, Store, flip
+from tests.wait import eventually
+
+AFTER_COMMIT = {"publish.committed", "publish.bumped", "index.committed", "model.committed"}
+ASKED = ["e000003", "e000070", "e000129"]
+
+
+def run_steps(data_dir: Path, *steps: str, point: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tests.process.steps", str(data_dir), *steps],
+        env=environment({"ENGINE_FAILPOINT": point, "PYTHONPATH": str(ROOT)}), capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed data directory with 150 events, two row files full and indexed; to be copied."""
+    data_dir = tmp_path_factory.mktemp("born") / "data"
+    with Store(data_dir) as store:
+        store.publish(several(150))
+        store.index()
+    return data_dir
+
+
+@pytest.fixture
+def data_dir(born: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "data"
+    shutil.copytree(born, target)
+    return target
+
+
+@pytest.fixture
+def opened(data_dir: Path) -> Iterator[Callable[[], Store]]:
+    """opened() -> a Store on data_dir; opening it again closes the one before."""
+    stores: list[Store] = []
+
+    def begin() -> Store:
+        for old in stores:
+            old.close()
+        stores[:] = [Store(data_dir)]
+        return stores[0]
+
+    yield begin
+    for store in stores:
+        store.close()
+
+
+# ---- killed at every step -----------------------------------------------------------------------------------------
+
+
+def step_of(point: str) -> str:
+    """A step that comes by `point`."""
+    match point.partition(".")[0]:
+        case "index":
+            return "index"
+        case "model":
+            return "switch"
+        case _:
+            return "publish:150:200"  # into three more row files
+
+
+@pytest.mark.parametrize("point", failpoint.POINTS)
+def test_killed_at_any_step_a_store_is_all_old_or_all_new(data_dir: Path, opened: Callable[[], Store], point: str) -> None:
+    """SIGKILL: all of generation n or all of n + 1, what was acknowledged is there once, and it simply goes on."""
+    before = opened()
+    n = before.generation
+    before.close()
+    before.close = lambda: None  # type: ignore[method-assign]
+    step = step_of(point)
+    steps = ["publish:150:200", "index"] if step == "index" else [step]
+    died = run_steps(data_dir, *steps, point=point)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    n += len(died.stdout.splitlines())  # acknowledged steps
+    store = opened()
+    assert store.generation == (n + 1 if point in AFTER_COMMIT else n)
+    published = step.startswith("publish") and point in AFTER_COMMIT or step == "index"
+    assert store.ids() == ids(several(350 if published else 150))
+    with store.catalog.read() as view:
+        offset = view.get("offsets", b"file")
+        assert (offset is not None) == published  # in the same commit as the events
+    assert store.publisher.manifest.model == (OTHER if point == "model.committed" else store.publisher.manifest.model)
+    assert (store.publisher.manifest.model == OTHER) == (point == "model.committed")
+    store.check()
+    again = run_steps_here(store)
+    assert (again.accepted, again.duplicates) == ((0, 200) if published else (200, 0))
+    store.index()
+    assert store.ids() == ids(several(350))
+    store.check()
+    assert {i.lo for i in store.publisher.manifest.indexes} == {0, 64, 128, 192, 256}
+    assert len(store.ask("e000340", top_k=10, collapse=False).hits) == 10
+
+
+def run_steps_here(store: Store):  # type: ignore[no-untyped-def]
+    return store.publish(several(200, 150))
+
+
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_killed_between_two_row_files_of_one_batch(data_dir: Path, opened: Callable[[], Store], nth: int) -> None:
+    died = run_steps(data_dir, "publish:150:200", point=f"publish.appended:{nth}")
+    assert died.returncode == -signal.SIGKILL
+    store = opened()
+    assert store.ids() == ids(several(150))
+    assert store.publish(several(200, 150)).accepted == 200
+    store.check()
+
+
+def test_killed_at_birth_the_next_start_is_a_birth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A death while the shipped model is being copied leaves nothing that a later start takes for a model."""
+    real = shutil.copytree
+
+    def dies(*args: object, **more: object) -> None:
+        real(*args, **more)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    data_dir = tmp_path / "data"
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Store(data_dir)
+    monkeypatch.undo()
+    with subprocess_store(data_dir) as out:
+        assert out.returncode == 0, out.stderr
+
+
+class subprocess_store:  # noqa: N801
+    """LMDB may be left open here by what was interrupted; another process looks."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.done = run_steps(data_dir, "publish:0:70")
+
+    def __enter__(self) -> subprocess.CompletedProcess[str]:
+        return self.done
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+# ---- damaged derived files ----------------------------------------------------------------------------------------
+
+
+def row_file(store_dir: Path, number: int) -> Path:
+    return store_dir / "rows" / f"0000-{number:08d}"
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def zeroed(path: Path) -> None:
+    size = path.stat().st_size
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+
+
+def flipped(path: Path) -> None:
+    flip(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("harm", [gone, cut])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_row_file_gone_or_cut_is_built_again(
+    data_dir: Path, opened: Callable[[], Store], harm: Callable[[Path], None], number: int
+) -> None:
+    expected = {name: shape(opened().ask(name, top_k=20, collapse=False)) for name in ASKED}
+    opened().close()
+    harm(row_file(data_dir, number))
+    store = reopened(opened)
+    store.check()
+    assert {name: shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED} == expected
+    store.publish(several(100, 150))
+    store.index()
+    store.check()
+    assert {i.lo for i in store.publisher.manifest.indexes} == {0, 64, 128}
+
+
+def reopened(opened: Callable[[], Store]) -> Store:
+    return opened()
+
+
+@pytest.mark.parametrize("harm", [flipped, zeroed])
+def test_the_last_row_file_damaged_is_built_again_at_the_start(
+    data_dir: Path, opened: Callable[[], Store], harm: Callable[[Path], None]
+) -> None:
+    store = opened()
+    expected = {name: shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED}
+    path = row_file(data_dir, 2)
+    at = _offsets(ROWS)["attack"]
+    store.close()
+    store.close = lambda: None  # type: ignore[method-assign]
+    flip(path, at + 3) if harm is flipped else harm(path)
+    store = opened()
+    store.check()
+    assert {name: shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED} == expected
+
+
+def test_a_damaged_file_that_is_not_in_use_yet_stops_nothing(data_dir: Path, opened: Callable[[], Store]) -> None:
+    """A row file made for events that were never committed, cut to half: the next publish needs it."""
+    with Store(data_dir) as store:
+        store.publish(several(42, 150))  # 192 = 3 full files
+    died = run_steps(data_dir, "publish:192:10", point="publish.synced")
+    assert died.returncode == -signal.SIGKILL
+    cut(row_file(data_dir, 3))
+    store = opened()
+    assert store.publish(several(10, 192)).accepted == 10
+    store.check()
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_flipped_bit_in_a_vector_never_gives_a_wrong_distance(
+    data_dir: Path, opened: Callable[[], Store], space: str
+) -> None:
+    """While it is in use: the hit is left out, of the answers and of explanations, in every way to ask."""
+    store = opened()
+    whole = {name: dict(shape(store.ask(name, space=space, top_k=149, collapse=False))) for name in ASKED}
+    size = store.files()[0].vectors[space].strides[0]
+    damaged = 7
+    flip(row_file(data_dir, 0), _offsets(ROWS)[space] + damaged * size + 3, 0x40)  # an exponent bit
+    for name in ASKED:
+        for options in ({"collapse": False}, {"collapse": True}, {"explain": True}, {"space": "fused"}):
+            answer = store.ask(name, **{"space": space, "top_k": 149} | options)
+            assert damaged not in [hit.seq for hit in answer.hits]
+            if answer.space == space:
+                assert all(hit.distance == whole[name][hit.seq] for hit in answer.hits)
+            if answer.counter_example is not None:
+                assert answer.counter_example.seq != damaged
+        if name != f"e{damaged:06d}":
+            few = store.ask(name, space=space, top_k=5, collapse=False)
+            assert all(hit.distance == whole[name][hit.seq] for hit in few.hits)
+    with pytest.raises(CorruptionError):
+        store.ask(f"e{damaged:06d}", space=space)
+
+
+def test_a_vector_of_nan_is_no_hit_and_hides_no_other(data_dir: Path, opened: Callable[[], Store]) -> None:
+    store = opened()
+    with row_file(data_dir, 2).open("r+b") as file:  # seq 130, a row without an index
+        file.seek(_offsets(ROWS)["attack"] + 2 * 256)
+        file.write(np.full(64, np.nan, "<f4").tobytes())
+    answer = store.ask("e000140", space="attack", top_k=149, collapse=False)
+    seqs = [hit.seq for hit in answer.hits]
+    assert len(set(seqs)) == len(seqs)
+    assert set(seqs) == set(range(150)) - {130, 140}
+
+
+def test_flipped_columns_let_no_wrong_event_through_a_filter(data_dir: Path, opened: Callable[[], Store]) -> None:
+    from engine.columns import COLUMNS
+    from ipc.messages import Filter
+
+    store = opened()
+    at = COLUMNS.fields["family"][1]  # type: ignore[index]
+    names = store.snapshot().names.families
+    wanted = names.index("C2")
+    with row_file(data_dir, 2).open("r+b") as file:  # seq 129, a PortScan, says now that it is C2
+        file.seek(_offsets(ROWS)["columns"] + 1 * COLUMNS.itemsize + at)
+        file.write(int(wanted).to_bytes(2, "little"))
+    answer = store.ask("e000140", top_k=149, collapse=False, filter=Filter(families=["C2"]))
+    assert {hit.event.family for hit in answer.hits} == {"C2"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("harm", [gone, cut])
+def test_an_index_gone_or_cut_is_built_again(
+    data_dir: Path, opened: Callable[[], Store], harm: Callable[[Path], None]
+) -> None:
+    with Store(data_dir) as store:
+        expected = {name: shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED}
+        victims = [store.layout.index_file(i.file) for i in store.publisher.manifest.indexes if i.lo == 64]
+    for path in victims:
+        path.chmod(0o600)
+        harm(path)
+    store = opened()
+    assert {i.lo for i in store.publisher.manifest.indexes} == {0}
+    assert {name: shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED} == expected
+    store.index()
+    assert {i.lo for i in store.publisher.manifest.indexes} == {0, 64}
+    assert {name: shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED} == expected
+
+
+def test_damage_that_only_a_checksum_sees_is_found_and_mended_by_a_running_engine(start: Starter) -> None:
+    """Sealed row files and indexes bit-flipped while it is stopped: it starts, verifies, and builds them again."""
+    engine = start()
+    engine.ingest(several(200))
+    engine.indexed(3)
+    expected = answers(engine.client(), ASKED, top_k=20, collapse=False)
+    manifest = engine.manifest()
+    assert engine.stop() == 0
+    flip(engine.layout.row_file(*manifest.row_file(0)), _offsets(ROWS)["chronos"] + 5 * 512 + 3, 0x40)
+    bad = next(i for i in manifest.indexes if i.lo == 64)
+    flip(engine.layout.index_file(bad.file), bad.size // 2)
+    engine.start()
+
+    def mended() -> bool:
+        now = engine.manifest()
+        whole = now.revisions.get(0, 0) > 0 and bad.file not in {i.file for i in now.indexes}
+        return whole and len(now.indexes) == 9
+
+    eventually(mended, within_s=60, every_s=0.1)
+    eventually(lambda: answers(engine.client(), ASKED, top_k=20, collapse=False) == expected, within_s=10, every_s=0.2)
+    assert not any(m.bad_rows(ROWS) for m in engine.row_maps()[:3])
+    assert [s.seq for s in all_events(engine.client())] == list(range(200))
+
+
+def test_unknown_files_are_left_alone_and_temporary_ones_removed(data_dir: Path, opened: Callable[[], Store]) -> None:
+    rows = data_dir / "rows"
+    for name in ("notes.txt", "0000-00000009", "0000-00000001.123.abcd.tmp"):
+        (rows / name).write_bytes(b"x")
+    store = opened()
+    assert (rows / "notes.txt").exists()
+    assert not (rows / "0000-00000009").exists()
+    assert not (rows / "0000-00000001.123.abcd.tmp").exists()
+    store.check()
+
+
+# ---- a damaged catalog --------------------------------------------------------------------------------------------
+
+
+def damage_record(data_dir: Path, text: bytes) -> None:
+    """Flip one byte of every place where this text stands in the catalog file."""
+    path = data_dir / "catalog" / "catalog.0"
+    blob = path.read_bytes()
+    at, found = blob.find(text), 0
+    while at >= 0:
+        flip(path, at + len(text) - 1, 0x01)
+        found += 1
+        at = blob.find(text, at + 1)
+    assert found
+
+
+def test_a_damaged_record_is_refused_and_all_others_are_fine(start: Starter, data_dir: Path) -> None:
+    """It is named when asked for, left out of answers and lists, and the engine starts and goes on."""
+    marked = make(500, text="a very particular signature")
+    with Store(data_dir) as store:
+        store.publish([marked])
+        store.publish(several(5, 600))
+    damage_record(data_dir, b"a very particular signature")
+    engine = start(data_dir=data_dir)
+    client = engine.client()
+    from ipc.errors import InternalError
+
+    with pytest.raises(InternalError, match="disagree with their checksum"):
+        client.get(["e000500"])
+    assert client.get(["e000600"]).missing == []
+    answer = ask(client, "e000140", top_k=200, collapse=False)
+    assert [hit.seq for hit in answer.hits].count(150) == 0
+    assert len(answer.hits) == 154
+    assert len(stored_ids(client)) == 155
+    assert len(client.recent(limit=20).events) == 19
+    assert engine.ingest(several(10, 700)).accepted == 10
+
+
+def test_a_damaged_checkpoint_is_replayed_from_the_records(data_dir: Path, opened: Callable[[], Store]) -> None:
+    store = opened()
+    store.publisher.checkpoint()
+    with store.catalog.write() as batch:
+        value = bytes(batch.txn.get(b"checkpoint", db=store.catalog.tables["tracker"]))
+        batch.txn.put(b"checkpoint", value[:20] + b"\xff" + value[21:], db=store.catalog.tables["tracker"])
+    expected = store.publisher.tracker.dump()
+    store = opened()
+    assert store.publisher.tracker.dump() == expected
+
+
+def test_a_newer_format_is_refused_with_a_sentence(data_dir: Path) -> None:
+    from engine.manifest import encode
+
+    with Store(data_dir) as store:
+        manifest: Manifest = store.publisher.manifest
+        with store.catalog.write() as batch:
+            from msgspec.structs import replace
+
+            batch.put("meta", b"manifest", encode(replace(manifest, format_version=99)))
+    with pytest.raises(FormatError, match="has format 99"):
+        Store(data_dir)
+
+
+def test_the_context_is_the_same_after_a_kill(data_dir: Path, opened: Callable[[], Store]) -> None:
+    """Replayed from checkpoint and records, bit for bit."""
+    store = opened()
+    store.publish(several(300, 150))
+    expected = store.publisher.tracker.dump()
+    store = opened()
+    assert store.publisher.tracker.dump() == expected
+
+
+def test_header_and_map_of_a_row_file(data_dir: Path) -> None:
+    file = RowMap(row_file(data_dir, 0), 0, ROWS)
+    assert file.path.read_bytes()[:HEADER_BYTES].startswith(b"flowkin rows 1\nrows 64\n")
+    assert recover.CHUNK_ROWS >= ROWS

@@ -1,0 +1,196 @@
+"""A data directory opened in this process: publish, index, ask, break, reopen. No sockets, no workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import numpy as np
+
+from engine.build import IndexJob, build_indexes
+from engine.config import load
+from engine.embed import models as embed_models
+from engine.embed.linear import LinearEmbedder
+from engine.embed.text import TextModel
+from engine.layout import Layout
+from engine.limits import ROW_FILE_ROWS_MIN
+from engine.manifest import IndexFile, SealedRows
+from engine.publish import Outcome, Publisher, Submission, load_models
+from engine.query import Answering, Question, stored_question
+from engine.rebuild import rebuild, rows_of
+from engine.recover import open_store
+from engine.rows import REGIONS, RowMap
+from engine.snapshot import Snapshot, Snapshots
+from ipc.event import Event, FeaturedEvent
+from ipc.messages import Answer, Answers, Options, decode_reply, encode
+from tests.wait import eventually
+
+ROWS = ROW_FILE_ROWS_MIN
+OTHER = "v0-other"  # a second model version, see other_model
+
+
+@cache
+def _text_model() -> TextModel:
+    return TextModel()
+
+
+class Store:
+    """The writing end, and what a reader would see of it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        flags = {"data_dir": str(data_dir), "store.row_file_rows": ROWS, "store.map_size_gib": 1}
+        self.config = load(env={}, flags=flags)
+        self.layout = Layout(data_dir)
+        self.layout.make()
+        with patch("engine.embed.models.TextModel", _text_model):  # one session for all stores of this process
+            self.publisher: Publisher = open_store(self.layout, self.config)
+        self.catalog = self.publisher.catalog
+        self.snapshots = Snapshots(self.layout)
+
+    def close(self) -> None:
+        self.snapshots.close()
+        self.publisher.close()
+        self.catalog.close()
+        self.publisher.counter.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def generation(self) -> int:
+        return self.publisher.manifest.generation
+
+    # ---- writing
+
+    def publish(self, items: Sequence[FeaturedEvent], offsets: dict[bytes, bytes] | None = None) -> Outcome:
+        submission = Submission("ndjson", list(items), [], lambda outcome: None, offsets or {}, "test")
+        return self.publisher.publish([submission])[0]
+
+    def index(self) -> None:
+        """Index every full row file that has none, as the child does."""
+        manifest = self.publisher.manifest
+        indexed = {i.lo for i in manifest.indexes}
+        for number in range(manifest.count // ROWS):
+            if number * ROWS not in indexed:
+                job = IndexJob(
+                    data_dir=str(self.layout.data_dir), parent_pid=0, niceness=0, map_size=1 << 30,
+                    row_file=self.publisher.manifest.row_file(number), rows=ROWS,
+                )  # fmt: skip
+                built = build_indexes(self.layout, job)
+                assert not built.bad_rows
+                self.publisher.swap_in(
+                    [IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed]
+                )
+
+    def switch(self) -> None:
+        """To OTHER, as engine/upkeep.py does."""
+        manifest = self.publisher.manifest
+        path = other_model(self.layout)
+        with patch("engine.embed.models.TextModel", _text_model):
+            models = load_models(path, self.catalog)
+        sealed = []
+        for number in range(manifest.row_files):
+            stored = min(ROWS, manifest.count - number * ROWS)
+            file = self.layout.row_file(manifest.epochs_used, number)
+            rebuild(self.catalog, models, file, number, ROWS, stored)
+            if stored == ROWS:
+                sealed.append(SealedRows(number, RowMap(file, number, ROWS).checksum()))
+        self.publisher.use_model(models, manifest.epochs_used, sealed)
+
+    # ---- reading
+
+    def snapshot(self) -> Snapshot:
+        """With every index open."""
+
+        def look() -> Snapshot | None:
+            with self.catalog.read() as view:
+                snapshot = self.snapshots.refresh(view)
+            return None if self.snapshots.opening() else snapshot
+
+        return eventually(look, within_s=10)
+
+    def answer(self, questions: Sequence[Question], snapshot: Snapshot | None = None) -> list[Answer]:
+        snapshot = snapshot or self.snapshot()
+        with self.catalog.read() as view:
+            found = Answering(snapshot, self.publisher.models, view).answer(questions)
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        reply = decode_reply(encode(Answers(1, snapshot.generation, found)))  # type: ignore[arg-type]
+        assert isinstance(reply, Answers)
+        return reply.answers
+
+    def ask(self, name: str, **options: Any) -> Answer:
+        snapshot = self.snapshot()
+        with self.catalog.read() as view:
+            question = stored_question(name, Options(**options), snapshot, view)
+        return self.answer([question], snapshot)[0]
+
+    def ids(self) -> list[str]:
+        with self.catalog.read() as view:
+            heads = [record.head for _, record in view.records(0, 1 << 40)]
+        return [msgspec.msgpack.decode(head, type=Event).event_id for head in heads]
+
+    def files(self) -> list[RowMap]:
+        manifest = self.publisher.manifest
+        return [RowMap(self.layout.row_file(*manifest.row_file(n)), n, ROWS) for n in range(manifest.row_files)]
+
+    def check(self) -> None:
+        """Everything agrees: counts, identities, and every row with what its record gives."""
+        manifest = self.publisher.manifest
+        with self.catalog.read() as view:
+            assert view.manifest() == manifest
+            entries = {t: view.txn.stat(self.catalog.tables[t])["entries"] for t in ("records", "ids")}
+            assert entries == {"records": manifest.count, "ids": manifest.count}
+            for seq, record in view.records(0, manifest.count):
+                event = msgspec.msgpack.decode(record.head, type=Event)
+                found = view.identity(event.event_id, event.source)
+                assert found is not None and found[0] == seq
+        assert self.publisher.counter.value == manifest.generation
+        for number, file in enumerate(self.files()):
+            lo, stored = number * ROWS, min(ROWS, manifest.count - number * ROWS)
+            assert file.bad_rows(stored) == []
+            expected = rows_of(self.catalog, self.publisher.models, lo, lo + stored)
+            for region in REGIONS:
+                given = file.vectors[region] if region in file.vectors else getattr(file, region)
+                want = expected.vectors[region] if region in expected.vectors else getattr(expected, region)
+                assert np.array_equal(given[:stored].view(np.uint8), np.ascontiguousarray(want).view(np.uint8)), region
+
+
+def other_model(layout: Layout) -> Path:
+    """A second version: the shipped one, its linear spaces seen from elsewhere."""
+    path = layout.model(OTHER)
+    if path.exists():
+        return path
+    base = embed_models.load(embed_models.shipped())
+    made = {}
+    for space, embedder in base.embedders.items():
+        if isinstance(embedder, LinearEmbedder):
+            embedder = LinearEmbedder(
+                space, OTHER, embedder.columns, embedder.center, embedder.scale, embedder.weights * np.float32(0.5),
+                embedder.calibration,
+            )  # fmt: skip
+        made[space] = embedder
+    data = embed_models.Data(description="for tests")
+    return embed_models.save(
+        layout.models, embed_models.to_files(made, fusion=base.fusion, data=data, metrics={}, seed=0)
+    )
+
+
+def flip(path: Path, at: int, bits: int = 0x10) -> None:
+    """One damaged byte, in place, as a bad disk would."""
+    mode = path.stat().st_mode
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ bits]))
+    path.chmod(mode)

@@ -1,0 +1,543 @@
+"""The commands: what they send, print and return. A fake engine answers with fixed replies."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cli import options as cli_options
+from cli.run import run
+from cli.session import Session
+from cli.shell import Shell, Words, history_path
+from ipc.errors import ConnectError
+from ipc.event import Annotation, Event, Hit
+from ipc.frames import FrameReader, frame
+from ipc.messages import (
+    FRAME_BYTES_MAX,
+    PROTOCOL_VERSION,
+    TOP_K_MAX,
+    Answer,
+    Answers,
+    Done,
+    ErrorCode,
+    Facts,
+    Failure,
+    Filter,
+    Found,
+    Get,
+    Hello,
+    Info,
+    Label,
+    List,
+    Models,
+    Ping,
+    Pong,
+    QuerySimilar,
+    Recent,
+    Reply,
+    Request,
+    SearchText,
+    Stats,
+    Stored,
+    Welcome,
+    decode_request,
+    encode,
+)
+
+T0 = 1_778_000_000_000_000_000
+ROOT = Path(__file__).parents[2]
+CLIENT_COMMANDS = ["query_similar x", "search x", "list", "recent", "show x", "stats", "info", "status", "models",
+                   "label x y", "models show v", "models use v"]  # fmt: skip
+
+
+def event(number: int) -> Event:
+    return Event(
+        event_id=f"e{number}", source="lab", ts=T0 + number, ts_start=T0, src_ip="10.0.0.1", dst_ip="10.0.0.2",
+        src_port=1, dst_port=2, proto=6, family="DDoS", classification="MALICIOUS",
+    )  # fmt: skip
+
+
+class FakeEngine:
+    """Both sockets of an engine; `handle` gives the reply to a request."""
+
+    def __init__(self, run_dir: Path, handle: Callable[[Any], Reply]) -> None:
+        self.handle, self.seen, self.connections = handle, [], 0
+        self.sockets = []
+        for name in ("query.sock", "write.sock"):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(run_dir / name))
+            listener.listen()
+            self.sockets.append(listener)
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        reader = FrameReader(FRAME_BYTES_MAX)
+        with contextlib.suppress(OSError), connection:
+            while data := connection.recv(1 << 16):
+                reader.feed(data)
+                while (body := reader.next_frame()) is not None:
+                    request: Request = decode_request(body)
+                    if isinstance(request, Hello):
+                        reply: Reply = Welcome(0, PROTOCOL_VERSION, 1, "fake", "0", 7, FRAME_BYTES_MAX, TOP_K_MAX)
+                    else:
+                        self.seen.append(request)
+                        reply = self.handle(request)
+                    connection.sendall(frame(encode(reply)))
+
+    def close(self) -> None:
+        for listener in self.sockets:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+
+def answering(request: Any) -> Reply:
+    i = request.request_id
+    match request:
+        case Ping():
+            return Pong(i, 7)
+        case Info() | Stats():
+            return Facts(i, 7, {"version": "0", "events": 3, "sources": {"lab": {"events": 3}}})
+        case Models():
+            return Facts(i, 7, {"current": "v1", "versions": {"v1": {"seed": 3}, "v2": {"seed": 4}}})
+        case QuerySimilar(id="missing"):
+            return Failure(i, ErrorCode.NOT_FOUND, "no event 'missing'; `flowkin recent` names stored ones")
+        case QuerySimilar(id="busy"):
+            return Failure(i, ErrorCode.OVERLOADED, "too many requests", 40)
+        case QuerySimilar(id="denied"):
+            return Failure(i, ErrorCode.DENIED, "user 7 may not \x1b[31mquery")
+        case QuerySimilar() | SearchText():
+            hits = [Hit(n, n / 10, 1.0, 1, event(n), Annotation()) for n in (1, 2, 3)]
+            query = event(9) if isinstance(request, QuerySimilar) else None
+            return Answers(i, 7, [Answer("fused", "v1", "l2", True, 3, 3, 50, query, hits, 1.0)])
+        case Get(ids=["missing"]):
+            return Found(i, 7, [], ["missing"])
+        case Get() | Recent():
+            return Found(i, 7, [Stored(1, event(1), None, b"", b"raw record")])
+        case List(after_seq=-1):
+            return Found(i, 7, [Stored(n, event(n)) for n in range(request.limit)][:5], [], 4)
+        case List():
+            return Found(i, 7, [Stored(5, event(5))], [], -1)
+        case Label():
+            return Done(i, 8)
+    return Failure(i, ErrorCode.BAD_REQUEST, f"{type(request).__name__} is not expected")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    (tmp_path / "run").mkdir()
+    fake = FakeEngine(tmp_path / "run", answering)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FLOWKIN_")]:
+        monkeypatch.delenv(name)
+
+
+class Result:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def flowkin(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+    def call(*args: str, where: bool = True) -> Result:
+        session = Session()
+        try:
+            status = run([*args, *(("--data-dir", str(tmp_path)) if where else ())], session)
+        finally:
+            session.close()
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+
+    return call
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+def test_query_similar_json(engine, flowkin):
+    got = flowkin("query_similar", "e9", "-k", "3", "--space", "attack", "--json")
+    assert got.status == 0 and got.err == ""
+    assert [hit["event_id"] for hit in got.json()["hits"]] == ["e1", "e2", "e3"]
+    asked = engine.seen[-1]
+    assert isinstance(asked, QuerySimilar) and asked.id == "e9"
+    assert (asked.options.top_k, asked.options.space, asked.options.collapse) == (3, "attack", True)
+
+
+def test_several_ids_are_a_list_in_json_and_lines_in_ndjson(engine, flowkin):
+    assert len(flowkin("query_similar", "e1", "e2", "e3", "--json").json()) == 3
+    assert len(flowkin("query_similar", "e1", "e2", "--ndjson").out.splitlines()) == 2
+    assert flowkin("query_similar", "e1", "--ndjson").out.count("\n") == 1
+
+
+def test_ids_from_stdin(engine, flowkin, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("e1\n\n e2 \n"))
+    assert len(flowkin("query_similar", "-", "--json").json()) == 2
+    assert sorted(r.id for r in engine.seen) == ["e1", "e2"]
+
+
+@pytest.mark.parametrize("name", ["query_similar", "query-similar", "Query-Similar", "similar"])
+def test_names_with_underscore_and_hyphen(engine, flowkin, name):
+    assert flowkin(name, "e1", "--json").status == 0
+
+
+def test_options_with_underscore(engine, flowkin):
+    assert flowkin("query_similar", "e1", "--top_k", "2", "--no_collapse", "--json").status == 0
+    assert engine.seen[-1].options.top_k == 2 and engine.seen[-1].options.collapse is False
+
+
+def test_all_filter_flags_reach_the_engine(engine, flowkin):
+    got = flowkin(
+        "list", "--class", "malicious,SUSPICIOUS", "--family", "DDoS", "--family", "C2", "--source", "lab", "--kind",
+        "flow", "--decision", "drop", "--label", "", "--since", "2026-05-05T16:53:20Z", "--until",
+        "2026-05-06T00:00:00.000000001Z", "--src", "10.1.2.3/8", "--dst", "2001:db8::1", "--addr", "10.0.0.1",
+        "--src-port", "1024-65535", "--dst-port", "80,443", "--proto", "tcp,17", "--score-min", "0.5", "--score-max",
+        "1", "--discrepancy-min", "0.1", "--discrepancy-max", "0.9", "--json",
+    )  # fmt: skip
+    assert got.status == 0, got.err
+    assert engine.seen[0].filter == Filter(
+        classifications=["MALICIOUS", "SUSPICIOUS"], families=["DDoS", "C2"], sources=["lab"], kinds=["flow"],
+        decisions=["DROP"], labels=[""], since=T0, until=1_778_025_600_000_000_001, src=["10.0.0.0/8"],
+        dst=["2001:db8::1"], addr=["10.0.0.1"], src_ports=[(1024, 65535)], dst_ports=[(80, 80), (443, 443)],
+        protos=[6, 17], score_min=0.5, score_max=1.0, discrepancy_min=0.1, discrepancy_max=0.9,
+    )  # fmt: skip
+
+
+def test_no_filter_flag_means_no_filter(engine, flowkin):
+    flowkin("query_similar", "e1", "--json")
+    assert engine.seen[-1].options.filter is None
+
+
+def test_query_flags_reach_the_engine(engine, flowkin):
+    got = flowkin(
+        "query_similar", "e1", "--before", "--other-episodes", "--no-collapse", "--explain", "--weights",
+        "chronos=1,attack=2", "--min-generation", "9", "--timeout", "2.5", "--json",
+    )  # fmt: skip
+    assert got.status == 0, got.err
+    o = engine.seen[-1].options
+    assert (o.before, o.other_episodes, o.collapse, o.explain, o.min_generation) == (True, True, False, True, 9)
+    assert o.weights == {"chronos": 1.0, "attack": 2.0} and 2_000 < o.deadline_ms <= 2_500
+
+
+def test_list_goes_on_from_page_to_page(engine, flowkin):
+    assert [e["event_id"] for e in flowkin("list", "--all", "--json").json()["events"]] == [f"e{n}" for n in range(6)]
+    assert [r.after_seq for r in engine.seen] == [-1, 4]
+    assert len(flowkin("list", "-n", "2", "--ndjson").out.splitlines()) == 2
+
+
+def test_show_raw_and_json(engine, flowkin):
+    assert flowkin("show", "e1", "--raw").out == "raw record\n"
+    assert flowkin("show", "e1", "--raw", "--json").json()["raw"] == "raw record"
+    assert flowkin("show", "e1", "--json").json()["event_id"] == "e1"
+
+
+def test_label_says_who(engine, flowkin):
+    got = flowkin("label", "lab/e1", "true positive", "--by", "ana", "--json").json()
+    assert got == {"generation": 8, "event_id": "lab/e1", "label": "true positive", "labelled_by": "ana"}
+    assert (engine.seen[-1].id, engine.seen[-1].label, engine.seen[-1].by) == ("lab/e1", "true positive", "ana")
+
+
+def test_facts_are_passed_through(engine, flowkin):
+    assert flowkin("stats", "--json").json() == {
+        "generation": 7, "version": "0", "events": 3, "sources": {"lab": {"events": 3}},
+    }  # fmt: skip
+    assert flowkin("status", "--json").json()["running"] is True
+    assert flowkin("models", "show", "v2", "--json").json()["seed"] == 4
+    assert flowkin("models", "show", "v9").status == 3
+    assert flowkin("models", "list", "--json").json()["current"] == "v1"
+
+
+def test_where_the_engine_is(engine, flowkin, tmp_path, monkeypatch):
+    sock = str(tmp_path / "run" / "query.sock")
+    assert flowkin("stats", "--socket", sock, "--json", where=False).status == 0
+    assert flowkin("label", "a", "b", "--socket", sock, "--json", where=False).status == 0  # write.sock beside it
+    assert flowkin("--data-dir", str(tmp_path), "stats", "--json", where=False).status == 0
+    monkeypatch.setenv("FLOWKIN_DATA_DIR", str(tmp_path))
+    assert flowkin("stats", "--json", where=False).status == 0
+    monkeypatch.setenv("FLOWKIN_DATA_DIR", "/nowhere")
+    assert flowkin("stats", "--json").status == 0  # a flag beats the environment
+    assert flowkin("--data-dir", str(tmp_path), "stats", where=False).status == 0
+
+
+def test_a_configured_socket_is_found(engine, flowkin, tmp_path):
+    other = tmp_path / "dd"
+    other.mkdir()
+    (other / "flowkin.toml").write_text(f'[sockets]\nquery = "{tmp_path}/run/query.sock"\n')
+    assert flowkin("stats", "--json", "--data-dir", str(other), where=False).status == 0
+
+
+# ---- errors -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "args, status, says",
+    [
+        (("query_similar", "missing"), 3, "missing"),
+        (("show", "missing"), 3, "missing"),
+        (("query_similar", "busy"), 6, "40 ms"),
+        (("query_similar", "denied"), 4, "\\x1b[31m"),
+        (("query_similar", "e1", "-k", "0"), 2, "1<=x<=1000"),
+        (("query_similar", "e1", "-k", "1000000000"), 2, "1000000000"),
+        (("query_similar", "e1", "--space", "euclid"), 2, "euclid"),
+        (("query_similar", "e1", "--weights", "chronos=-1"), 2, "chronos=-1"),
+        (("query_similar", "e1", "--weights", "chronos=0"), 2, "above 0"),
+        (("query_similar", "e1", "--weights", "attack=1", "--space", "attack"), 2, "fused"),
+        (("query_similar",), 2, "ID"),
+        (("query_similar", "e1", "--json", "--ndjson"), 2, "exclude"),
+        (("query_similr", "e1"), 2, "did you mean query_similar"),
+        (("list", "--since", "whenever"), 2, "whenever"),
+        (("list", "--since", "1h", "--until", "2h"), 2, "--since"),
+        (("list", "--dst-port", "90-80"), 2, "90-80"),
+        (("list", "--dst-port", "70000"), 2, "70000"),
+        (("list", "--proto", "foo"), 2, "foo"),
+        (("list", "--src", "10.0.0.300"), 2, "10.0.0.300"),
+        (("list", "--class", "EVIL"), 2, "EVIL"),
+        (("list", "--score-min", "0.9", "--score-max", "0.1"), 2, "--score-min"),
+        (("list", "--score-min", "1.5"), 2, "1.5"),
+        (("recent", "--frob"), 2, "--frob"),
+        (("export",), 2, "--ndjson"),
+        (("ingest", "/nowhere/at/all.json"), 3, "/nowhere/at/all.json"),
+        (("ingest", "--format", "frob", __file__), 2, "frob"),
+        (("ingest", "--timezone", "Mars/Olympus", __file__), 2, "Mars/Olympus"),
+        (("query_event", "/nowhere/at/all.json"), 3, "/nowhere/at/all.json"),
+    ],
+)
+def test_an_error_is_one_sentence_and_its_status(engine, flowkin, args, status, says):
+    got = flowkin(*args)
+    assert got.status == status
+    assert got.out == ""
+    assert got.err.count("\n") == 1 and says in got.err and "Traceback" not in got.err
+    assert got.err.startswith("flowkin")
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS)
+def test_without_an_engine(flowkin, command):
+    got = flowkin(*command.split())
+    assert got.status == 5 and got.out == "" and got.err.count("\n") == 1
+    assert "flowkin start" in got.err
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS)
+def test_without_saying_where(flowkin, command):
+    got = flowkin(*command.split(), where=False)
+    assert got.status == 2 and "--data-dir" in got.err
+
+
+def test_a_socket_that_may_not_be_reached_is_denied(flowkin, monkeypatch):
+    def refused(self: Any, *args: Any, **kw: Any) -> None:
+        raise ConnectError("/x/query.sock", "no engine") from PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ipc.client.Client.stats", refused)
+    got = flowkin("stats")
+    assert got.status == 4 and "/x/query.sock" in got.err and got.err.count("\n") == 1
+
+
+def test_a_name_beyond_the_limits_of_a_socket_path(flowkin):
+    got = flowkin("stats", "--data-dir", "/" + "x" * 300, where=False)
+    assert got.status != 0 and got.err.count("\n") == 1 and "Traceback" not in got.err
+
+
+def test_stop_and_doctor_without_a_data_directory(flowkin, tmp_path):
+    assert flowkin("stop", "--data-dir", str(tmp_path / "none"), where=False).status == 3
+    got = flowkin("stop")
+    assert got.status == 5 and "no engine runs" in got.err
+
+
+def test_stop_does_not_believe_a_stale_pid_file(flowkin, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "supervisor.pid").write_text(f"{os.getpid()}\n")
+    assert flowkin("stop").status == 5  # and this process is still here
+
+
+@pytest.mark.parametrize(
+    "setting, says",
+    [("readers.count=0", "readers.count"), ("frob=1", "frob"), ("readers", "key=value"), ("readers.count=x", "count")],
+)
+def test_a_bad_setting_is_refused_before_anything_starts(flowkin, tmp_path, setting, says):
+    for command in ("serve", "start"):
+        got = flowkin(command, "--set", setting)
+        assert got.status == 2 and says in got.err and got.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_reach_the_engine(tmp_path, monkeypatch):
+    session = Session()
+    session.point(data_dir=tmp_path)
+    (tmp_path / "flowkin.toml").write_text("[readers]\ncount = 3\n[ingest]\nsave_events = 7\n")
+    monkeypatch.setenv("FLOWKIN_INGEST__SAVE_EVENTS", "9")
+    config = session.config(None, {"readers.count": None}, ["ingest.save_after_ms=20", "log.level=debug"])
+    assert (config.readers.count, config.ingest.save_events, config.ingest.save_after_ms) == (3, 9, 20)
+    assert config.log.level == "debug" and config.data_dir == str(tmp_path)
+    assert session.config(None, {"readers.count": 5}).readers.count == 5
+
+
+def test_debug_shows_where(engine, flowkin, monkeypatch):
+    def broken(self: Session) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(Session, "client", broken)
+    got = flowkin("stats")
+    assert got.status == 1 and "--debug" in got.err and got.err.count("\n") == 1
+    got = flowkin("--debug", "stats")
+    assert got.status == 1 and "Traceback" in got.err
+
+
+# ---- as a process -------------------------------------------------------------------------------------------------
+IMPORTS = """
+import sys, time
+sys.argv = ["flowkin", *sys.argv[1:]]
+from cli.main import main
+status = main()
+heavy = {"numpy", "faiss", "lmdb", "torch", "rich", "prompt_toolkit", "onnxruntime", "engine.sources", "asyncio"}
+print(",".join(sorted(heavy & set(sys.modules))), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["query_similar e1 --json", "query_similar e1 --explain --json", "query_similar e1", "query_similar e1 e2 --ndjson",
+     "search x --json", "list --json", "recent --json", "stats --json", "info --json", "status --json", "recent",
+     "models --json", "label a b --json", "show e1 --raw --json", "--help", "query_similar --help"],
+)  # fmt: skip
+def test_imports_are_lazy(engine, tmp_path, command):
+    environment = os.environ | {"FLOWKIN_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *command.split()], capture_output=True, text=True, env=environment, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "\n" and done.stdout
+
+
+def test_a_query_is_a_quick_process(engine, tmp_path):
+    """The promise is 150 ms on the reference machine; here, with others at work, the best of some."""
+    command = [sys.executable, "-m", "cli", "query_similar", "e1", "--json", "--data-dir", str(tmp_path)]
+    best_s = float("inf")
+    for _ in range(8):
+        started_s = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        best_s = min(best_s, time.perf_counter() - started_s)
+    assert best_s < 0.4
+
+
+def test_a_reader_that_leaves_early_is_no_error(engine, tmp_path):
+    environment = os.environ | {"FLOWKIN_DATA_DIR": str(tmp_path)}
+    command = f"{sys.executable} -m cli query_similar {'e1 ' * 400} --ndjson | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stderr == "" and done.stdout.splitlines()[-1] == "0"
+
+
+def test_version_and_help():
+    done = subprocess.run([sys.executable, "-m", "cli", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("flowkin 0") and done.returncode == 0
+    from cli.main import flowkin as group
+
+    shown = CliRunner().invoke(group, ["--help"])
+    assert shown.exit_code == 0 and all(name in shown.output for name in group.commands)
+
+
+def test_every_command_has_help_with_an_example():
+    from cli.main import flowkin as group
+    from cli.reference import commands
+
+    every = dict(commands(group, "flowkin"))
+    assert len(every) >= 24 and {f"flowkin {name}" for name in group.commands} <= every.keys()
+    for name, command in every.items():
+        shown = CliRunner().invoke(command, ["--help"])
+        assert shown.exit_code == 0, name
+        assert "Example" in shown.output and "flowkin " in shown.output, name
+
+
+def test_limits_are_those_of_the_messages():
+    assert cli_options.TOP_K_MAX == TOP_K_MAX
+
+
+# ---- shell --------------------------------------------------------------------------------------------------------
+def shell_of(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    session = Session()
+    session.point(data_dir=tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    try:
+        return Shell(session).loop()
+    finally:
+        session.close()
+
+
+def test_piped_shell_prints_results_only_and_goes_on_after_an_error(engine, tmp_path, monkeypatch, capsys):
+    status = shell_of(tmp_path, "stats --json\nfrob\n\n-- a comment\nquery_similar missing\ninfo --json\n", monkeypatch)
+    out, err = capsys.readouterr()
+    assert status == 0
+    assert [json.loads(line)["version"] for line in out.splitlines()] == ["0", "0"]
+    assert "frob" in err and "missing" in err and len(err.splitlines()) == 2
+    assert engine.connections == 1  # one for the whole session
+
+
+def test_exit_status_of_a_piped_shell_is_that_of_its_last_command(engine, tmp_path, monkeypatch, capsys):
+    assert shell_of(tmp_path, "stats --json\nquery_similar missing\n", monkeypatch) == 3
+    assert shell_of(tmp_path, "query_similar missing\n\\q\nstats", monkeypatch) == 3
+    assert shell_of(tmp_path, "query_similar 'e1", monkeypatch) == 2
+    assert shell_of(tmp_path, "", monkeypatch) == 0
+
+
+def test_hits_by_number(engine, tmp_path, monkeypatch, capsys):
+    assert shell_of(tmp_path, "similar e9 --json\nsimilar #3 -k 2 --json\nshow #1 --json\n", monkeypatch) == 0
+    asked = [r for r in engine.seen if isinstance(r, QuerySimilar | Get)]
+    assert [getattr(r, "id", None) or r.ids[0] for r in asked] == ["e9", "lab/e3", "lab/e1"]
+    capsys.readouterr()
+    assert shell_of(tmp_path, "similar e9 --json\nshow #4\n", monkeypatch) == 3
+    assert "no hit #4" in capsys.readouterr().err
+
+
+def test_shell_words(engine, tmp_path, monkeypatch, capsys):
+    text = "\\timing\nstats --json\n\\timing\n\\?\nhelp query_similar\n\\frob\nshell\nexit\nstats\n"
+    assert shell_of(tmp_path, text, monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert "time: " in err and "timing is on" in err and "#3" in err and "already" in err and "frob" in err
+    assert "--explain" in out and out.count('"version"') == 1
+
+
+def test_completion(engine, tmp_path):
+    session = Session()
+    session.point(data_dir=tmp_path)
+    words = Words(session)
+    assert "query_similar" in list(words.after("query"))
+    assert "--explain" in list(words.after("query_similar e1 --exp"))
+    assert list(words.after("query_similar e1 --space ch")) == ["chronos"]
+    assert list(words.after("show l")) == ["lab/e1"]
+    assert list(words.after("models u")) == ["use"]
+    assert list(words.after("frob x")) == []
+    session.close()
+
+
+def test_history_is_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    session = Session()
+    path = history_path(session)
+    assert path == tmp_path / "state/flowkin/history" and path.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "dd" / "run").mkdir(parents=True)
+    session.point(data_dir=tmp_path / "dd")
+    assert history_path(session) == tmp_path / "dd/run/shell_history"
