@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cli.errors import NOT_FOUND, USAGE, CommandError
 from cli.text import clean
-from ipc.errors import ClientError, ConnectError, DeadlineError, NotReadyError, error_of
+from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, NotReadyError, error_of
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, ErrorCode, Failure, Ingest, Ingested, Options, Reject, Request, encode
 
@@ -298,7 +298,8 @@ def deliver(
             if not waiting:
                 return
         except (ConnectError, DeadlineError, NotReadyError) as e:
-            if not connected and not isinstance(e, DeadlineError | NotReadyError):
+            connected = connected or isinstance(e, ConnectionLostError)
+            if not connected and isinstance(e, ConnectError):
                 raise
             waiting.extendleft(reversed(under_way))
             under_way.clear()

@@ -29,7 +29,8 @@ import msgspec
 import xxhash
 import zstandard
 
-from engine.errors import BootError, CorruptionError, NoSpaceError
+from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
+from engine.files import write_new
 from engine.manifest import Manifest
 from engine.manifest import decode as decode_manifest
 from engine.manifest import encode as encode_manifest
@@ -37,6 +38,8 @@ from ipc.event import FEATURE_BYTES, Annotation
 
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
 READERS_MAX = 510
+KEY_BYTES_MAX = 511
+MARK_BYTES_MAX = KEY_BYTES_MAX - 8  # of a mark without its seq
 CURRENT = "CURRENT"
 _SUM = struct.Struct("<Q")
 _HEAD = struct.Struct("<I")
@@ -102,8 +105,7 @@ class Catalog:
         if not current.exists():
             if not write:
                 raise BootError(f"{folder}: no catalog here; start the engine once to create it")
-            (folder / (CURRENT + ".tmp")).write_text("catalog.0")
-            (folder / (CURRENT + ".tmp")).rename(current)
+            write_new(current, [b"catalog.0"])
         self.path = folder / current.read_text().strip()
         try:
             self.env = lmdb.Environment(
@@ -126,9 +128,9 @@ class Catalog:
                 return View(self, self.env.begin(buffers=True))
             except lmdb.MapResizedError:
                 self.env.set_mapsize(0)
-            except lmdb.ReadersFullError:
+            except lmdb.ReadersFullError as e:
                 if not self.env.reader_check():
-                    raise
+                    raise OverloadedError(f"all {READERS_MAX} reader slots of the catalog are taken; try again") from e
 
     def write(self) -> Batch:
         """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error."""
@@ -216,6 +218,8 @@ class View:
     def marked(self, field: str, value: str) -> list[int]:
         """Seqs whose annotation `field` is `value`, ascending."""
         prefix = f"{field}\0{value}\0".encode()
+        if len(prefix) > MARK_BYTES_MAX:  # nothing is stored under so long a word
+            return []
         return [int.from_bytes(key[len(prefix) :], "big") for key, _ in self.scan("marks", prefix=prefix)]
 
     def identity(self, event_id: str, source: str) -> tuple[int, bytes] | None:
@@ -295,7 +299,12 @@ class Batch(View):
         self.put("extents", seq_key(first), _EXTENT.pack(rows, *sums), append=True)
 
     def put_annotation(self, seq: int, old: Annotation | None, new: Annotation) -> None:
-        """Store the current value and its history, and move the index entries of the fields that changed."""
+        """Store the current value and its history, and move the index entries of the fields that changed. Raises
+        BadRequestError for a word that is too long for the index."""
+        for field in ("label", "firewall_action"):
+            most = MARK_BYTES_MAX - len(field) - 2
+            if len(getattr(new, field).encode()) > most:
+                raise BadRequestError(f"a {field} has at most {most} bytes; nothing was changed")
         self.put("annotations", seq_key(seq), _encode(new))
         for field in ("label", "firewall_action"):
             before, after = getattr(old, field, ""), getattr(new, field)

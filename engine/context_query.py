@@ -10,7 +10,9 @@ Always true
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from engine.catalog import Catalog
 from engine.context import Tracker
@@ -21,6 +23,7 @@ from ipc.event import Event
 
 SESSION_IDLE_S = 60.0
 SESSIONS_MAX = 64
+Session = tuple[object, int]  # connection, the client's number
 
 
 class QueryContext:
@@ -28,23 +31,26 @@ class QueryContext:
         self.catalog, self.internal = catalog, internal
         self._tracker: Tracker | None = None
         self._seq = 0
-        self._sessions: dict[Hashable, tuple[Tracker, float]] = {}
+        self._sessions: dict[Session, tuple[Tracker, float]] = {}
 
-    def fill(self, events: Sequence[Event], features: F32, session: Hashable | None) -> None:
+    def fill(self, events: Sequence[Event], features: F32, session: Session | None) -> None:
         """Fill derived and context columns of events, in order of time, into features [n, 105] in place."""
         now = time.monotonic()
         self._sessions = {k: (t, s) for k, (t, s) in self._sessions.items() if now - s < SESSION_IDLE_S}
         known = self._sessions.get(session) if session is not None else None
         overlay = known[0] if known else self._published().overlay()
-        featurize(events, features, overlay)
+        order = np.argsort([e.ts for e in events], kind="stable")
+        in_order = features[order]
+        featurize([events[i] for i in order], in_order, overlay)
+        features[order] = in_order
         if session is not None:
-            if len(self._sessions) >= SESSIONS_MAX:
+            if session not in self._sessions and len(self._sessions) >= SESSIONS_MAX:
                 del self._sessions[next(iter(self._sessions))]
             self._sessions[session] = (overlay, now)
 
-    def end(self, sessions: Sequence[Hashable]) -> None:
-        for session in sessions:
-            self._sessions.pop(session, None)
+    def forget(self, over: Callable[[Session], bool]) -> None:
+        """End the sessions that are over: as long as any is open, the published state stands still."""
+        self._sessions = {key: value for key, value in self._sessions.items() if not over(key)}
 
     def _published(self) -> Tracker:
         if self._tracker is None:

@@ -21,11 +21,12 @@ import numpy as np
 
 from engine.catalog import Catalog
 from engine.embed.base import DIMS, SPACES
-from engine.errors import SourceError
+from engine.errors import CorruptionError, NotReadyError, SourceError
 from engine.features import NAMES, unpack
 from engine.layout import Layout
 from engine.rows import RowMap
 from engine.sources.ndjson import dump
+from ipc.errors import BadRequestError
 from ipc.event import Annotation, Event
 from ipc.messages import Stored
 
@@ -53,9 +54,16 @@ CREATE INDEX idx_dest_ip ON events(dest_ip);
 
 def stored_events(client: Client) -> Iterator[Stored]:
     """Every event of the engine in order of seq, with features and raw record."""
-    after = -1
+    after, limit = -1, PAGE_EVENTS
     while True:
-        found = client.list(after_seq=after, limit=PAGE_EVENTS, features=True, raw=True)
+        try:
+            found = client.list(after_seq=after, limit=limit, features=True, raw=True)
+        except BadRequestError:
+            if limit == 1:
+                raise
+            limit //= 2  # long records: so many do not fit into a reply
+            continue
+        limit = min(PAGE_EVENTS, 2 * limit)
         yield from found.events
         if found.next_seq < 0:
             return
@@ -145,7 +153,8 @@ def export_legacy(layout: Layout, folder: Path, advance: Callable[[int], None] =
     try:
         with catalog.read() as view:
             manifest = view.manifest()
-        assert manifest is not None
+        if manifest is None:
+            raise NotReadyError(f"{layout.data_dir} is not born yet; start the engine once")
         with contextlib.closing(sqlite3.connect(folder / f"metadata.db.{mark}")) as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(LEGACY_SCHEMA)
@@ -162,6 +171,9 @@ def export_legacy(layout: Layout, folder: Path, advance: Callable[[int], None] =
             for number in range(manifest.row_files):
                 rows = RowMap(layout.row_file(*manifest.row_file(number)), number, manifest.row_file_rows)
                 stored = min(rows.rows, manifest.count - rows.first_seq)
+                if rows.bad_rows(stored):
+                    raise CorruptionError(str(rows.path), "rows disagree with their checksums; nothing was written; "
+                                          "restart the engine, it builds them again")  # fmt: skip
                 index.add(np.ascontiguousarray(rows.vectors[space][:stored]))
             faiss.write_index(index, str(folder / f"{space}.faiss.{mark}"))
         for name in names:

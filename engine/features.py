@@ -8,14 +8,17 @@ Always true
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipc.event import FEATURE_BYTES, FEATURE_COUNT
 
-F32 = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    F32 = NDArray[np.float32]
+else:
+    F32 = Any  # names and units are for clients, too, which need no numpy
 
 
 class Feature(NamedTuple):
@@ -151,6 +154,8 @@ assert len(FEATURES) == FEATURE_COUNT and all(f.column == i for i, f in enumerat
 
 def empty(n: int) -> F32:
     """float32 [n, 105], all missing."""
+    import numpy as np
+
     return np.full((n, FEATURE_COUNT), np.nan, np.float32)
 
 
@@ -159,6 +164,8 @@ def unpack(blobs: list[bytes]) -> F32:
 
     Infinite values become missing: they are a source's division by zero, never a measurement.
     """
+    import numpy as np
+
     missing = b"\x00\x00\xc0\x7f" * FEATURE_COUNT
     out = np.frombuffer(b"".join(b or missing for b in blobs), "<f4").reshape(-1, FEATURE_COUNT).astype(np.float32)
     out[~np.isfinite(out)] = np.nan
@@ -167,6 +174,8 @@ def unpack(blobs: list[bytes]) -> F32:
 
 def pack(row: F32) -> bytes:
     """FEATURE_BYTES of one row."""
+    import numpy as np
+
     blob = np.ascontiguousarray(row, "<f4").tobytes()
     assert len(blob) == FEATURE_BYTES
     return blob

@@ -115,19 +115,21 @@ class MappedIndex:
         """
         params = faiss.SearchParametersIVF(nprobe=self.nprobe)
         if allowed is not None:
-            nprobe = math.ceil(self.nprobe * (self.hi - self.lo) / matched)  # as many allowed entries as without a filter
+            # as many allowed entries are looked at as without a filter
+            nprobe = math.ceil(self.nprobe * (self.hi - self.lo) / matched)
             if nprobe > self._index.nlist // 2:
                 return None
             bits = np.packbits(allowed, bitorder="little")
             params = faiss.SearchParametersIVF(nprobe=nprobe, sel=faiss.IDSelectorBitmap(bits))
         distances, positions = self._index.search(queries, k, params=params)
-        found = positions >= 0
+        found = (positions >= 0) & (positions < self.hi - self.lo)  # a damaged index may say anything
         if (found.sum(1) < min(k, matched)).any():
             return None
         return np.where(found, distances, np.float32(np.inf)), np.where(found, positions + self.lo, -1)
 
 
 def search_rows(queries: F32, rows: F32, k: int) -> tuple[F32, Positions]:
-    """Exact: squared distances and row numbers, [n, min(k, len(rows))] each, nearest first."""
+    """Exact: squared distances and row numbers, [n, min(k, len(rows))] each, nearest first; +inf and -1 where a damaged
+    row (NaN) leaves a place."""
     distances, positions = faiss.knn(queries, rows, min(k, len(rows)))
-    return distances, positions
+    return np.where(positions >= 0, distances, np.float32(np.inf)), positions

@@ -6,7 +6,7 @@ Always true
     letters durable.
   - Saves at once when idle, else when `save_events` wait or the oldest has waited `save_after_ms`; a save takes
     all that waits, up to `commit_events`.
-  - Indexes, repairs and switches of models are engine/upkeep.py's, in a child where they take long; commits happen here.
+  - Indexes, repairs and switches of models are engine/upkeep.py's, in a child where they take long.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class Layout(NamedTuple):
         return self.data_dir / "rows"
 
     def row_file(self, epoch: int, number: int, revision: int = 0) -> Path:
-        """Row file `number` (its first seq divided by the rows a file has) of model epoch `epoch`; `revision` counts how
-        often it was built again from the records."""
+        """Row file `number` (its first seq divided by the rows a file has) of model epoch `epoch`; `revision` counts
+        how often it was built again from the records."""
         return self.rows / (f"{epoch:04d}-{number:08d}" + (f".{revision}" if revision else ""))
 
     @property

@@ -138,6 +138,7 @@ class Publisher:
             self.names: Names = view.names()
             self.counters: Counters = view.counters()
         self._writer: RowWriter | None = None
+        self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
         self._compress = zstandard.ZstdCompressor(level=3).compress
         counter.value = max(counter.value, self.manifest.generation)
 
@@ -214,6 +215,7 @@ class Publisher:
         manifest = msgspec.structs.replace(
             self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted), names_count=names.count
         )
+        checkpointed = self._checkpointed
         with self.catalog.write() as batch:
             ids: list[tuple[bytes, bytes]] = []
             for i, a in enumerate(accepted):
@@ -237,14 +239,15 @@ class Publisher:
                 batch.put("offsets", key, value)
             if names is not self.names:
                 batch.put_names(names)
-            if first // manifest.row_file_rows != manifest.count // manifest.row_file_rows:
-                batch.put("tracker", b"checkpoint", seq_key(manifest.count) + overlay.dump())
+            if first // manifest.row_file_rows != self._checkpointed // manifest.row_file_rows:
+                batch.put("tracker", b"checkpoint", seq_key(first) + self.tracker.dump())
+                checkpointed = first
             batch.put_counters(counters)
             batch.put_manifest(manifest)
             failpoint("publish.before_commit")
         failpoint("publish.committed")
         self.tracker.merge(overlay)
-        self.names, self.counters = names, counters
+        self.names, self.counters, self._checkpointed = names, counters, checkpointed
         self._adopt(manifest)
 
     def _append(self, first: int, rows: Rows) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -374,6 +377,7 @@ class Publisher:
 
     def checkpoint(self) -> None:
         """Store the tracker's state, so that the next start has nothing to replay."""
+        self._checkpointed = self.manifest.count
         with self.catalog.write() as batch:
             batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
 SAME_VECTOR = 0.01  # of the median distance between random pairs: nearer ones of one family are one hit
+KNOWN_MIN = 8  # features; an event with fewer (a bare alert) says nothing of behaviour: two such are not alike in it
 LEADING = 5  # features named as agreeing and disagreeing
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -138,6 +139,8 @@ class Answering:
             if unknown:
                 raise UnknownSpaceError(unknown[0], SPACES)
             weights = {s: options.weights.get(s, 0.0 if options.weights else self.models.fusion[s]) for s in SPACES}
+            if self._coverage(question) < KNOWN_MIN:
+                weights = {s: w if s == "sbert" else 0.0 for s, w in weights.items()}
             total = sum(weights.values())
             if total <= 0:
                 raise BadRequestError("the weights of the spaces add up to 0; give at least one above 0")
@@ -215,10 +218,11 @@ class Answering:
             return candidates._replace(distances=candidates.distances[keep], seqs=candidates.seqs[keep])
         seqs = np.unique(np.concatenate([c.seqs for c in found.values()]))
         seqs = seqs[seqs != question.seq]
-        fused = np.zeros(len(seqs))
+        fused, known = np.zeros(len(seqs)), self._column("coverage", seqs) >= KNOWN_MIN
         for space, weight in plan.weights.items():
             distances = self.snapshot.distances(space, question.vectors[space], seqs)
-            fused += weight * self.models.embedders[space].calibration.percentile(distances)
+            percentiles = self.models.embedders[space].calibration.percentile(distances)
+            fused += weight * (percentiles if space == "sbert" else np.where(known, percentiles, 100.0))
         order = np.lexsort((-seqs, fused))
         return Candidates(fused[order], seqs[order], False, 0)
 
@@ -255,10 +259,7 @@ class Answering:
             if len(hits) == top_k:
                 break
             try:
-                for space in plan.weights:
-                    file, row = self.snapshot.at(group.seq)
-                    if not file.vector_ok(space, row):
-                        raise CorruptionError(str(file.path), f"the {space} vector of row {row} is damaged")
+                self._check(group.seq, plan.weights)
                 head = self.view.head(group.seq)
                 note = self.view.annotation_bytes(group.seq)
             except CorruptionError as e:
@@ -266,9 +267,8 @@ class Answering:
                 continue
             if head is None:
                 continue
-            hits.append(
-                Hit(group.seq, group.distance, group.distance, group.size, Raw(head), None if note is None else Raw(note))
-            )
+            annotation = None if note is None else Raw(note)
+            hits.append(Hit(group.seq, group.distance, group.distance, group.size, Raw(head), annotation))
         if hits and not fused:
             (space,) = plan.weights
             distances = np.array([hit.distance for hit in hits])
@@ -277,16 +277,34 @@ class Answering:
                 hit.percentile = percentile
         return hits
 
+    def _check(self, seq: int, spaces: Iterable[str]) -> None:
+        """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
+        file, row = self.snapshot.at(seq)
+        for space in spaces:
+            self.snapshot.vector(space, seq)
+        if not file.features_ok(row):
+            raise CorruptionError(str(file.path), f"features or columns of row {row} disagree with their checksum")
+
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])
 
-    def _families(self, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Family numbers, int64 [n]."""
+    def _column(self, name: str, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """One column of some rows, int64 [n]."""
         out = np.empty(len(seqs), np.int64)
         for i, seq in enumerate(seqs.tolist()):
             file, row = self.snapshot.at(seq)
-            out[i] = file.columns["family"][row]
+            out[i] = file.columns[name][row]
         return out
+
+    def _families(self, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Family numbers, int64 [n]."""
+        return self._column("family", seqs)
+
+    def _coverage(self, question: Question) -> int:
+        """How many of the features the query has."""
+        if question.seq >= 0:
+            return int(self._column("coverage", np.array([question.seq]))[0])
+        return 0 if question.features is None else int(np.isfinite(question.features).sum())
 
     def _own_family(self, question: Question) -> int:
         """Number of the query's family; 0 where it has none, -1 for a word that no stored event bears."""
@@ -354,6 +372,7 @@ class Answering:
             raise NotFoundError(f"no event with seq {seq}")
         event, hit_features = _decode_event(record.head), unpack([record.features])[0]
         spaces = list(plan.weights) if plan and space == FUSED else [space]
+        self._check(seq, spaces)
         parts = []
         for part in spaces:
             distance = float(self.snapshot.distances(part, question.vectors[part], np.array([seq]))[0])
@@ -395,8 +414,12 @@ class Answering:
         if not len(found.seqs):
             return None
         seq = int(found.seqs[0])
-        head = self.view.head(seq)
-        why = self._explain_hit(question, features, seq, space, None)
+        try:
+            head = self.view.head(seq)
+            why = self._explain_hit(question, features, seq, space, None)
+        except CorruptionError as e:
+            log.error("left out of an answer: %s", e)
+            return None
         return None if head is None else CounterExample(seq, float(found.distances[0]), Raw(head), why.contributions)
 
 

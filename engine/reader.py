@@ -86,12 +86,13 @@ RETRY_AFTER_MS = 20
 
 
 class Pending(NamedTuple):
-    """A request under way. questions: what a thread has prepared of it."""
+    """A request under way. questions: what a thread has prepared of it, with the model of that version."""
 
     connection: Connection
     request: Request
     arrived_s: float
     questions: list[Question] | None = None
+    model: str = ""
 
     @property
     def min_generation(self) -> int:
@@ -179,7 +180,7 @@ class Reader:
         async def wait() -> None:
             try:
                 questions = await self.worker.loop.run_in_executor(self.thread, work)
-                self._queue(pending._replace(questions=questions))
+                self._queue(pending._replace(questions=questions, model=models.version))
             except Exception as e:
                 pending.connection.fail(pending.request.request_id, _told(e))
             finally:
@@ -204,6 +205,7 @@ class Reader:
             except BadRecordError as e:
                 raise BadRequestError(f"event {i} ({item.event.event_id!r}): {e.reason}") from e
         features = unpack([item.features for item in request.events])
+        self.context.forget(lambda session: session[0] not in self.server.connections)
         self.context.fill(events, features, (connection, request.session) if request.session else None)
         vectors = {space: models.embedders[space].embed(events, features) for space in spaces}
         return [
@@ -235,14 +237,20 @@ class Reader:
         if not batch:
             return
         try:
-            with self.catalog.read() as view:
-                snapshot, models = self._take_over(view)
-                self.worker.stamp(generation=snapshot.generation, searching=f"generation {snapshot.generation}")
-                self._serve_batch(batch, snapshot, models, view)
-                self.worker.stamp(searching="")
+            try:
+                self._answer(batch)
+            except FileNotFoundError:  # a file of this manifest was just replaced: the newest one names another
+                self._answer(batch)
         except Exception as e:  # what is not one request's own fault: all of the batch hear of it
             for pending in batch:
                 pending.connection.fail(pending.request.request_id, _told(e))
+
+    def _answer(self, batch: list[Pending]) -> None:
+        with self.catalog.read() as view:
+            snapshot, models = self._take_over(view)
+            self.worker.stamp(generation=snapshot.generation, searching=f"generation {snapshot.generation}")
+            self._serve_batch(batch, snapshot, models, view)
+            self.worker.stamp(searching="")
 
     def _serve_batch(self, batch: list[Pending], snapshot: Snapshot, models: ModelSet, view: View) -> None:
         questions: list[Question] = []
@@ -250,6 +258,9 @@ class Reader:
         for pending in batch:
             if pending.min_generation > snapshot.generation:
                 self._wait(pending)
+                continue
+            if pending.questions is not None and pending.model != models.version:  # switched meanwhile
+                self._prepare(pending._replace(questions=None))
                 continue
             try:
                 mine = self._questions(pending, snapshot, models, view)
@@ -416,6 +427,20 @@ def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored | None:
     )  # fmt: skip
 
 
+def _readable(seqs: list[int], view: View, features: bool, raw: bool) -> list[Stored]:
+    """The events of a page; a damaged one is reported and left out."""
+    events = []
+    for seq in seqs:
+        try:
+            found = _stored(seq, view, features, raw)
+        except CorruptionError as e:
+            log.error("left out of an answer: %s", e)
+            continue
+        if found is not None:
+            events.append(found)
+    return events
+
+
 def _get(request: Get, snapshot: Snapshot, view: View) -> Found:
     events: list[Stored] = []
     missing: list[str] = []
@@ -443,7 +468,7 @@ def _list(request: List, snapshot: Snapshot, view: View) -> Found:
     else:
         matching = _matching(request.filter, snapshot, view)
         seqs = matching[matching > request.after_seq][: request.limit].tolist()
-    events = [e for seq in seqs if (e := _stored(seq, view, request.features, request.raw)) is not None]
+    events = _readable(seqs, view, request.features, request.raw)
     more = len(seqs) == request.limit and seqs[-1] + 1 < snapshot.count
     return Found(request.request_id, snapshot.generation, events, [], seqs[-1] if more else -1)
 
@@ -457,7 +482,7 @@ def _recent(request: Recent, snapshot: Snapshot, view: View) -> Found:
         seqs = list(range(snapshot.count - 1, max(-1, snapshot.count - 1 - request.limit), -1))
     else:
         seqs = _matching(request.filter, snapshot, view)[::-1][: request.limit].tolist()
-    events = [e for seq in seqs if (e := _stored(seq, view, False, False)) is not None]
+    events = _readable(seqs, view, False, False)
     return Found(request.request_id, snapshot.generation, events)
 
 

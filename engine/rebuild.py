@@ -2,56 +2,83 @@
 
 Always true
   - Records and models are enough: the same seqs get the same rows, byte for byte in columns and features.
+  - A damaged record costs its own row only: that is left empty, and no answer can show it, for want of the record.
   - The file appears under its name only when it is whole and durable; a file that is mapped is never written.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from engine.catalog import Catalog, Record
-from engine.columns import to_columns
+from engine import features as feature_table
+from engine.catalog import Catalog, Record, View
+from engine.columns import COLUMNS, to_columns
 from engine.embed.base import ModelSet
 from engine.errors import CorruptionError
-from engine.features import unpack
 from engine.files import TMP_SUFFIX, sync_directory
 from engine.publish import content_hash
 from engine.rows import Rows, RowWriter
 from ipc.event import Event, FeaturedEvent
+
+log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1_024
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 def rows_of(catalog: Catalog, models: ModelSet, lo: int, hi: int) -> Rows:
-    """The rows of seqs [lo, hi) from their records. Raises CorruptionError where a record is missing or damaged."""
+    """The rows of seqs [lo, hi) from their records; empty where a record is missing or damaged."""
+    at: list[int] = []
     records: list[Record] = []
     contents: list[bytes] = []
     events: list[Event] = []
     with catalog.read() as view:
         names = view.names()
-        for seq, record in view.records(lo, hi):
-            if seq != lo + len(records):
-                break
+        for seq in range(lo, hi):
+            try:
+                record = view.record(seq)
+                if record is None:
+                    raise CorruptionError(f"catalog records[{seq}]", "the record is not there; restore a backup")
+            except CorruptionError as e:
+                log.error("row %d is left empty: %s", seq, e)
+                continue
             event = _decode_event(record.head)
-            known = view.identity(event.event_id, event.source)
+            at.append(seq - lo)
             records.append(record)
             events.append(event)
-            contents.append(known[1] if known else content_hash(FeaturedEvent(event, record.features, record.raw)))
-    if len(records) != hi - lo:
-        raise CorruptionError(f"catalog records[{lo + len(records)}]", "the record is not there; restore a backup")
-    features = unpack([r.features for r in records])
-    vectors = {space: e.embed(events, features) for space, e in models.embedders.items()}
-    return Rows(vectors, features, to_columns(events, contents, names))
+            contents.append(_content(view, event, record))
+    features = feature_table.unpack([r.features for r in records])
+    out = Rows(
+        {space: np.zeros((hi - lo, e.dim), np.float32) for space, e in models.embedders.items()},
+        feature_table.empty(hi - lo), np.zeros(hi - lo, COLUMNS),
+    )  # fmt: skip
+    if at:
+        for space, embedder in models.embedders.items():
+            out.vectors[space][at] = embedder.embed(events, features)
+        out.features[at] = features
+        out.columns[at] = to_columns(events, contents, names)
+    return out
+
+
+def _content(view: View, event: Event, record: Record) -> bytes:
+    """The hash of the source record, as its identity has it."""
+    try:
+        known = view.identity(event.event_id, event.source)
+    except CorruptionError as e:
+        log.error("%s", e)
+        known = None
+    return known[1] if known else content_hash(FeaturedEvent(event, record.features, record.raw))
 
 
 def rebuild(catalog: Catalog, models: ModelSet, path: Path, number: int, rows: int, count: int) -> None:
-    """Make row file `number` (of `rows` rows, the first `count` of them stored) at `path`. Raises OSError,
-    CorruptionError; then there is nothing at `path` that was not there before."""
+    """Make row file `number` (of `rows` rows, the first `count` of them stored) at `path`. Raises OSError;
+    then there is nothing at `path` that was not there before."""
     tmp = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TMP_SUFFIX}")
     writer = RowWriter(tmp, number, rows)
     try:

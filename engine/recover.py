@@ -14,15 +14,13 @@ In this order
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
-from itertools import islice
 
 import msgspec
 
 from engine import gc
-from engine.catalog import Catalog, Names
+from engine.catalog import Catalog, Names, Record
 from engine.config import Config
 from engine.context import Tracker
 from engine.counter import Counter
@@ -33,7 +31,7 @@ from engine.layout import Layout
 from engine.manifest import Manifest
 from engine.publish import Publisher, load_models
 from engine.rebuild import CHUNK_ROWS, rebuild
-from engine.rows import RowMap
+from engine.rows import RowMap, file_bytes
 from ipc.event import Event
 
 log = logging.getLogger(__name__)
@@ -76,9 +74,7 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
 
 def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
     shipped = models.shipped()
-    target = layout.model(shipped.name)
-    if not target.exists():
-        shutil.copytree(shipped, target)
+    models.save(layout.models, {name: (shipped / name).read_bytes() for name in models.FILES})
     with catalog.write() as batch:
         batch.put_names(Names(["Unknown"], []))
         batch.put_manifest(
@@ -102,10 +98,14 @@ def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:
         log.warning("row file %d is built again from the records: %s", number, reason)
         alive()
         mend_rows(publisher, number)
+    ahead = layout.row_file(*publisher.manifest.row_file(publisher.manifest.row_files))  # made, but no row committed
+    if ahead.exists() and ahead.stat().st_size != file_bytes(rows):
+        log.warning("%s is misshapen and holds nothing yet: removed", ahead)
+        ahead.unlink()
 
 
 def mend_rows(publisher: Publisher, number: int) -> None:
-    """Build a row file again under a new revision and name it. Raises CorruptionError where a record is damaged."""
+    """Build a row file again under a new revision and name it."""
     manifest = publisher.manifest
     epoch, _, revision = manifest.row_file(number)
     stored = min(manifest.row_file_rows, manifest.count - number * manifest.row_file_rows)
@@ -117,14 +117,18 @@ def mend_rows(publisher: Publisher, number: int) -> None:
 def replayed(
     catalog: Catalog, fresh: Tracker, internal: list[str], alive: Callable[[], None] = lambda: None
 ) -> tuple[Tracker, int]:
-    """The context tracker as of the committed count, and that count: the stored checkpoint, then every record since."""
+    """The context tracker as of the committed count, and that count: the stored checkpoint, then every record since;
+    every record where there is no checkpoint or it is damaged."""
     start = time.monotonic()
-    with catalog.read() as view:
-        checkpoint = view.get("tracker", b"checkpoint")
-        tracker, seq = fresh, 0
-        if checkpoint is not None:
-            seq = int.from_bytes(checkpoint[:8], "big")
-            tracker = Tracker.load(bytes(checkpoint[8:]), internal)
+    tracker, seq = fresh, 0
+    try:
+        with catalog.read() as view:
+            checkpoint = view.get("tracker", b"checkpoint")
+            if checkpoint is not None:
+                tracker = Tracker.load(bytes(checkpoint[8:]), internal)
+                seq = int.from_bytes(checkpoint[:8], "big")
+    except CorruptionError as e:
+        log.error("%s; the context is made again from all records", e)
     first = seq
     while True:
         seq, done = catch_up(catalog, tracker, seq)
@@ -141,8 +145,16 @@ def catch_up(catalog: Catalog, tracker: Tracker, seq: int) -> tuple[int, bool]:
     with catalog.read() as view:
         manifest = view.manifest()
         assert manifest is not None
-        records = list(islice(view.records(seq, manifest.count), CHUNK_ROWS))
+        end = min(seq + CHUNK_ROWS, manifest.count)
+        records: list[Record] = []
+        for at in range(seq, end):
+            try:
+                record = view.record(at)
+            except CorruptionError as e:
+                log.error("left out of the context: %s", e)
+                continue
+            if record is not None:
+                records.append(record)
     if records:
-        tracker.observe([_decode_event(r.head) for _, r in records], unpack([r.features for _, r in records]))
-    seq += len(records)
-    return seq, seq >= manifest.count or not records
+        tracker.observe([_decode_event(r.head) for r in records], unpack([r.features for r in records]))
+    return max(seq, end), end >= manifest.count

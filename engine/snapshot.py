@@ -167,7 +167,7 @@ class Snapshot:
             # rows as far as the last one may be ties: all of them are ranked exactly
             best = np.flatnonzero(rough <= rough[best].max() * (1 + 1e-5)) if len(parts) > 1 else best
             rough, seqs = rough[best], seqs[best]
-        seqs = seqs[(seqs >= 0) & np.isfinite(rough)]
+        seqs = np.unique(seqs[(seqs >= 0) & np.isfinite(rough)])  # each once, whatever a damaged index says
         distances = self.distances(space, query, seqs)
         order = np.lexsort((-seqs, distances))[:k]
         return Candidates(distances[order], seqs[order], exact, scanned)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAB = ROOT / "examples" / "lab"
 FLOWKIN = Path(sys.executable).with_name("flowkin")
 FAMILY = "C2"  # of the event that is asked about
+INTERNAL = 'network.internal=["192.0.2.0/24", "2001:db8:1::/64"]'  # of the recorded network
 TEXT = "dns tunnelling: long random names"
 
 
@@ -39,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="flowkin-demo-") as folder:
         env = {**os.environ, "FLOWKIN_DATA_DIR": folder}
         say("Have we seen this before, and why do we think so? Real traffic, recorded by `make lab`.")
-        flowkin("start", "--readers", "2", env=env)
+        flowkin("start", "--readers", "2", "--set", INTERNAL, env=env)
         try:
             flowkin("ingest", LAB / "lab.pcap.gz", "--labels", LAB / "labels.ndjson", env=env)
             flowkin("ingest", LAB / "eve.json.gz", env=env)

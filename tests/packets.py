@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import ip_address
 from itertools import pairwise
 from statistics import fmean, stdev
@@ -164,6 +165,15 @@ def spread(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
+STATS: dict[str, Callable[[list[float]], float]] = {
+    "total": sum,
+    "mean": fmean,
+    "std": spread,
+    "max": max,
+    "min": min,
+}
+
+
 def entropy(values: Any) -> float:
     counts = Counter(values)
     n = counts.total()
@@ -190,8 +200,8 @@ def reference(flow: Flow) -> dict[str, float]:
         "active_mean": sum(g for g in gaps if g <= 5e6) / (1 + sum(g > 5e6 for g in gaps)),
         "idle_mean": fmean([g for g in gaps if g > 5e6]) if any(g > 5e6 for g in gaps) else NAN,
     }
-    for stat, f in (("mean", fmean), ("std", spread), ("max", max), ("min", min)):
-        out[f"flow_inter_arrival_time_{stat}"] = f(gaps) if gaps else NAN
+    for stat in ("mean", "std", "max", "min"):
+        out[f"flow_inter_arrival_time_{stat}"] = STATS[stat](gaps) if gaps else NAN
     tcp = packets[0].proto == TCP
     bits = {"fin": FIN, "syn": SYN, "rst": RST, "psh": PSH, "ack": ACK, "urg": URG, "cwr": CWR, "ece": ECE}
     for name, bit in bits.items():
@@ -200,11 +210,11 @@ def reference(flow: Flow) -> dict[str, float]:
     for way, mine in ways.items():
         size = [float(len(p.payload)) for p in mine]
         out[f"total_{way}_packets"], out[f"total_{way}_bytes"] = len(mine), sum(size)
-        for stat, f in (("max", max), ("min", min), ("mean", fmean), ("std", spread)):
-            out[f"{way}_packet_length_{stat}"] = f(size) if size else 0.0
+        for stat in ("max", "min", "mean", "std"):
+            out[f"{way}_packet_length_{stat}"] = STATS[stat](size) if size else 0.0
         gap = [max(0, b.ts - a.ts) / 1e3 for a, b in pairwise(mine)]
-        for stat, f in (("total", sum), ("mean", fmean), ("std", spread), ("max", max), ("min", min)):
-            out[f"{way}_inter_arrival_time_{stat}"] = f(gap) if gap else NAN
+        for stat in ("total", "mean", "std", "max", "min"):
+            out[f"{way}_inter_arrival_time_{stat}"] = STATS[stat](gap) if gap else NAN
         out[f"{way}_header_length"] = head * len(mine)
         out[f"{way}_psh_flags"] = sum(bool(p.flags & PSH) for p in mine) if tcp else 0
         out[f"{way}_urg_flags"] = sum(bool(p.flags & URG) for p in mine) if tcp else 0

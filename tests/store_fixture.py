@@ -46,7 +46,7 @@ class Store:
         self.config = load(env={}, flags=flags)
         self.layout = Layout(data_dir)
         self.layout.make()
-        with patch("engine.embed.models.TextModel", _text_model):  # one session for all stores of this process
+        with patch("engine.embed.text.TextModel", _text_model):  # one session for all stores of this process
             self.publisher: Publisher = open_store(self.layout, self.config)
         self.catalog = self.publisher.catalog
         self.snapshots = Snapshots(self.layout)
@@ -93,7 +93,7 @@ class Store:
         """To OTHER, as engine/upkeep.py does."""
         manifest = self.publisher.manifest
         path = other_model(self.layout)
-        with patch("engine.embed.models.TextModel", _text_model):
+        with patch("engine.embed.text.TextModel", _text_model):
             models = load_models(path, self.catalog)
         sealed = []
         for number in range(manifest.row_files):

@@ -38,7 +38,8 @@ class Calibration(NamedTuple):
 
     def percentile(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
         """0..100, how many of the random pairs are nearer; same shape."""
-        return np.interp(distance, self.pair_quantiles, PERCENTS)
+        percent = np.interp(distance, self.pair_quantiles, PERCENTS)
+        return np.where(distance > self.pair_quantiles[0], percent, 0.0)  # interp takes the last of equal quantiles
 
 
 class Embedder(Protocol):

@@ -133,14 +133,14 @@ def sentence(event: Event, features: F32, internal: tuple[str, ...] = CIDRS_INTE
     """The event in words, of its features float32 [105], NaN = missing: "dns udp internal to external, answered, sent
     tiny, received small, few packets, instant". What is not known is not said. internal: CIDRs that count as that."""
     parts = [normalised(event.text), _who(event, internal), _state(event, features)]
-    sent = _bucket(_BYTES, features[INDEX["total_forward_bytes"]])
-    received = _bucket(_BYTES, features[INDEX["total_backward_bytes"]])
-    packets = features[INDEX["total_forward_packets"]] + features[INDEX["total_backward_packets"]]
+    sent = _bucket(_BYTES, _value(features, "total_forward_bytes"))
+    received = _bucket(_BYTES, _value(features, "total_backward_bytes"))
+    packets = _value(features, "total_forward_packets") + _value(features, "total_backward_packets")
     parts += [
         f"sent {sent}" if sent else "",
         f"received {received}" if received else "",
         _bucket(_PACKETS, packets),
-        _bucket(_SECONDS, features[INDEX["flow_duration"]]),
+        _bucket(_SECONDS, _value(features, "flow_duration")),
     ]
     return ", ".join(part for part in parts if part) or event.kind
 
@@ -156,23 +156,27 @@ def _who(event: Event, internal: tuple[str, ...]) -> str:
 
 def _state(event: Event, features: F32) -> str:
     """How the conversation went, from packets and flags; "" where neither is known."""
-    forward, backward = (float(features[INDEX[f"total_{way}_packets"]]) for way in ("forward", "backward"))
+    forward, backward = _value(features, "total_forward_packets"), _value(features, "total_backward_packets")
     if math.isnan(forward) or math.isnan(backward):
         return ""
     if backward == 0:
         return "unanswered"
     if event.proto != 6:
         return "answered"
-    fin, rst = float(features[INDEX["fin_flag_count"]]), float(features[INDEX["rst_flag_count"]])
+    fin, rst = _value(features, "fin_flag_count"), _value(features, "rst_flag_count")
     if math.isnan(fin) or math.isnan(rst):
-        completed = float(features[INDEX["flow_completion_rate"]])
+        completed = _value(features, "flow_completion_rate")
         return {0.0: "not established", 0.5: "opened", 1.0: "closed"}.get(completed, "answered")
     if rst > 0:
-        payload = features[INDEX["total_forward_bytes"]] + features[INDEX["total_backward_bytes"]]
+        payload = _value(features, "total_forward_bytes") + _value(features, "total_backward_bytes")
         return "refused" if payload == 0 else "reset"
     if fin > 0:
         return "closed"
-    return "opened" if features[INDEX["syn_flag_count"]] > 0 else "ongoing"
+    return "opened" if _value(features, "syn_flag_count") > 0 else "ongoing"
+
+
+def _value(features: F32, name: str) -> float:
+    return float(features[INDEX[name]])
 
 
 def _bucket(buckets: tuple[tuple[float, str], ...], value: float) -> str:

@@ -181,7 +181,10 @@ class TextEmbedder:
         fresh = {key: self.model.embed_texts([wanted[key]])[0] for key in absent}
         self._remember(found | fresh, fresh)
         found |= fresh
-        return np.array([found[key] for key in keys], np.float32).reshape(len(keys), DIM)
+        out = np.empty((len(keys), DIM), np.float32)
+        for i, key in enumerate(keys):
+            out[i] = found[key]
+        return out
 
     def take_fresh(self) -> list[tuple[bytes, bytes]]:
         """Key and vector of what was embedded since the last call and no memo knew, to be stored. At most the last

@@ -29,13 +29,13 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / CLIENT.name
 
 
-def test_node_client_finds_what_the_python_client_finds(node_client: Path, filled_engine) -> None:
+def test_node_client_finds_what_the_python_client_finds(node_client: Path, filled) -> None:
     """30 lines of Node.js get the same hits, in the same order."""
-    with filled_engine.client() as client:
+    with filled.client() as client:
         event_id = client.recent(limit=1).events[0].event.event_id
         reply = client.query_similar(event_id, options=Options(space="attack", top_k=5))
     done = subprocess.run(
-        ["node", str(node_client), str(filled_engine.query_socket), event_id],
+        ["node", str(node_client), str(filled.query_socket), event_id],
         capture_output=True,
         text=True,
         timeout=60,

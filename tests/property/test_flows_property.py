@@ -22,7 +22,7 @@ S = 1_000_000_000
 LONG = bytes(range(251))
 gaps = st.one_of(st.integers(0, 3 * S), st.sampled_from([0, S, 5 * S, 5 * S + 1, 119 * S, 121 * S, -S, -200 * S]))
 tcp_flags = st.sampled_from([SYN, SYN | ACK, ACK, ACK | PSH, FIN | ACK, FIN | ACK, RST, RST | ACK])
-packet = st.builds(
+packet: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     gap=gaps,
     turn=st.booleans(),

@@ -136,6 +136,7 @@ def test_a_broken_connection_costs_nothing(act):
 def test_an_engine_that_is_restarting_is_waited_for_but_a_missing_one_is_not():
     engine = Engine([None, "break", "refused", "refused"])
     assert delivered(engine, [part(0, 3_000)])[0].accepted >= 2_000 and len(engine.ids) == 3_000
+    assert delivered(Engine(["break", "refused"]), [part(0, 10)])[0].accepted == 10  # broke before the first answer
     with pytest.raises(ConnectError):
         delivered(Engine(["refused"]), [part(0, 10)])
 

@@ -24,7 +24,7 @@ HUGE = float(np.finfo(np.float32).max)
 
 
 @pytest.fixture(scope="session")
-def version() -> ModelSet:
+def shipped_version() -> ModelSet:
     """The version that ships; the text model is made where `make setup` has not (15 s)."""
     try:
         check(text_dir())
@@ -34,8 +34,8 @@ def version() -> ModelSet:
 
 
 @pytest.fixture(params=SPACES)
-def embedder(request: pytest.FixtureRequest, version: ModelSet) -> Embedder:
-    return version.embedders[request.param]
+def embedder(request: pytest.FixtureRequest, shipped_version: ModelSet) -> Embedder:
+    return shipped_version.embedders[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +154,7 @@ def test_weights_on_the_grid_are_exact_in_float64() -> None:
     assert 20 + linear._WEIGHT_BITS + linear._INPUTS_BITS <= 53
 
 
-def test_torch_is_not_imported(version: ModelSet) -> None:
+def test_torch_is_not_imported(shipped_version: ModelSet) -> None:
     code = (
         "import sys, numpy as np; from engine.embed import models; from tests.events import several;"
         "m = models.load(models.shipped()); e = [several(1)[0].event]; f = np.ones((1, 105), np.float32);"
@@ -165,7 +165,7 @@ def test_torch_is_not_imported(version: ModelSet) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_texts(version: ModelSet) -> None:
+def test_texts(shipped_version: ModelSet) -> None:
     """Alone or together, the same bytes; near in meaning is near in space."""
     model = TextModel()
     texts = [
@@ -181,7 +181,7 @@ def test_texts(version: ModelSet) -> None:
     assert vectors[0] @ vectors[1] > 0.4 > 0.3 > vectors[0] @ vectors[2]
 
 
-def test_a_missing_or_damaged_text_model_says_what_to_do(tmp_path, version: ModelSet) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_or_damaged_text_model_says_what_to_do(tmp_path, shipped_version: ModelSet) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ModelError, match=r"card\.json is not there; make it with: .* -m engine\.embed\.export"):
         TextModel(tmp_path).embed_texts(["x"])
     for name in ("card.json", "model.onnx", "model.bin", "tokenizer.json"):
@@ -203,11 +203,11 @@ class FakeMemo:
         return [self.stored.get(key) for key in keys]
 
 
-def test_memo(version: ModelSet) -> None:
+def test_memo(shipped_version: ModelSet) -> None:
     """A text runs once; what is fresh is handed over once; a stored vector is used as it is."""
     from engine.embed.text import TextEmbedder
 
-    calibration = version.embedders["sbert"].calibration
+    calibration = shipped_version.embedders["sbert"].calibration
     first = TextEmbedder("v", calibration)
     vectors = first.embed_texts(["one", "two", "one"])
     assert (vectors[0] == vectors[2]).all()
@@ -222,10 +222,10 @@ def test_memo(version: ModelSet) -> None:
     assert second.take_fresh() == []
 
 
-def test_words_that_match(version: ModelSet, sample: tuple[list[Event], F32]) -> None:
+def test_words_that_match(shipped_version: ModelSet, sample: tuple[list[Event], F32]) -> None:
     from engine.embed.text import REST, TextEmbedder
 
-    text = version.embedders["sbert"]
+    text = shipped_version.embedders["sbert"]
     assert isinstance(text, TextEmbedder)
     events, features = sample
     words = text.words(events[1], features[1], events[2], features[2])
