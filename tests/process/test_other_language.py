@@ -35,7 +35,7 @@ def test_node_client_finds_what_the_python_client_finds(node_client: Path, fille
         event_id = client.recent(limit=1).events[0].event.event_id
         reply = client.query_similar(event_id, options=Options(space="attack", top_k=5))
     done = subprocess.run(
-        ["node", str(node_client), str(filled.query_socket), event_id],
+        ["node", str(node_client), str(filled.layout.query_socket), event_id],
         capture_output=True,
         text=True,
         timeout=60,

@@ -155,7 +155,7 @@ def test_a_killed_reader_is_restarted_and_costs_others_nothing(start: Callable[.
     eventually(lambda: victim not in engine.workers() and engine.log.count(" is ready") == 4)
     assert sorted(engine.workers().values()) == ["ingest", "reader-0", "reader-1"]
     assert "was killed by SIGKILL; again in 0.1 s" in engine.log
-    assert len(list(fds.iterdir())) == before, "descriptors of the dead worker are closed"
+    eventually(lambda: len(list(fds.iterdir())) <= before)  # the descriptors of the dead worker are closed
 
 
 def test_writes_wait_while_the_ingest_worker_is_restarted(start: Callable[..., Engine]) -> None:
