@@ -37,12 +37,18 @@ def fit(client: Client, paths: Sequence[Path], how: How, name: str, seed: int, m
         raise CommandError(f"--name {version!r}: lower-case letters, digits, '.', '_' and '-', at most 64", USAGE)
     found(paths)
     checked(how)
-    client.ping()
+    internal = client.info().facts["internal"]  # as the engine has it: sentences and features say so
     started_s = time.monotonic()
-    events, features = featured(paths, how, meter)
+    events, features = featured(paths, how, internal, meter)
     data = Data(description=", ".join(path.name for path in paths), sha256=hashes(paths))
     files = fitting.fit(
-        events, features, version=version, seed=seed, data=data, created=now.isoformat(timespec="seconds")
+        events,
+        features,
+        version=version,
+        seed=seed,
+        data=data,
+        created=now.isoformat(timespec="seconds"),
+        internal=internal,
     )
     added = client.add_model(version, files, timeout_ms=TIMEOUT_MS)
     generation, used = added.generation, False
@@ -57,17 +63,17 @@ def fit(client: Client, paths: Sequence[Path], how: How, name: str, seed: int, m
     }
 
 
-def featured(paths: Sequence[Path], how: How, meter: Meter) -> tuple[list[Event], F32]:
+def featured(paths: Sequence[Path], how: How, internal: Sequence[str], meter: Meter) -> tuple[list[Event], F32]:
     """The events that can be read, in the order of time of each format, and float32 [n, 105]."""
     import numpy as np
 
-    from engine.config import CIDRS_INTERNAL
     from engine.context import Tracker
     from engine.errors import BadRecordError
     from engine.features import empty, unpack
+    from engine.featurize import featurize
     from engine.normalize import complete
 
-    tracker = Tracker(CIDRS_INTERNAL)
+    tracker = Tracker(internal)
     events: list[Event] = []
     blocks: list[F32] = [empty(0)]
     for part in parts(paths, how):
@@ -80,7 +86,7 @@ def featured(paths: Sequence[Path], how: How, meter: Meter) -> tuple[list[Event]
                 continue
         if kept:
             block = unpack(blobs)
-            tracker.observe(kept, block)
+            featurize(kept, block, tracker)
             blocks.append(block)
             events += kept
             meter.advance(len(kept))

@@ -38,6 +38,7 @@ class RowsJob(Job, tag="rows"):
     rows: int
     count: int
     model: str
+    internal: list[str]
 
 
 class VerifyJob(Job, tag="verify"):
@@ -86,7 +87,7 @@ def build_rows(layout: Layout, job: RowsJob) -> Built:
 
     catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
     try:
-        model = load_models(layout.model(job.model), catalog)
+        model = load_models(layout.model(job.model), catalog, job.internal)
         path, number = layout.row_file(*job.row_file), job.row_file[1]
         rebuild(catalog, model, path, number, job.rows, job.count)
         return Built(sealed=[(number, RowMap(path, number, job.rows).checksum())] if job.count == job.rows else [])

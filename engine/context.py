@@ -246,8 +246,10 @@ class Lru(Generic[K, V]):
                 self.gone.add(key)
             self.own.pop(key, None)
         for key, value in layer.own.items():
+            known = len(self.own)
             self.own[key] = value
-            self.own.move_to_end(key)
+            if len(self.own) == known:
+                self.own.move_to_end(key)
         self.size = layer.size
         self._victims = None
 

@@ -17,7 +17,7 @@ import numpy as np
 from engine.catalog import Catalog
 from engine.context import Tracker
 from engine.features import F32
-from engine.publish import featurize
+from engine.featurize import featurize
 from engine.recover import catch_up, replayed
 from ipc.event import Event
 

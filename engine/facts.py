@@ -9,6 +9,7 @@ from typing import Any
 
 from engine import heartbeat
 from engine.catalog import View
+from engine.config import Config
 from engine.embed.base import SPACES
 from engine.errors import NotReadyError
 from engine.layout import Layout
@@ -63,13 +64,14 @@ def _manifest(view: View) -> Manifest:
     return manifest
 
 
-def info(view: View) -> dict[str, Any]:
-    """What this engine is: versions, model, spaces."""
+def info(view: View, config: Config) -> dict[str, Any]:
+    """What this engine is: versions, model, spaces, and the settings that a fit must share."""
     manifest = _manifest(view)
     return {
         "version": VERSION, "format_version": FORMAT_VERSION, "features_version": FEATURES_VERSION,
         "features": FEATURE_COUNT, "spaces": list(SPACES), "generation": manifest.generation,
         "events": manifest.count, "model": manifest.model, "row_file_rows": manifest.row_file_rows,
+        "internal": config.network.internal,
         "families": view.names().families[1:], "sources": [s for s, _ in view.names().sources],
     }  # fmt: skip
 

@@ -126,7 +126,10 @@ class IngestWorker:
                 connection.reply(Pong(request.request_id, generation))
             case Stats() | Info():
                 with self.publisher.catalog.read() as view:
-                    found = facts.stats(self.worker.layout, view) if isinstance(request, Stats) else facts.info(view)
+                    if isinstance(request, Stats):
+                        found = facts.stats(self.worker.layout, view)
+                    else:
+                        found = facts.info(view, self.config)
                 connection.reply(Facts(request.request_id, generation, found))
             case Ingest():
                 self._may_write(connection, "ingest")

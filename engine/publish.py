@@ -36,8 +36,7 @@ from engine.embed.base import ModelSet
 from engine.embed.text import TextEmbedder
 from engine.errors import BadRecordError, BadRequestError, NoSpaceError, NotFoundError
 from engine.failpoint import failpoint
-from engine.features import F32
-from engine.flows.derived import derive
+from engine.featurize import featurize
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows
@@ -101,18 +100,10 @@ class TextMemo:
             return [None if vector is None else bytes(vector) for vector in found]
 
 
-def featurize(events: Sequence[Event], features: F32, tracker: Tracker) -> None:
-    """Fill what can be derived or known from context, in float32 [n, 105], in place: events in order of arrival. The
-    one way of a feature into the store and into a question."""
-    internal = [[bool(a) and tracker.classify(a)[0] for a in (e.src_ip, e.dst_ip)] for e in events]
-    flags = np.array(internal, np.bool_).reshape(-1, 2)
-    derive(features, flags[:, 0], flags[:, 1])
-    tracker.observe(events, features)
-
-
-def load_models(path: Path, catalog: Catalog) -> ModelSet:
-    """A model version whose sentences are looked up in the catalog first. Raises ModelError."""
-    models = embed_models.load(path)
+def load_models(path: Path, catalog: Catalog, internal: Sequence[str]) -> ModelSet:
+    """A model version whose sentences are looked up in the catalog first and say "internal" of these networks. Raises
+    ModelError."""
+    models = embed_models.load(path, internal)
     text = models.embedders["sbert"]
     if isinstance(text, TextEmbedder):
         text.memo = TextMemo(catalog)

@@ -141,7 +141,8 @@ class Reader:
         """Snapshot and models of the generation that this transaction sees."""
         snapshot = self.snapshots.refresh(view)
         if self.models is None or self.models.version != snapshot.manifest.model:
-            self.models = load_models(self.worker.layout.model(snapshot.manifest.model), self.catalog)
+            path = self.worker.layout.model(snapshot.manifest.model)
+            self.models = load_models(path, self.catalog, self.config.network.internal)
         return snapshot, self.models
 
     # ---- arrival --------------------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ class Reader:
             case Ping():
                 connection.reply(Pong(request.request_id, generation))
             case Info():
-                connection.reply(Facts(request.request_id, generation, facts.info(view)))
+                connection.reply(Facts(request.request_id, generation, facts.info(view, self.config)))
             case Stats():
                 connection.reply(Facts(request.request_id, generation, facts.stats(self.worker.layout, view)))
             case Models():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from engine import gc
 from engine.build import Built, IndexJob, Job, RowsJob, VerifyJob
 from engine.embed import models as embed_models
-from engine.embed.base import SPACES
+from engine.embed.base import SPACES, ModelSet
 from engine.errors import EngineError, NoSpaceError, NotFoundError, OverloadedError
 from engine.files import free_bytes
 from engine.jobs import NICENESS, Jobs
@@ -39,6 +39,7 @@ class Upkeep:
 
     def __init__(self, worker: Worker, publisher: Publisher) -> None:
         self.worker, self.publisher, self.layout = worker, publisher, worker.layout
+        self.internal = worker.config.network.internal
         self.jobs = Jobs()
         self._wanted = asyncio.Event()
         self._verify = True  # at every start
@@ -65,7 +66,7 @@ class Upkeep:
         if version == publisher.manifest.model:
             done(None)
         elif publisher.manifest.count == 0:
-            publisher.use_model(load_models(self.layout.model(version), publisher.catalog), publisher.manifest.epoch)
+            publisher.use_model(self._load(version), publisher.manifest.epoch)
             done(None)
         else:
             needed = (publisher.manifest.row_files + 1) * file_bytes(publisher.manifest.row_file_rows)
@@ -92,6 +93,9 @@ class Upkeep:
             else:
                 self._wanted.clear()
                 await self._wanted.wait()
+
+    def _load(self, version: str) -> ModelSet:
+        return load_models(self.layout.model(version), self.publisher.catalog, self.internal)
 
     def _unindexed(self) -> list[int]:
         """Full row files that have not an index in every space."""
@@ -136,7 +140,12 @@ class Upkeep:
                 continue
             epoch, _, revision = manifest.row_file(number)
             job = self._job(
-                RowsJob, row_file=(epoch, number, revision + 1), rows=rows, count=rows, model=manifest.model
+                RowsJob,
+                row_file=(epoch, number, revision + 1),
+                rows=rows,
+                count=rows,
+                model=manifest.model,
+                internal=self.internal,
             )
             if done := await self.jobs.run(job):
                 self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
@@ -148,11 +157,18 @@ class Upkeep:
         publisher = self.publisher
         try:
             rows, epoch = publisher.manifest.row_file_rows, publisher.manifest.epochs_used
-            models = load_models(self.layout.model(version), publisher.catalog)
+            models = self._load(version)
             sealed: list[SealedRows] = []
             while (number := len(sealed)) < publisher.manifest.count // rows:
                 built = await self.jobs.run(
-                    self._job(RowsJob, row_file=(epoch, number, 0), rows=rows, count=rows, model=version)
+                    self._job(
+                        RowsJob,
+                        row_file=(epoch, number, 0),
+                        rows=rows,
+                        count=rows,
+                        model=version,
+                        internal=self.internal,
+                    )
                 )
                 if built is not None:
                     sealed += [SealedRows(*s) for s in built.sealed]

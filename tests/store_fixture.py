@@ -94,7 +94,7 @@ class Store:
         manifest = self.publisher.manifest
         path = other_model(self.layout)
         with patch("engine.embed.text.TextModel", _text_model):
-            models = load_models(path, self.catalog)
+            models = load_models(path, self.catalog, CIDRS_INTERNAL)
         sealed = []
         for number in range(manifest.row_files):
             stored = min(ROWS, manifest.count - number * ROWS)

@@ -111,7 +111,7 @@ class Services:
         self.nginx("cloud", plain=(80,), tls=(443,))
         self.nginx("c2a", plain=(80, 8000), hidden=True)
         self.nginx("c2b", plain=(80,), tls=(8443,), hidden=True)
-        self.nginx("drop1", plain=(80,), hidden=True)
+        self.nginx("drop1", plain=(80,), tls=(443,), hidden=True)
         self.nginx("drop2", plain=(80,), tls=(443,), hidden=True)
         for host in ("web", "app", "files", "db", "cloud"):
             self.sshd(host)

@@ -23,6 +23,7 @@ from engine.embed.base import F32
 from engine.embed.fit import fit
 from engine.embed.models import Data, save
 from engine.features import unpack
+from engine.featurize import featurize
 from engine.normalize import complete
 from engine.sources.base import Adapter, SourceSpec
 from engine.sources.eve import EveAdapter
@@ -55,7 +56,7 @@ def observed(items: Iterable[FeaturedEvent], tracker: Tracker) -> Featured:
     items.sort(key=lambda item: (item.event.ts, item.event.event_id))
     events = [item.event for item in items]
     features = unpack([item.features for item in items])
-    tracker.observe(events, features)
+    featurize(events, features, tracker)
     return events, features
 
 

@@ -17,7 +17,7 @@ from ipc.errors import ClientError, ConnectError, NotReadyError
 from ipc.messages import Filter, Options
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine, Starter, all_events, answers, ask, shape, stored_ids
-from tests.events import S, T0, changed, ids, make, ndjson, several, write
+from tests.events import T0, S, changed, ids, make, ndjson, several, write
 from tests.wait import eventually
 
 

@@ -97,7 +97,7 @@ def test_killed_at_any_step_a_store_is_all_old_or_all_new(data_dir: Path, opened
     n += len(died.stdout.splitlines())  # acknowledged steps
     store = opened()
     assert store.generation == (n + 1 if point in AFTER_COMMIT else n)
-    published = step.startswith("publish") and point in AFTER_COMMIT or step == "index"
+    published = (step.startswith("publish") and point in AFTER_COMMIT) or step == "index"
     assert store.ids() == ids(several(350 if published else 150))
     with store.catalog.read() as view:
         offset = view.get("offsets", b"file")
@@ -145,7 +145,7 @@ def test_killed_at_birth_the_next_start_is_a_birth(tmp_path: Path, monkeypatch: 
         assert out.returncode == 0, out.stderr
 
 
-class subprocess_store:  # noqa: N801
+class subprocess_store:
     """LMDB may be left open here by what was interrupted; another process looks."""
 
     def __init__(self, data_dir: Path) -> None:

@@ -118,7 +118,9 @@ def test_an_overlay_leaves_its_parent_alone_and_a_stale_one_is_refused() -> None
         tracker.merge(child)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + b"\x00" + b[41:], lambda b: b * 2])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:], lambda b: b * 2]
+)
 def test_a_damaged_dump_is_refused(damage: object) -> None:
     tracker = Tracker(CIDRS_INTERNAL)
     observe(tracker, [flow(i) for i in range(20)])
@@ -147,7 +149,8 @@ def replay(events: Sequence[Event], cuts: Sequence[int], reload: bool = False) -
 @pytest.mark.parametrize("seed", range(3))
 def test_small_bounds_are_kept_and_do_not_depend_on_the_cut(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts, pairs and flows leave at the same event, however the stream is cut."""
-    for name, value in {"CONTEXT_HOSTS_MAX": 5, "PAIRS_MAX": 6, "PORTS_MAX": 4, "FLOWS_MAX": 24, "STEPS_MAX": 3}.items():
+    bounds = {"CONTEXT_HOSTS_MAX": 5, "PAIRS_MAX": 6, "PAIR_PORTS": 3, "PORTS_MAX": 4, "FLOWS_MAX": 24, "STEPS_MAX": 3}
+    for name, value in bounds.items():
         monkeypatch.setattr(context, name, value)
     rng = np.random.default_rng(seed)
     steps = np.cumsum(rng.exponential(0.6, 1_500)) - rng.exponential(4.0, 1_500) * (rng.random(1_500) < 0.2)
