@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from engine.build import IndexJob, build_indexes
-from engine.config import load
+from engine.config import CIDRS_INTERNAL, load
 from engine.embed import models as embed_models
 from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextModel
