@@ -81,6 +81,7 @@ def engine(readers: int = 2, *, data_dir: Path | None = None, settings: Sequence
 def synthetic(n: int, seed: int, *, texts: bool) -> Iterator[FeaturedEvent]:
     """Synthetic events; without their free text they share a few hundred sentences, as flows do."""
     for item in generate(n, seed):
+        item.event.source = f"synthetic-{seed}"  # every seed numbers its events from 0
         if not texts:
             item.event.text = ""
         yield item

@@ -1,4 +1,4 @@
-"""A real engine for tests: `flowkin serve` as a process of its own, a client, its pids, and a check that nothing is left.
+"""A real engine for tests: `flowkin serve` as a process, a client, its pids, and a check that nothing is left.
 
 Always true
   - The engine has a session of its own, so that every process it starts is known by its session id.
@@ -55,13 +55,13 @@ def processes(session: int) -> dict[int, str]:
 def open_files() -> set[str]:
     """What this process holds open of sockets, maps and files under test."""
     found = set()
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            target = str(fd.readlink())
         except OSError:
             continue
         if not target.startswith(("/dev/", "pipe:", "anon_inode:", "/proc/")):
-            found.add(f"{fd} {target}")
+            found.add(f"{fd.name} {target}")
     return found
 
 
@@ -71,7 +71,9 @@ def cli(*args: object, data_dir: Path | None = None, env: dict[str, str] | None 
     command = [sys.executable, "-P", "-m", "cli", *map(str, args)]
     if data_dir is not None:
         command += ["--data-dir", str(data_dir)]
-    done = subprocess.run(command, input=stdin, capture_output=True, env=environment(env), timeout=timeout_s, check=False)
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, env=environment(env), timeout=timeout_s, check=False
+    )
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
     )
@@ -86,7 +88,7 @@ class Engine:
         self.process: subprocess.Popen[bytes] | None = None
         self.sessions: list[int] = []
         self.clients: list[Client] = []
-        self._shm = set(os.listdir(SHM))
+        self._shm = set(SHM.iterdir())
         self._files = open_files()
 
     # ---- life
@@ -140,7 +142,7 @@ class Engine:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         sockets = [p.name for p in self.layout.run.glob("*.sock")] if self.layout.run.exists() else []
-        shm = set(os.listdir(SHM)) - self._shm
+        shm = set(SHM.iterdir()) - self._shm
         files = {f for f in open_files() - self._files if str(self.data_dir) in f or "socket:" in f}
         assert not (failed or left or sockets or shm or files), (
             f"{failed}processes {left}, sockets {sockets}, /dev/shm {shm}, open files {files}\n{self.log}"

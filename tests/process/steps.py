@@ -1,4 +1,4 @@
-"""Steps on a data directory in a process that may be killed at a failpoint: python -m tests.process.steps DIR STEP..."""
+"""Steps on a data directory, to be killed at a failpoint: python -m tests.process.steps DIR STEP..."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""Indexes against brute force; what a damaged or a filtered one gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import index
+from engine.errors import CorruptionError
+from engine.index import MappedIndex, search_rows
+
+N, DIM, LO = 1_024, 16, 4_096
+
+
+def vectors(n: int = N, seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(0, 5, (8, DIM))
+    return (centres[rng.integers(0, 8, n)] + rng.normal(0, 1, (n, DIM))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> MappedIndex:
+    path = tmp_path_factory.mktemp("index") / "attack-0000"
+    choice = index.choose(N)
+    size, checksum = index.write(index.build(vectors(), choice), path)
+    assert index.checksum(path) == checksum
+    assert path.stat().st_mode & 0o777 == 0o400
+    return MappedIndex(path, size, LO, LO + N, choice.nprobe)
+
+
+def brute(queries, k, allowed=None):  # type: ignore[no-untyped-def]
+    d = ((queries[:, None, :].astype(np.float64) - vectors()[None].astype(np.float64)) ** 2).sum(2)
+    if allowed is not None:
+        d[:, ~allowed] = np.inf
+    order = np.argsort(d, 1, kind="stable")[:, :k]
+    return np.take_along_axis(d, order, 1), order
+
+
+def test_an_index_finds_what_brute_force_finds(mapped: MappedIndex) -> None:
+    mapped.touch()
+    queries = vectors(50, seed=1)
+    found = mapped.search(queries, 10, None, N)
+    assert found is not None
+    distances, seqs = found
+    expected, _ = brute(queries, 10)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    recall = (distances <= expected[:, -1:] * (1 + 1e-5)).mean()
+    assert recall >= 0.98
+    assert ((seqs >= LO) & (seqs < LO + N)).all()
+    own = ((queries[:, None] - vectors()[seqs - LO]).astype(np.float64) ** 2).sum(2)
+    assert np.allclose(own, distances, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
+def test_a_filter_gives_allowed_rows_only_or_leaves_it_to_the_rows(mapped: MappedIndex, share: float) -> None:
+    rng = np.random.default_rng(2)
+    allowed = rng.random(N) < share
+    queries = vectors(20, seed=3)
+    found = mapped.search(queries, 10, allowed, int(allowed.sum()))
+    if found is None:
+        assert share < 0.5
+        return
+    distances, seqs = found
+    assert allowed[seqs - LO].all()
+    expected, _ = brute(queries, 10, allowed)
+    assert (distances <= expected[:, -1:] * (1 + 1e-5)).mean() >= 0.95
+
+
+def test_more_than_the_lists_hold_is_left_to_the_rows(mapped: MappedIndex) -> None:
+    assert mapped.search(vectors(1, seed=4), N, None, N) is None
+
+
+def test_exact_duplicates_are_all_found(tmp_path: Path) -> None:
+    """A flood: one list holds nearly everything."""
+    data = np.concatenate([np.ones((200, DIM)), vectors(56)]).astype(np.float32)
+    size, _ = index.write(index.build(data, index.choose(256)), tmp_path / "i")
+    opened = MappedIndex(tmp_path / "i", size, 0, 256, 8)
+    found = opened.search(data[:1], 50, None, 256)
+    assert found is not None
+    assert (found[0] == 0).all()
+    assert (found[1] < 200).all()
+
+
+@pytest.mark.parametrize("what", ["size", "garbage", "another count"])
+def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "index"
+    size, _ = index.write(index.build(vectors(128), index.choose(128)), path)
+    hi = 128
+    if what == "size":
+        size += 1
+    elif what == "garbage":
+        path.unlink()
+        path.write_bytes(b"\x01" * size)
+    else:
+        hi = 129
+    with pytest.raises(CorruptionError, match=str(path)):
+        MappedIndex(path, size, 0, hi, 8)
+    with pytest.raises(OSError):
+        MappedIndex(tmp_path / "none", size, 0, hi, 8)
+
+
+def test_positions_that_a_damaged_index_makes_up_are_dropped(mapped: MappedIndex) -> None:
+    """Its ids may say anything: no seq leaves that is not in the range."""
+
+    class Lying:
+        nlist, d = mapped._index.nlist, DIM
+
+        def search(self, queries, k, params):  # type: ignore[no-untyped-def]
+            positions = np.tile(np.array([5, N, 1 << 40, -1]), (len(queries), 1))
+            return np.zeros((len(queries), 4), np.float32), positions
+
+    real, mapped._index = mapped._index, Lying()
+    found = mapped.search(vectors(2), 1, None, N)
+    mapped._index = real
+    assert found is not None
+    assert found[1].tolist() == [[LO + 5, -1, -1, -1]] * 2
+    assert np.isinf(found[0][:, 1:]).all()
+
+
+@settings(max_examples=40)
+@given(n=st.integers(1, 40), k=st.integers(1, 50), nan=st.sets(st.integers(0, 39), max_size=10), seed=st.integers(0, 99))
+def test_exact_search_is_brute_force_and_skips_damaged_rows(n: int, k: int, nan: set[int], seed: int) -> None:
+    rows = vectors(n, seed)
+    for i in nan:
+        if i < n:
+            rows[i] = np.nan
+    queries = vectors(3, seed + 1)
+    distances, positions = search_rows(queries, rows, k)
+    assert distances.shape == positions.shape == (3, min(k, n))
+    good = [i for i in range(n) if i not in nan]
+    for d, p, query in zip(distances, positions, queries, strict=True):
+        wanted = np.sort(((rows[good].astype(np.float64) - query) ** 2).sum(1))[: min(k, n)]
+        assert np.allclose(d[: len(wanted)], wanted, rtol=1e-4)
+        assert np.isinf(d[len(wanted) :]).all()
+        assert (p[len(wanted) :] == -1).all()
+        assert set(p[: len(wanted)].tolist()) <= set(good)
