@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from engine import filters
 from engine.catalog import View
 from engine.embed.base import FUSED, SPACES, ModelSet
+from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextEmbedder
 from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
 from engine.features import F32, unpack
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
 SAME_VECTOR = 0.01  # of the median distance between random pairs: nearer ones of one family are one hit
 KNOWN_MIN = 8  # features; an event with fewer (a bare alert) says nothing of behaviour: two such are not alike in it
+SAME_DEVIATIONS = 0.25  # robust deviations; nearer values agree
 LEADING = 5  # features named as agreeing and disagreeing
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -377,16 +379,19 @@ class Answering:
         for part in spaces:
             distance = float(self.snapshot.distances(part, question.vectors[part], np.array([seq]))[0])
             contributions: list[Contribution] = []
+            unusual: dict[str, float] = {}
             words: list[tuple[str, float]] = []
             if question.event is not None:
                 embedder = self.models.embedders[part]
                 contributions = embedder.explain(question.event, features, event, hit_features)
+                if isinstance(embedder, LinearEmbedder):
+                    unusual = embedder.unusual(features)
                 if isinstance(embedder, TextEmbedder):
                     words = embedder.words(question.event, features, event, hit_features)
             parts.append(
                 Explanation(
                     event_id=event.event_id, space=part, distance=distance, percentile=self._percentile(part, distance),
-                    contributions=contributions, agree=_agree(contributions), disagree=_disagree(contributions),
+                    contributions=contributions, agree=_agree(contributions, unusual), disagree=_disagree(contributions),
                     words=words,
                 )
             )  # fmt: skip
@@ -423,10 +428,11 @@ class Answering:
         return None if head is None else CounterExample(seq, float(found.distances[0]), Raw(head), why.contributions)
 
 
-def _agree(contributions: Sequence[Contribution]) -> list[str]:
-    """Features known on both sides that hardly differ, those nearest to equal first."""
-    near = [c for c in contributions if c.z is not None and abs(c.z) <= 0.25 and (c.query or c.hit)]
-    return [c.feature for c in sorted(near, key=lambda c: (abs(c.z or 0.0), -abs(c.query or 0.0)))[:LEADING]]
+def _agree(contributions: Sequence[Contribution], unusual: dict[str, float]) -> list[str]:
+    """Features known on both sides that hardly differ, the most unusual first: that both are TCP says little, that both
+    have a value that few others have says much."""
+    near = [c for c in contributions if c.z is not None and abs(c.z) <= SAME_DEVIATIONS]
+    return [c.feature for c in sorted(near, key=lambda c: (-unusual.get(c.feature, 0.0), c.feature))[:LEADING]]
 
 
 def _disagree(contributions: Sequence[Contribution]) -> list[str]:

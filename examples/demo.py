@@ -46,7 +46,7 @@ def main() -> int:
             flowkin("ingest", LAB / "eve.json.gz", env=env)
             found = json.loads(flowkin("list", "--family", FAMILY, "--kind", "flow", "--json", show=False, env=env))
             event_id = found["events"][-1]["event_id"]
-            flowkin("query_similar", event_id, "-k", "3", "--space", "attack", "--explain", "--other-episodes", env=env)
+            flowkin("query_similar", event_id, "-k", "5", "--space", "attack", "--explain", "--other-episodes", env=env)
             flowkin("search", TEXT, "-k", "5", env=env)
             flowkin("stats", env=env)
         finally:

@@ -1,4 +1,5 @@
-"""Engines for tests: `start` makes new ones, `engine` is one of its own, `filled` is shared by tests that only read."""
+"""Engines and stores for tests: `start` makes an engine, `filled` is shared by tests that only read; `store`, `full` likewise
+without processes."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.engine_fixture import Engine, Starter
 from tests.events import several
+from tests.store_fixture import Store
 
 FILLED = 400  # events of the shared engine: six full row files of 64 and some
 
@@ -60,3 +62,19 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield shared
     finally:
         shared.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A data directory opened in this process."""
+    with Store(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """FILLED events in this process, all but the last row file indexed; for tests that change nothing."""
+    with Store(tmp_path_factory.mktemp("full") / "data") as opened:
+        opened.publish(several(FILLED))
+        opened.index()
+        yield opened

@@ -82,6 +82,11 @@ class LinearEmbedder:
         z[missing] = 0.0
         return np.hstack((z, missing))
 
+    def unusual(self, features: F32) -> dict[str, float]:
+        """How far each fact known of one event, float32 [105], lies from the centre: robust deviations, absolute."""
+        z = self.scaled(features.reshape(1, -1))[0]
+        return {FEATURES[column].fact: abs(float(z[i])) for i, column in enumerate(self.columns)}
+
     def embed(self, events: Sequence[Event], features: F32) -> F32:
         """float32 [n, dim]; the events themselves are not looked at."""
         return self.embed_features(features)

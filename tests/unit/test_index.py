@@ -122,7 +122,7 @@ def test_positions_that_a_damaged_index_makes_up_are_dropped(mapped: MappedIndex
 
 
 @settings(max_examples=40)
-@given(n=st.integers(1, 40), k=st.integers(1, 50), nan=st.sets(st.integers(0, 39), max_size=10), seed=st.integers(0, 99))
+@given(n=st.integers(1, 40), k=st.integers(1, 50), nan=st.sets(st.integers(0, 39)), seed=st.integers(0, 99))
 def test_exact_search_is_brute_force_and_skips_damaged_rows(n: int, k: int, nan: set[int], seed: int) -> None:
     rows = vectors(n, seed)
     for i in nan:

@@ -45,9 +45,8 @@ def close(a: F32, b: F32) -> bool:
 def test_the_same_seed_gives_the_same_bytes_in_any_process() -> None:
     here = hashlib.sha256(b"".join(msgspec.msgpack.encode(e) for e in generate(800, 3))).hexdigest()
     for hash_seed in ("0", "1"):
-        there = subprocess.run(
-            [sys.executable, "-c", DIGEST], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
-        )
+        env = {"PYTHONHASHSEED": hash_seed}
+        there = subprocess.run([sys.executable, "-c", DIGEST], env=env, capture_output=True, text=True, check=True)
         assert there.stdout.strip() == here
 
 

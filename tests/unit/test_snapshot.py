@@ -1,0 +1,147 @@
+"""A snapshot finds what numpy finds over its vectors, whatever is indexed, filtered, or new."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import snapshot as snapshot_module
+from engine.embed.base import SPACES
+from engine.errors import NotReadyError
+from engine.snapshot import Snapshot, Snapshots
+from tests.conftest import FILLED
+from tests.events import several
+from tests.store_fixture import ROWS, Store
+from tests.wait import eventually
+
+
+def vectors(snapshot: Snapshot, space: str) -> np.ndarray:  # type: ignore[type-arg]
+    return snapshot.vectors(space, np.arange(snapshot.count)).astype(np.float64)
+
+
+@settings(max_examples=60)
+@given(
+    space=st.sampled_from(SPACES), k=st.integers(1, 450), share=st.floats(0, 1), seed=st.integers(0, 1000),
+    filtered=st.booleans(),
+)  # fmt: skip
+def test_search_never_gives_fewer_or_farther_than_brute_force(
+    full: Store, space: str, k: int, share: float, seed: int, filtered: bool
+) -> None:
+    """Never fewer than min(k, allowed), no row twice, none that is not allowed, exact distances in order; recall 1 where
+    the answer says exact."""
+    snapshot = full.snapshot()
+    rng = np.random.default_rng(seed)
+    allowed = rng.random(FILLED) < share if filtered else None
+    data = vectors(snapshot, space)
+    queries = (data[rng.integers(0, FILLED, 3)] + rng.normal(0, 0.1, (3, data.shape[1]))).astype(np.float32)
+    matched = FILLED if allowed is None else int(allowed.sum())
+    found = snapshot.search(space, queries, k, allowed)
+    assert len(found) == 3
+    for query, candidates in zip(queries, found, strict=True):
+        d = np.sqrt(((data - query) ** 2).sum(1))
+        assert len(candidates.seqs) == min(k, matched)
+        assert len(set(candidates.seqs.tolist())) == len(candidates.seqs)
+        assert allowed is None or allowed[candidates.seqs].all()
+        assert np.allclose(candidates.distances, d[candidates.seqs], rtol=1e-12, atol=1e-12)
+        order = np.lexsort((-candidates.seqs, candidates.distances))
+        assert (order == np.arange(len(order))).all()
+        best = np.sort(d if allowed is None else d[allowed])[: min(k, matched)]
+        if candidates.exact:
+            assert np.allclose(candidates.distances, best, rtol=1e-6, atol=1e-6)
+
+
+def test_many_matches_go_through_the_index(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bound for "few" lowered, so that a filter meets the indexes of this small store."""
+    monkeypatch.setattr(snapshot_module, "EXACT_MATCHES_MAX", 10)
+    snapshot = full.snapshot()
+    rng = np.random.default_rng(5)
+    for share in (0.3, 0.7, 0.97, 1.0):
+        allowed = rng.random(FILLED) < share
+        for space in SPACES:
+            query = snapshot.vectors(space, np.array([77]))
+            (found,) = snapshot.search(space, query, 20, allowed)
+            assert len(found.seqs) == 20
+            assert allowed[found.seqs].all()
+
+
+def test_the_plan_covers_every_row_once(full: Store) -> None:
+    snapshot = full.snapshot()
+    for space in SPACES:
+        plan = snapshot._plan[space]
+        covered = [seq for lo, hi, _ in plan for seq in range(lo, hi)]
+        assert covered == list(range(FILLED))
+        assert snapshot.unindexed(space) == FILLED % ROWS
+        assert all(lo // ROWS == (hi - 1) // ROWS for lo, hi, index in plan if index is None)
+
+
+def test_a_snapshot_does_not_change_and_the_next_shares_its_files(store: Store) -> None:
+    store.publish(several(100))
+    old = store.snapshot()
+    store.publish(several(100, 100))
+    with store.catalog.read() as view:
+        new = store.snapshots.refresh(view)
+        assert store.snapshots.refresh(view) is new
+    assert (old.count, new.count) == (100, 200)
+    assert (old.generation + 1, len(new.files)) == (new.generation, 4)
+    assert new.files[0] is old.files[0]
+    assert new.files[1] is old.files[1]  # rows past the old count are not looked at by the old one
+    (found,) = old.search("attack", old.vectors("attack", np.array([5])), 500)
+    assert len(found.seqs) == 100
+    assert sum(len(columns) for _, columns in old.columns()) == 100
+
+
+def test_an_index_is_taken_over_when_it_is_open_and_its_rows_are_exact_until_then(store: Store) -> None:
+    store.publish(several(130))
+    before = store.snapshot()
+    store.index()
+    with store.catalog.read() as view:
+        at_once = store.snapshots.refresh(view)
+    query = before.vectors("chronos", np.array([3]))
+    expected = before.search("chronos", query, 10)[0]
+    assert expected.exact
+    assert at_once.search("chronos", query, 10)[0].seqs.tolist() == expected.seqs.tolist()
+    after = store.snapshot()
+    assert after.unindexed("chronos") == 2
+    assert not after.search("chronos", query, 10)[0].exact
+
+
+def test_an_index_that_cannot_be_opened_leaves_its_rows_exact(store: Store) -> None:
+    store.publish(several(130))
+    store.index()
+    for file in store.publisher.manifest.indexes:
+        if file.lo == 0:
+            store.layout.index_file(file.file).unlink()
+    snapshot = store.snapshot()
+    assert {space: snapshot.unindexed(space) for space in SPACES} == dict.fromkeys(SPACES, ROWS + 2)
+    (found,) = snapshot.search("attack", snapshot.vectors("attack", np.array([3])), 130)
+    assert len(found.seqs) == 130
+
+
+def test_an_empty_store_answers_with_nothing(store: Store) -> None:
+    snapshot = store.snapshot()
+    for space, dim in (("attack", 64), ("sbert", 384)):
+        (found,) = snapshot.search(space, np.zeros((1, dim), np.float32), 5)
+        assert len(found.seqs) == 0
+        (found,) = snapshot.search(space, np.zeros((1, dim), np.float32), 5, np.zeros(0, np.bool_))
+        assert len(found.seqs) == 0
+
+
+def test_before_the_birth_there_is_no_snapshot(store: Store) -> None:
+    class Nothing:
+        def get(self, table: str, key: bytes) -> None:
+            return None
+
+    with pytest.raises(NotReadyError):
+        Snapshots(store.layout).refresh(Nothing())  # type: ignore[arg-type]
+
+
+def test_closing_while_indexes_are_opened_ends(store: Store) -> None:
+    store.publish(several(200))
+    store.index()
+    snapshots = Snapshots(store.layout)
+    with store.catalog.read() as view:
+        snapshots.refresh(view)
+    snapshots.close()
+    eventually(lambda: snapshots.current is None)
