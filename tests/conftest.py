@@ -1,5 +1,7 @@
-"""Engines and stores for tests: `start` makes an engine, `filled` is shared by tests that only read; `store`, `full` likewise
-without processes."""
+"""Engines and stores for tests: `start` makes an engine, `filled` is shared by tests that only read.
+
+`store` and `full` are the same without processes.
+"""
 
 from __future__ import annotations
 

@@ -60,9 +60,10 @@ def holds(wanted: Filter, e: Event) -> bool:
 some = st.one_of(st.just([]), st.lists(st.sampled_from(["BENIGN", "MALICIOUS", "SUSPICIOUS", "UNKNOWN"]), max_size=2))
 nets = st.one_of(
     st.just([]),
-    st.lists(st.sampled_from(["10.0.0.0/8", "10.0.1.0/24", "192.0.2.1", "192.0.2.4/30", "10.0.2.2", "::/0"]), max_size=2),
+    st.lists(st.sampled_from(["10.0.0.0/8", "10.0.1.0/24", "192.0.2.1", "192.0.2.4/30", "10.0.2.2"]), max_size=2),
 )
 ports = st.one_of(st.just([]), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 2000)), max_size=2))
+scores = st.one_of(st.none(), st.floats(0, 1, width=16))
 times = st.one_of(st.none(), st.integers(T0 - S, T0 + FILLED * S))
 
 
@@ -74,12 +75,10 @@ times = st.one_of(st.none(), st.integers(T0 - S, T0 + FILLED * S))
         decisions=st.lists(st.sampled_from(["", "DROP", "ALERT"]), max_size=2), since=times, until=times,
         src=nets, dst=nets, addr=nets, src_ports=ports, dst_ports=ports,
         protos=st.lists(st.sampled_from([6, 17, 1, 1 << 40]), max_size=2),
-        score_min=st.one_of(st.none(), st.floats(0, 1, width=16)), score_max=st.one_of(st.none(), st.floats(0, 1, width=16)),
+        score_min=scores, score_max=scores,
     )
 )  # fmt: skip
 def test_a_mask_is_what_plain_python_says(full: Store, wanted: Filter) -> None:
-    if any(n == "::/0" for n in [*wanted.src, *wanted.dst, *wanted.addr]):
-        return  # below: an IPv4 address is ::ffff:a.b.c.d here, which Python keeps apart
     assert matching(full, wanted) == [i for i, e in enumerate(EVENTS) if holds(wanted, e)]
 
 
@@ -154,4 +153,5 @@ def test_before_episodes_and_families(full: Store) -> None:
     assert passing(filters.other_episodes(later, snapshot)) == list(range(FILLED))
     unknown = make(100, family="Never seen").event
     assert passing(filters.other_episodes(unknown, snapshot)) == list(range(FILLED))
-    assert passing(filters.other_family(event, snapshot)) == [i for i, e in enumerate(EVENTS) if e.family != event.family]
+    others = [i for i, e in enumerate(EVENTS) if e.family != event.family]
+    assert passing(filters.other_family(event, snapshot)) == others

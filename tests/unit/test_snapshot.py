@@ -29,8 +29,8 @@ def vectors(snapshot: Snapshot, space: str) -> np.ndarray:  # type: ignore[type-
 def test_search_never_gives_fewer_or_farther_than_brute_force(
     full: Store, space: str, k: int, share: float, seed: int, filtered: bool
 ) -> None:
-    """Never fewer than min(k, allowed), no row twice, none that is not allowed, exact distances in order; recall 1 where
-    the answer says exact."""
+    """Never fewer than min(k, allowed), no row twice, none that is not allowed, exact distances in order; and recall 1
+    where the answer says exact."""
     snapshot = full.snapshot()
     rng = np.random.default_rng(seed)
     allowed = rng.random(FILLED) < share if filtered else None

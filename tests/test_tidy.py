@@ -1,0 +1,109 @@
+"""What must stay true of the tree itself: arrows, imports, failpoints, generated pages, nothing that unpickles."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.pages import PAGES
+from engine import failpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("ipc", "engine", "cli")
+MAY_IMPORT = {"ipc": {"ipc"}, "engine": {"engine", "ipc"}, "cli": {"cli", "engine", "ipc"}}
+OURS = {"ipc", "engine", "cli", "tests", "bench"}
+UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve"}
+LINES_MAX = 620
+LONG = {"engine/context.py": "one class a kind of state, and the definitions of 26 features"}
+HEAVY = ("numpy", "faiss", "lmdb", "torch", "onnxruntime", "sentence_transformers")
+
+
+def modules(*packages: str) -> Iterator[tuple[str, ast.Module]]:
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package: str) -> None:
+    wrong = [
+        (name, module)
+        for name, tree in modules(package)
+        for module in imported(tree)
+        if module.split(".")[0] in OURS - MAY_IMPORT[package]
+    ]
+    assert wrong == []
+
+
+def test_nothing_is_unpickled_and_nothing_evaluated() -> None:
+    for name, tree in modules(*PACKAGES, "bench"):
+        assert not {m.split(".")[0] for m in imported(tree)} & UNSAFE, name
+        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert not calls & {"eval", "exec"}, name
+
+
+def test_every_module_says_what_it_is() -> None:
+    bare = [name for name, tree in modules(*PACKAGES) if tree.body and not ast.get_docstring(tree)]
+    assert bare == []
+
+
+def test_files_can_be_held_in_mind() -> None:
+    long = {name: n for name, _ in modules(*PACKAGES) if (n := len((ROOT / name).read_text().splitlines())) > LINES_MAX}
+    assert set(long) <= set(LONG), long
+
+
+def test_failpoints_are_all_listed_and_all_there() -> None:
+    used = {
+        node.args[0].value
+        for _, tree in modules("engine")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "failpoint"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert used == set(failpoint.POINTS)
+
+
+def test_the_supervisor_and_a_client_load_nothing_heavy() -> None:
+    for module in ("engine.supervisor", "ipc.client", "cli.main"):
+        code = f"import {module}, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]", module
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_generated_pages_are_fresh(name: str) -> None:
+    assert (ROOT / name).read_text() == PAGES[name](), f"{name} is stale: make docs"
+
+
+def test_tests_wait_for_things_not_for_time() -> None:
+    """time.sleep stands only in the one helper that polls."""
+    sleeping = [
+        name
+        for name, tree in modules("tests")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "sleep" and getattr(node.value, "id", "") == "time"
+    ]
+    assert set(sleeping) <= {"tests/wait.py"}, sleeping
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    import re
+
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\b((?:docs|examples|deploy|bench|engine|ipc|cli|tests)/[\w./-]+\.\w+)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name} names {target}"

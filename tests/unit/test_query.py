@@ -1,0 +1,242 @@
+"""From a question to an answer, in one process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec import Raw
+from msgspec.msgpack import encode as pack
+
+from engine.context_query import SESSION_IDLE_S, QueryContext
+from engine.embed.base import SPACES
+from engine.errors import BadRequestError, NotFoundError, UnknownSpaceError
+from engine.features import CONTEXT_INDEXES, unpack
+from engine.normalize import complete
+from engine.query import Question
+from ipc.event import Event
+from ipc.messages import Filter, Options
+from tests.conftest import FILLED
+from tests.events import T0, S, make, several
+from tests.store_fixture import Store
+
+
+def vector(full: Store, space: str, seq: int) -> np.ndarray:  # type: ignore[type-arg]
+    return full.snapshot().vectors(space, np.array([seq]))[0]
+
+
+def test_fused_is_the_weighted_mean_of_percentiles(full: Store) -> None:
+    answer = full.ask("e000042", top_k=10, collapse=False)
+    models = full.publisher.models
+    assert answer.weights == {s: pytest.approx(models.fusion[s] / sum(models.fusion.values())) for s in SPACES}
+    for hit in answer.hits:
+        parts = {
+            s: float(np.linalg.norm(vector(full, s, 42).astype(np.float64) - vector(full, s, hit.seq))) for s in SPACES
+        }
+        want = sum(
+            answer.weights[s] * float(models.embedders[s].calibration.percentile(np.array([parts[s]]))[0]) for s in SPACES
+        )
+        assert hit.distance == pytest.approx(want, abs=1e-9)
+        assert hit.percentile == hit.distance
+    assert (answer.metric, answer.space, answer.model) == ("percentile", "fused", models.version)
+
+
+def test_weights_of_one_space_rank_as_that_space(full: Store) -> None:
+    alone = full.ask("e000042", space="attack", top_k=20, collapse=False)
+    fused = full.ask("e000042", weights={"attack": 3.0}, top_k=20, collapse=False)
+    assert fused.weights == {"attack": 1.0}
+    percentiles = [hit.percentile for hit in alone.hits]
+    assert [hit.distance for hit in fused.hits] == pytest.approx(percentiles)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"weights": {"attack": 0.0}}, BadRequestError, "add up to 0"),
+        ({"weights": {"tea": 1.0}}, UnknownSpaceError, "no embedding space 'tea'"),
+        ({"space": "tea"}, UnknownSpaceError, "chronos, sbert, attack, fused"),
+        ({"filter": Filter(kinds=["tea"])}, BadRequestError, "no kind 'tea'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(full: Store, options, error, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=said):
+        full.ask("e000042", **options)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(full: Store, weight: float) -> None:
+    with pytest.raises(BadRequestError, match="weight"):
+        full.ask("e000042", weights={"attack": weight, "sbert": 1.0})
+
+
+def test_a_question_without_an_event_has_no_before(full: Store) -> None:
+    question = Question(Options(space="attack", before=True), {"attack": vector(full, "attack", 3)})
+    with pytest.raises(BadRequestError, match="this is a text or a vector"):
+        full.answer([question])
+    with pytest.raises(BadRequestError, match="has no chronos vector"):
+        full.answer([Question(Options(), {"attack": vector(full, "attack", 3)})])
+
+
+def test_an_unknown_event_is_not_found(full: Store) -> None:
+    for name in ("none", "test/none", "other/e000001", "", "\0"):
+        with pytest.raises(NotFoundError, match="no event"):
+            full.ask(name)
+
+
+def test_questions_asked_together_are_answered_as_if_alone(full: Store) -> None:
+    """Of one micro-batch: spaces, filters and sizes mixed; a bad one costs the others nothing."""
+    from engine.query import Answering, stored_question
+
+    snapshot = full.snapshot()
+    wanted = [
+        ("e000001", Options(space="attack", top_k=3)),
+        ("e000002", Options(space="attack", top_k=3)),
+        ("e000003", Options(top_k=7, filter=Filter(families=["C2"]))),
+        ("e000004", Options(space="sbert", collapse=False)),
+        ("e000005", Options(space="attack", top_k=3, before=True)),
+    ]
+    with full.catalog.read() as view:
+        questions = [stored_question(name, options, snapshot, view) for name, options in wanted]
+        bad = Question(Options(), {})
+        together = Answering(snapshot, full.publisher.models, view).answer([questions[0], bad, *questions[1:]])
+    assert isinstance(together.pop(1), BadRequestError)
+    for (name, options), answer in zip(wanted, together, strict=True):
+        alone = full.answer([stored(full, name, options)])[0]
+        assert not isinstance(answer, Exception)
+        assert [(h.seq, h.distance, h.count) for h in answer.hits] == [
+            (h.seq, h.distance, h.count) for h in alone.hits
+        ]
+
+
+def stored(full: Store, name: str, options: Options) -> Question:
+    from engine.query import stored_question
+
+    with full.catalog.read() as view:
+        return stored_question(name, options, full.snapshot(), view)
+
+
+def test_counts_of_collapsed_hits_and_the_flood_that_fills_the_candidates(store: Store) -> None:
+    """A flood of 300 is one hit with its count as far as it was looked at, and the others still come."""
+    flood = [make(0, event_id=f"f{i:04d}") for i in range(300)]
+    store.publish(flood + several(30, 1))
+    answer = store.ask("f0007", space="attack", top_k=20)
+    families = [hit.event.family for hit in answer.hits]  # type: ignore[union-attr]
+    assert len(answer.hits) == 20
+    assert families.count("DDoS") < 20
+    assert max(hit.count for hit in answer.hits) >= 250
+    assert sum(hit.count for hit in answer.hits) <= 329
+    all_of_it = store.ask("f0007", space="attack", top_k=329, collapse=False)
+    assert len(all_of_it.hits) == 329
+    assert {hit.count for hit in all_of_it.hits} == {1}
+
+
+def test_ties_come_newest_first(store: Store) -> None:
+    store.publish([make(0, event_id=f"f{i:04d}") for i in range(20)])
+    with store.catalog.read() as view:
+        pass
+    hits = store.ask("f0000", space="sbert", top_k=19, collapse=False).hits
+    assert {hit.distance for hit in hits} == {0.0}
+    assert [hit.seq for hit in hits] == list(range(19, 0, -1))
+
+
+def test_same_family_and_no_close_precedent(full: Store) -> None:
+    answer = full.ask("e000040", space="attack", top_k=5, collapse=False)
+    own = make(40).event.family
+    share = sum(hit.event.family == own for hit in answer.hits) / 5  # type: ignore[union-attr]
+    assert answer.same_family == share
+    far = np.full(64, 1e4, np.float32)
+    lonely = full.answer([Question(Options(space="attack", top_k=1), {"attack": far})])[0]
+    assert lonely.no_close_precedent
+    assert not answer.no_close_precedent
+
+
+def test_an_event_that_is_not_stored_is_explained(full: Store) -> None:
+    item = make(7_000)
+    event = complete(item)
+    features = unpack([item.features])
+    models = full.publisher.models
+    vectors = {s: models.embedders[s].embed([event], features)[0] for s in SPACES}
+    question = Question(Options(explain=True, top_k=3), vectors, head=pack(event), features=features[0], decoded=event)
+    answer = full.answer([question])[0]
+    assert len(answer.explain) == 3
+    assert isinstance(answer.query, Event | Raw)
+    for why in answer.explain:
+        assert set(why.spaces) == set(answer.weights)
+        assert {part.space for part in why.parts} == set(answer.weights)
+
+
+def test_an_empty_store_answers_with_no_hits(store: Store) -> None:
+    question = Question(Options(space="attack", explain=True), {"attack": np.zeros(64, np.float32)})
+    answer = store.answer([question])[0]
+    assert answer.hits == []
+    assert answer.no_close_precedent
+
+
+def test_one_event_has_no_neighbours(store: Store) -> None:
+    store.publish([make(0)])
+    for options in ({}, {"space": "attack", "collapse": False}, {"explain": True}, {"before": True}):
+        answer = store.ask("e000000", **options)
+        assert answer.hits == []
+        assert answer.matched == 0
+
+
+# ---- the context of events that are not stored --------------------------------------------------------------------
+
+
+def context(full: Store, items, session=None, asked: QueryContext | None = None):  # type: ignore[no-untyped-def]
+    asked = asked or QueryContext(full.catalog, full.config.network.internal)
+    events = [complete(item) for item in items]
+    features = unpack([item.features for item in items])
+    asked.fill(events, features, session)
+    return features[:, list(CONTEXT_INDEXES)]
+
+
+def fresh(n: int, at: int = 0) -> list:  # type: ignore[type-arg]
+    """Flows of one pair after all that is stored."""
+    return [
+        make(1_000 + i, kind="flow", src_ip="10.9.9.9", dst_ip="192.0.2.99", ts=T0 + (FILLED + at + i) * S,
+             ts_start=T0 + (FILLED + at + i) * S) for i in range(n)
+    ]  # fmt: skip
+
+
+def test_context_is_that_of_ingest_and_is_thrown_away(store: Store) -> None:
+    store.publish(several(100))
+    items = [make(n, event_id=f"q{n}") for n in range(100, 140)]
+    asked = context(store, items)
+    assert np.array_equal(asked, context(store, items), equal_nan=True)
+    store.publish([make(n, event_id=f"q{n}") for n in range(100, 140)])
+    with store.catalog.read() as view:
+        ingested = unpack([record.features for _, record in view.records(100, 140)])[:, list(CONTEXT_INDEXES)]
+    assert np.array_equal(asked, ingested, equal_nan=True)
+
+
+def test_events_of_one_request_are_taken_in_order_of_time(full: Store) -> None:
+    items = fresh(12)
+    in_order = context(full, items)
+    order = np.random.default_rng(1).permutation(12)
+    mixed = context(full, [items[i] for i in order])
+    assert np.array_equal(mixed, in_order[order], equal_nan=True)
+
+
+def test_a_session_goes_on_where_it_was_and_others_know_nothing_of_it(full: Store) -> None:
+    asked = QueryContext(full.catalog, full.config.network.internal)
+    whole = context(full, fresh(10))
+    first = context(full, fresh(5), ("a", 1), asked)
+    second = context(full, fresh(5, 5), ("a", 1), asked)
+    # make() numbers begin anew with each call of fresh(): give both the same features
+    assert first.shape == second.shape == (5, whole.shape[1])
+    assert not np.array_equal(second, context(full, fresh(5, 5), ("b", 2), asked), equal_nan=True)
+    assert np.array_equal(first, context(full, fresh(5), None, asked), equal_nan=True)
+
+
+def test_a_session_that_is_over_lets_the_state_move_on(store: Store) -> None:
+    asked = QueryContext(store.catalog, store.config.network.internal)
+    store.publish(several(50))
+    probe = [make(60, event_id="probe", kind="flow")]
+    context(store, fresh(1), ("closed", 1), asked)
+    store.publish([make(n, kind="flow", event_id=f"n{n}") for n in range(50, 60)])
+    stale = context(store, probe, None, asked)
+    asked.forget(lambda session: session[0] == "closed")
+    moved_on = context(store, probe, None, asked)
+    assert np.array_equal(moved_on, context(store, probe), equal_nan=True)
+    assert not np.array_equal(stale, moved_on, equal_nan=True)
+    assert SESSION_IDLE_S > 0
