@@ -42,10 +42,9 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 def generate(events: int, seed: int, path: Path, meter: Meter) -> int:
     """Synthetic events as NDJSON; how many."""
-    from engine.sources.synthetic import generate as made
-
     from engine.features import unpack
     from engine.sources.ndjson import dump
+    from engine.sources.synthetic import generate as made
 
     written = 0
     with whole(path) as file:

@@ -206,7 +206,9 @@ class Publisher:
         manifest = msgspec.structs.replace(
             self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted), names_count=names.count
         )
-        checkpointed = self._checkpointed
+        checkpointed, checkpoint = self._checkpointed, b""
+        if first // manifest.row_file_rows != checkpointed // manifest.row_file_rows:
+            checkpointed, checkpoint = first, seq_key(first) + self.tracker.dump()
         with self.catalog.write() as batch:
             ids: list[tuple[bytes, bytes]] = []
             for i, a in enumerate(accepted):
@@ -230,9 +232,8 @@ class Publisher:
                 batch.put("offsets", key, value)
             if names is not self.names:
                 batch.put_names(names)
-            if first // manifest.row_file_rows != self._checkpointed // manifest.row_file_rows:
-                batch.put("tracker", b"checkpoint", seq_key(first) + self.tracker.dump())
-                checkpointed = first
+            if checkpoint:
+                batch.put("tracker", b"checkpoint", checkpoint)
             batch.put_counters(counters)
             batch.put_manifest(manifest)
             failpoint("publish.before_commit")

@@ -13,6 +13,7 @@ random pairs in each space (0..100): spaces count by how unusual a distance is, 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -144,8 +145,8 @@ class Answering:
             if self._coverage(question) < KNOWN_MIN:
                 weights = {s: w if s == "sbert" else 0.0 for s, w in weights.items()}
             total = sum(weights.values())
-            if total <= 0:
-                raise BadRequestError("the weights of the spaces add up to 0; give at least one above 0")
+            if not 0 < total < math.inf:  # NaN is neither
+                raise BadRequestError(f"the weights of the spaces add up to {total}; give at least one above 0")
             weights = {s: w / total for s, w in weights.items() if w > 0}
         wanted = filters.tests(options.filter or Filter(), snapshot)
         if options.before or options.other_episodes:
@@ -391,8 +392,8 @@ class Answering:
             parts.append(
                 Explanation(
                     event_id=event.event_id, space=part, distance=distance, percentile=self._percentile(part, distance),
-                    contributions=contributions, agree=_agree(contributions, unusual), disagree=_disagree(contributions),
-                    words=words,
+                    contributions=contributions, agree=_agree(contributions, unusual),
+                    disagree=_disagree(contributions), words=words,
                 )
             )  # fmt: skip
         if space != FUSED or plan is None:

@@ -33,7 +33,8 @@ def test_fused_is_the_weighted_mean_of_percentiles(full: Store) -> None:
             s: float(np.linalg.norm(vector(full, s, 42).astype(np.float64) - vector(full, s, hit.seq))) for s in SPACES
         }
         want = sum(
-            answer.weights[s] * float(models.embedders[s].calibration.percentile(np.array([parts[s]]))[0]) for s in SPACES
+            answer.weights[s] * float(models.embedders[s].calibration.percentile(np.array([parts[s]]))[0])
+            for s in SPACES
         )
         assert hit.distance == pytest.approx(want, abs=1e-9)
         assert hit.percentile == hit.distance
@@ -102,9 +103,7 @@ def test_questions_asked_together_are_answered_as_if_alone(full: Store) -> None:
     for (name, options), answer in zip(wanted, together, strict=True):
         alone = full.answer([stored(full, name, options)])[0]
         assert not isinstance(answer, Exception)
-        assert [(h.seq, h.distance, h.count) for h in answer.hits] == [
-            (h.seq, h.distance, h.count) for h in alone.hits
-        ]
+        assert [(h.seq, h.distance, h.count) for h in answer.hits] == [(h.seq, h.distance, h.count) for h in alone.hits]
 
 
 def stored(full: Store, name: str, options: Options) -> Question:
@@ -131,8 +130,6 @@ def test_counts_of_collapsed_hits_and_the_flood_that_fills_the_candidates(store:
 
 def test_ties_come_newest_first(store: Store) -> None:
     store.publish([make(0, event_id=f"f{i:04d}") for i in range(20)])
-    with store.catalog.read() as view:
-        pass
     hits = store.ask("f0000", space="sbert", top_k=19, collapse=False).hits
     assert {hit.distance for hit in hits} == {0.0}
     assert [hit.seq for hit in hits] == list(range(19, 0, -1))

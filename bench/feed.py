@@ -1,0 +1,66 @@
+"""Events that come in while something else is measured: single ones, by the clock.
+
+Open loop: each event is sent when it is due, whatever has become of those before, and its latency runs from then. The
+feed has a thread and a loop of its own; what is measured beside it belongs into another process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Self
+
+import uvloop
+
+from bench.harness import Engine
+from ipc.aio import AsyncClient
+from ipc.event import FeaturedEvent
+
+
+class Feed:
+    """`with Feed(...) as feed`: from the start to the end of the block. acknowledged_s: from due to acknowledged."""
+
+    def __init__(self, running: Engine, events: Iterator[FeaturedEvent], rate_eps: float) -> None:
+        self.running, self.events, self.rate_eps = running, events, rate_eps
+        self.acknowledged_s: list[float] = []
+        self.error: BaseException | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _work(self) -> None:
+        try:
+            uvloop.run(self._feed())
+        except BaseException as e:
+            self.error = e
+
+    async def _feed(self) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+        async with AsyncClient.for_data_dir(str(self.running.data_dir), timeout_ms=60_000) as client:
+            start_s, sent = time.perf_counter(), 0
+            for event in self.events:
+                due_s = start_s + sent / self.rate_eps
+                if (ahead_s := due_s - time.perf_counter()) > 0:
+                    await asyncio.sleep(ahead_s)
+                if self._stopping.is_set():
+                    break
+                task = asyncio.create_task(self._one(client, event, due_s))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                sent += 1
+            await asyncio.gather(*tasks)
+
+    async def _one(self, client: AsyncClient, event: FeaturedEvent, due_s: float) -> None:
+        await client.ingest("synthetic", [event])
+        self.acknowledged_s.append(time.perf_counter() - due_s)

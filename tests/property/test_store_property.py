@@ -1,0 +1,150 @@
+"""The store against a dict: any order of publishing, labelling, indexing, damaging, switching and reopening."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine import filters
+from engine.embed.base import SPACES
+from ipc.event import Event
+from ipc.messages import Filter
+from tests.events import make
+from tests.store_fixture import ROWS, Store
+
+numbers = st.integers(0, 400)
+
+
+class Model(RuleBasedStateMachine):
+    """`stored`: what must be there, in order: event id -> destination port. `labels`: by event id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="flowkin-property-"))
+        self.store: Store | None = None
+        self.stored: dict[str, int] = {}
+        self.labels: dict[str, str] = {}
+        self.conflicts = 0
+        self.generation = 0
+
+    @property
+    def open(self) -> Store:
+        assert self.store is not None
+        return self.store
+
+    @initialize()
+    def birth(self) -> None:
+        self.store = Store(self.folder / "data")
+        self.generation = self.open.generation
+
+    def teardown(self) -> None:
+        if self.store is not None:
+            self.store.check()
+            self.store.close()
+        shutil.rmtree(self.folder)
+
+    # ---- what may happen
+
+    @rule(first=numbers, count=st.integers(1, 90))
+    def publish(self, first: int, count: int) -> None:
+        items = [make(n) for n in range(first, first + count)]
+        new = {i.event.event_id: i.event.dst_port or 0 for i in items if i.event.event_id not in self.stored}
+        outcome = self.open.publish(items)
+        assert (outcome.accepted, outcome.duplicates, outcome.rejects) == (len(new), count - len(new), [])
+        self.stored |= new
+
+    @rule(number=numbers)
+    def publish_other_content(self, number: int) -> None:
+        item = make(number, dst_port=9)
+        known = item.event.event_id in self.stored
+        other = known and self.stored[item.event.event_id] != 9
+        outcome = self.open.publish([item])
+        assert (outcome.accepted, outcome.duplicates, len(outcome.rejects)) == (not known, known and not other, other)
+        self.conflicts += other
+        self.stored.setdefault(item.event.event_id, 9)
+
+    @precondition(lambda self: self.stored)
+    @rule(data=st.data(), label=st.sampled_from(["", "good", "bad"]))
+    def annotate(self, data: Any, label: str) -> None:
+        name = data.draw(st.sampled_from(sorted(self.stored)))
+        self.open.publisher.annotate(name, "label", label, "ana")
+        self.labels[name] = label
+
+    @rule()
+    def index(self) -> None:
+        self.open.index()
+
+    @rule()
+    def reopen(self) -> None:
+        """Without a word, as after a kill."""
+        self.open.close()
+        self.store = Store(self.folder / "data")
+
+    @precondition(lambda self: self.stored)
+    @rule(data=st.data())
+    def lose_a_row_file(self, data: Any) -> None:
+        manifest = self.open.publisher.manifest
+        number = data.draw(st.integers(0, manifest.row_files - 1))
+        self.open.layout.row_file(*manifest.row_file(number)).unlink()
+        self.reopen()
+
+    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.epoch < 2)
+    @rule()
+    def switch_models(self) -> None:
+        self.open.switch()
+
+    # ---- what must hold
+
+    @invariant()
+    def generations_only_grow(self) -> None:
+        if self.store is not None:
+            assert self.open.generation >= self.generation
+            assert self.open.publisher.counter.value == self.open.generation
+            self.generation = self.open.generation
+
+    @invariant()
+    def everything_is_there_once(self) -> None:
+        if self.store is None:
+            return
+        assert self.open.ids() == list(self.stored)
+        assert self.open.publisher.counters.conflicts == self.conflicts
+        with self.open.catalog.read() as view:
+            for seq, name in enumerate(list(self.stored)[:: max(1, len(self.stored) // 5)]):
+                found = view.find(name)
+                assert found is not None
+                head = view.head(found)
+                assert head is not None
+                assert msgspec.msgpack.decode(head, type=Event).dst_port == self.stored[name]
+                note = view.annotation(found)
+                assert (note.label if note else "") == self.labels.get(name, "")
+                assert seq >= 0
+
+    @invariant()
+    def readers_see_one_generation(self) -> None:
+        if self.store is None:
+            return
+        snapshot = self.open.snapshot()
+        assert (snapshot.generation, snapshot.count) == (self.open.generation, len(self.stored))
+        with self.open.catalog.read() as view:
+            labelled = filters.mask(snapshot, filters.tests(Filter(), snapshot), ["good"], view)
+        assert [list(self.stored)[i] for i in np.flatnonzero(labelled)] == [
+            name for name in self.stored if self.labels.get(name) == "good"
+        ]
+        if self.stored:
+            name = list(self.stored)[-1]
+            answer = self.open.ask(name, space=SPACES[len(self.stored) % 3], top_k=5, collapse=False)
+            assert len(answer.hits) == min(5, len(self.stored) - 1)
+            assert [h.distance for h in answer.hits] == sorted(h.distance for h in answer.hits)
+            assert answer.exact or len(self.stored) >= ROWS
+
+
+TestStore = Model.TestCase
+TestStore.settings = settings(max_examples=12, stateful_step_count=15, deadline=None, derandomize=True)

@@ -1,0 +1,68 @@
+"""What is unlinked, and what is not."""
+
+from __future__ import annotations
+
+from engine import gc
+from engine.rows import RowMap
+from tests.events import several
+from tests.store_fixture import Store
+
+
+def names(store: Store) -> set[str]:
+    return {p.name for folder in (store.layout.rows, store.layout.indexes) for p in folder.iterdir()}
+
+
+def test_only_what_no_manifest_names_is_removed(store: Store) -> None:
+    store.publish(several(150))
+    store.index()
+    kept = names(store)
+    strays = {
+        "rows": ["0000-00000077", "0007-00000000", "0000-00000000.3", "0000-00000001.9.a.tmp", "readme", "0000-1"],
+        "indexes": ["attack-0000-000000000000-000000000064-0123abcd", "other-0000", "x.tmp"],
+    }
+    for folder, files in strays.items():
+        for name in files:
+            (store.layout.data_dir / folder / name).write_bytes(b"x")
+    gone = {"0000-00000077", "0007-00000000", "0000-00000000.3", "attack-0000-000000000000-000000000064-0123abcd"}
+    assert set(gc.collect(store.layout, store.publisher.manifest)) == gone
+    assert names(store) == kept | {"0000-00000001.9.a.tmp", "readme", "0000-1", "other-0000", "x.tmp"}
+    assert set(gc.collect(store.layout, store.publisher.manifest, boot=True)) == {"0000-00000001.9.a.tmp", "x.tmp"}
+    store.check()
+
+
+def test_the_next_row_file_is_kept(store: Store) -> None:
+    """It is made and synced before the commit that first names it."""
+    store.publish(several(64))
+    path = store.layout.row_file(0, 1)
+    path.write_bytes(b"x")
+    assert gc.collect(store.layout, store.publisher.manifest, boot=True) == []
+    assert path.exists()
+    path.unlink()
+
+
+def test_a_mapping_outlives_the_unlink(store: Store) -> None:
+    store.publish(several(70))
+    mapped = RowMap(store.layout.row_file(0, 0), 0, 64)
+    before = mapped.vectors["attack"].copy()
+    mapped.path.unlink()
+    assert (mapped.vectors["attack"] == before).all()
+    assert mapped.bad_rows(64) == []
+
+
+def test_files_of_the_model_before_are_kept_and_those_before_that_are_not(store: Store) -> None:
+    store.publish(several(70))
+    store.switch()
+    assert gc.collect(store.layout, store.publisher.manifest) == []
+    first = {p.name for p in store.layout.rows.glob("0000-*")}
+    assert len(first) == 2
+    store.switch()  # to the same model again: what counts is the epoch
+    assert set(gc.collect(store.layout, store.publisher.manifest)) == first
+    store.check()
+
+
+def test_row_files_that_are_being_built_are_kept(store: Store) -> None:
+    store.publish(several(10))
+    path = store.layout.row_file(5, 0)
+    path.write_bytes(b"x")
+    assert gc.collect(store.layout, store.publisher.manifest, epochs=[5]) == []
+    assert gc.collect(store.layout, store.publisher.manifest) == [path.name]
