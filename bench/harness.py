@@ -279,15 +279,22 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     return parse
 
 
+def print_table(figures: dict[str, Any], path: str = "") -> None:
+    """One row a dict that holds figures, under its dotted path."""
+    plain = {k: v for k, v in figures.items() if not isinstance(v, dict)}
+    if plain:
+        print(f"{path:36} " + "  ".join(f"{k} {v}" for k, v in plain.items()))
+    for key, of in figures.items():
+        if isinstance(of, dict):
+            print_table(of, f"{path}.{key}" if path else key)
+
+
 def report(name: str, args: argparse.Namespace, figures: dict[str, Any]) -> int:
     """Keep the result and print it: a JSON line, or one row a figure; the exit status."""
     line = keep(name, vars(args), figures)
     if args.json:
         print(json.dumps(line))
         return 0
-    for key, of in figures.items():
-        if isinstance(of, dict):
-            of = "  ".join(f"{k} {v}" for k, v in of.items())
-        print(f"{key:28} {of}")
+    print_table(figures)
     print(f"load {line['machine']['load_before']} before, {line['machine']['load_average']} at the end")
     return 0

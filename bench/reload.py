@@ -1,132 +1,188 @@
 """Taking over: `python -m bench.reload [--events 10000 100000]`.
 
-A new generation: this process opens the data directory as a reader does and takes over what an engine publishes,
-with the reader's own code (Snapshots.refresh in a read transaction). A new index: a steady stream of queries on one
-connection while row files fill up at 400 events/s and their indexes are swapped in: the queries in the half second
-after a swap against all others (a build in the child takes its share of the cores before it).
+A new generation: a process opens the data directory as a reader does and takes over what an engine publishes at 200
+single events a second, with the reader's own code (Snapshots.refresh in a read transaction). generation_N.refresh: of
+each refresh that found a new generation; with_transaction: from before the transaction began.
+
+A new index: a process asks one query after the other (one connection, chronos, no collapse) while 400 single events a
+second fill a row file up, which is then indexed and swapped in. The answer's plan names the indexes it was searched in,
+so the query that was the first to see the new one is known. `near` is the second around it (half before, half after),
+`before` the quiet seconds until the row file was full, `build` what lies between (the child takes its share of the
+cores). stall: the slowest query near a swap less the median of the slowest ones of each second before, one a swap;
+before_worst: the same for the worst of those seconds, which is how much of it is noise. acknowledged: of the events fed
+meanwhile, in which the next row file is made.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import re
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.harness import Engine, engine, fill, keep, percentiles_ms, synthetic
+from bench.feed import Feed
+from bench.harness import Child, ChildSide, Engine, arguments, engine, fill, percentiles_ms, report, sample, settle
+from bench.harness import synthetic
 from engine.catalog import Catalog
+from engine.config import Config
+from engine.counter import Counter
 from engine.layout import Layout
 from engine.limits import ROW_FILE_ROWS
+from engine.recover import map_size
 from engine.snapshot import Snapshots
-from ipc.event import Event
+from ipc.client import Client
+from ipc.event import FeaturedEvent
 from ipc.messages import Options
 
 TRICKLE_EPS = 200
 FEED_EPS = 400
-SWAPS = 3
-NEAR_S = 0.5  # after a swap
+BEFORE_S = 4.0  # of feeding before the row file is full
+AFTER_S = 2.0
+SWAP_S_MAX = 40.0  # from then until the index must have been swapped in
+NEAR_S = 0.5  # on either side of a swap
+LOOK_S = 0.0005
+
+Times = NDArray[np.float64]
 
 
-def trickle(running: Engine, events: Any, rate: int, seconds: float) -> threading.Thread:
-    """Single events at `rate` a second, in a thread."""
-
-    def work() -> None:
-        with running.client() as client:
-            start_s = time.perf_counter()
-            for i in range(int(seconds * rate)):
-                time.sleep(max(0.0, start_s + i / rate - time.perf_counter()))
-                client.ingest("synthetic", [next(events)])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
+# ---- in a process of its own ----------------------------------------------------------------------------------------
 
 
-def generations(running: Engine, events: Any, seconds: float) -> dict[str, Any]:
-    """Seconds that each refresh took which found a new generation."""
-    layout = Layout(running.data_dir)
-    catalog, snapshots = Catalog(layout.catalog, write=False, map_size=1 << 30), Snapshots(layout)
-    thread = trickle(running, events, TRICKLE_EPS, seconds)
-    took_s: list[float] = []
-    seen = 0
-    while thread.is_alive():
+def observe(side: ChildSide) -> dict[str, Any]:
+    """Take over every generation as soon as the counter moves, until told to stop."""
+    layout = Layout(Path(side.job["data_dir"]))
+    catalog = Catalog(layout.catalog, write=False, map_size=map_size(Config()))
+    counter, snapshots = Counter(layout.generation, write=False), Snapshots(layout)
+    refresh_s: list[float] = []
+    whole_s: list[float] = []
+    with catalog.read() as view:
+        seen = snapshots.refresh(view).generation
+    while snapshots.opening():
+        time.sleep(0.01)
+        with catalog.read() as view:
+            seen = snapshots.refresh(view).generation
+    side.ready()
+    while not side.asked_to_stop(LOOK_S):
+        if counter.value == seen:
+            continue
+        begin_s = time.perf_counter()
         with catalog.read() as view:
             start_s = time.perf_counter()
             snapshot = snapshots.refresh(view)
-            took = time.perf_counter() - start_s
+            end_s = time.perf_counter()
         if snapshot.generation != seen:
             seen = snapshot.generation
-            took_s.append(took)
-        time.sleep(0.0005)
+            refresh_s.append(end_s - start_s)
+            whole_s.append(end_s - begin_s)
     snapshots.close()
     catalog.close()
-    return {"taken_over": len(took_s), **percentiles_ms(took_s[1:])}
+    return {"refresh": percentiles_ms(refresh_s), "with_transaction": percentiles_ms(whole_s)}
 
 
-def swaps(running: Engine, events: Any, stored: int) -> dict[str, Any]:
-    """Latency of queries on one connection, closed loop, while SWAPS row files fill up at FEED_EPS and are indexed."""
-    layout = Layout(running.data_dir)
-    catalog = Catalog(layout.catalog, write=False, map_size=1 << 30)
-    at_s: list[float] = []
-    latency_s: list[float] = []
-    swapped_s: list[float] = []
-    with running.client() as client:
-        ids = [s.event.event_id for s in client.recent(limit=500).events if isinstance(s.event, Event)]
-        for _ in range(SWAPS):
-            edge = -(-stored // ROW_FILE_ROWS) * ROW_FILE_ROWS
-            fill(running, events, edge - stored - FEED_EPS)
-            stored = edge + 8 * FEED_EPS
-            with catalog.read() as view:
-                manifest = view.manifest()
-            assert manifest is not None
-            seen = len(manifest.indexes)
-            thread = trickle(running, events, FEED_EPS, 9.0)
-            i = 0
-            while thread.is_alive():
-                start_s = time.perf_counter()
-                client.query_similar(ids[i % len(ids)], options=Options(space="chronos", collapse=False))
-                at_s.append(start_s)
-                latency_s.append(time.perf_counter() - start_s)
-                i += 1
-                with catalog.read() as view:
-                    manifest = view.manifest()
-                if manifest is not None and len(manifest.indexes) > seen:
-                    seen = len(manifest.indexes)
-                    swapped_s.append(time.perf_counter())
-    catalog.close()
-    at, latency = np.array(at_s), np.array(latency_s)
-    near = np.zeros(len(at), bool)
-    for swap_s in swapped_s:
-        near |= (at > swap_s - 0.05) & (at < swap_s + NEAR_S)
+def stream(side: ChildSide) -> list[tuple[float, float, int]]:
+    """One query after the other until told to stop: (asked at, seconds, indexes that it was searched in)."""
+    names, options = side.job["names"], Options(space="chronos", collapse=False)
+    asked: list[tuple[float, float, int]] = []
+    with Client.for_data_dir(side.job["data_dir"], timeout_ms=60_000) as client:
+        for name in names[:50]:
+            client.query_similar(name, options=options)
+        side.ready()
+        while not side.asked_to_stop():
+            start_s = time.perf_counter()
+            reply = client.query_similar(names[len(asked) % len(names)], options=options)
+            took_s = time.perf_counter() - start_s
+            found = re.search(r"chronos: (\d+) indexes", reply.answers[0].plan)
+            asked.append((start_s, took_s, int(found[1]) if found else 0))
+    return asked
+
+
+# ---- the bench ------------------------------------------------------------------------------------------------------
+
+
+def generations(running: Engine, events: Iterator[FeaturedEvent], seconds: float) -> dict[str, Any]:
+    """What taking over a generation takes while single events come in."""
+    child = Child("bench.reload", {"what": "observe", "data_dir": str(running.data_dir)})
+    with Feed(running, events, TRICKLE_EPS) as feed:
+        time.sleep(seconds)
+    figures: dict[str, Any] = child.stop()
+    return figures | {"acknowledged": percentiles_ms(feed.acknowledged_s)}
+
+
+def swap(running: Engine, events: Iterator[FeaturedEvent], names: list[str]) -> dict[str, Any]:
+    """Fill a row file up to its edge and over it; queries and acknowledgements meanwhile."""
+    stored = running.stats()["events"]
+    edge = -(-stored // ROW_FILE_ROWS) * ROW_FILE_ROWS
+    fill(running, events, edge - stored - int(FEED_EPS * BEFORE_S))
+    settle(running)
+    indexes = running.stats()["indexes"]
+    child = Child("bench.reload", {"what": "stream", "data_dir": str(running.data_dir), "names": names})
+    with Feed(running, events, FEED_EPS) as feed:
+        time.sleep(BEFORE_S)
+        full_s = time.perf_counter()
+        while running.stats()["indexes"] == indexes and time.perf_counter() - full_s < SWAP_S_MAX:
+            time.sleep(0.2)
+        time.sleep(AFTER_S)
+    asked = np.array(child.stop())
+    return judge(asked[:, 0], asked[:, 1], asked[:, 2], full_s) | {"acknowledged_s": feed.acknowledged_s}
+
+
+def judge(at_s: Times, latency_s: Times, indexes: Times, full_s: float) -> dict[str, Any]:
+    """The queries around the first that saw another number of indexes. Raises RuntimeError where none did."""
+    changed = np.flatnonzero(np.diff(indexes) > 0)
+    if not len(changed):
+        raise RuntimeError(f"no index was swapped in within {SWAP_S_MAX:.0f} s")
+    swap_s = at_s[changed[0] + 1]
+    before = at_s < min(full_s, swap_s - NEAR_S) - 0.2
+    near = np.abs(at_s - swap_s) <= NEAR_S
+    seconds = np.floor(at_s[before] - at_s[0])
+    worst = [latency_s[before][seconds == s].max() for s in np.unique(seconds)]
+    usual = float(np.median(worst))
     return {
-        "swaps": len(swapped_s), "near": percentiles_ms(latency[near].tolist()),
-        "away": percentiles_ms(latency[~near].tolist()),
+        "before_s": latency_s[before], "near_s": latency_s[near],
+        "build_s": latency_s[(at_s >= full_s) & (at_s < swap_s - NEAR_S)],
+        "stall_ms": round((float(latency_s[near].max()) - usual) * 1e3, 3),
+        "before_worst_ms": round((max(worst) - usual) * 1e3, 3),
+        "build_to_swap_s": round(float(swap_s - full_s), 2),
     }  # fmt: skip
 
 
+def swaps(running: Engine, events: Iterator[FeaturedEvent], n: int, seed: int) -> dict[str, Any]:
+    """`n` swaps, one after the other."""
+    names = sample(running, 500, seed)
+    runs = [swap(running, events, names) for _ in range(n)]
+    together = {
+        name: percentiles_ms(np.concatenate([r[f"{name}_s"] for r in runs]).tolist())
+        for name in ("before", "build", "near", "acknowledged")
+    }
+    return together | {key: [r[key] for r in runs] for key in ("stall_ms", "before_worst_ms", "build_to_swap_s")}
+
+
 def main() -> int:
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = arguments(__doc__)
     parse.add_argument("--events", type=int, nargs="+", default=[10_000, 100_000])
     parse.add_argument("--seconds", type=float, default=10.0)
+    parse.add_argument("--swaps", type=int, default=3, help="index swap-ins, at the smallest number of events; 0: none")
     parse.add_argument("--seed", type=int, default=5)
-    parse.add_argument("--json", action="store_true")
     args = parse.parse_args()
+    if args.child:
+        side = ChildSide()
+        side.done(observe(side) if side.job["what"] == "observe" else stream(side))
+        return 0
     figures: dict[str, Any] = {}
     for n in args.events:
         with engine(1) as running:
-            more = int(TRICKLE_EPS * args.seconds) + (SWAPS + 1) * ROW_FILE_ROWS
-            events = synthetic(n + more, args.seed, texts=False)
+            events = synthetic(1 << 40, args.seed, texts=False)
             figures[f"fill_eps_{n}"] = round(fill(running, events, n), 1)
+            settle(running)
             figures[f"generation_{n}"] = generations(running, events, args.seconds)
-            if n == args.events[0]:
-                figures[f"index_{n}"] = swaps(running, events, running.stats()["events"])
-    line = keep("reload", vars(args), figures)
-    print(json.dumps(line) if args.json else "\n".join(f"{k:20} {v}" for k, v in figures.items()))
-    return 0
+            if n == min(args.events) and args.swaps:
+                figures[f"index_{n}"] = swaps(running, events, args.swaps, args.seed)
+    return report("reload", args, figures)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class Publisher:
         self._writer: RowWriter | None = None
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
         self._compress = zstandard.ZstdCompressor(level=3).compress
-        counter.value = max(counter.value, self.manifest.generation)
+        counter.value = self.manifest.generation
 
     def close(self) -> None:
         if self._writer:
@@ -278,11 +278,11 @@ class Publisher:
         known_families, known_sources = set(families), {name for name, _ in sources}
         for a in accepted:
             if a.event.family not in known_families:
-                if len(families) >= FAMILIES_MAX:
+                if len(families) < FAMILIES_MAX:
+                    families.append(a.event.family)
+                    known_families.add(a.event.family)
+                else:
                     a.event.family = families[0]
-                    continue
-                families.append(a.event.family)
-                known_families.add(a.event.family)
             if a.event.source not in known_sources:
                 if len(sources) >= SOURCES_MAX:
                     raise BadRequestError(f"there are {SOURCES_MAX} sources already; use fewer source names")
@@ -360,11 +360,11 @@ class Publisher:
         failpoint("model.rows_ready")
         previous = (self.manifest.model, self.manifest.epoch)
         self.close()
-        self.models = models
         self._commit_manifest(
             model=models.version, epoch=epoch, revisions={}, indexes=[], sealed=list(sealed), previous=previous,
             epochs_used=max(epoch + 1, self.manifest.epochs_used),
         )  # fmt: skip
+        self.models = models
         failpoint("model.committed")
 
     def checkpoint(self) -> None:

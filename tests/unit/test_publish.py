@@ -177,7 +177,6 @@ def test_no_space_for_a_new_row_file(store: Store, monkeypatch: pytest.MonkeyPat
     store.check()
 
 
-@pytest.mark.xfail(strict=True, reason="Publisher.use_model takes the model before its commit")
 def test_a_switch_that_cannot_be_committed_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows that are published after it belong to the model that the manifest names."""
     store.publish(several(70))
@@ -261,7 +260,6 @@ def test_sources_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     store.check()
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="Publisher._with_names: a family too many hides the new source")
 def test_a_new_source_with_a_family_too_many(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "FAMILIES_MAX", 1)
     assert store.publish([make(0)]).accepted == 1

@@ -102,7 +102,6 @@ def test_a_counter_that_says_anything_is_set_right(tmp_path: Path) -> None:
         assert store.publisher.counter.value == store.generation == 2
 
 
-@pytest.mark.xfail(strict=True, reason="Publisher.__init__ keeps a counter above the manifest's generation")
 def test_a_counter_above_the_truth_is_set_right(tmp_path: Path) -> None:
     """After a restore, or a damaged page: waiting readers and watchers would be told of what is not there."""
     with Store(tmp_path / "data") as store:

@@ -1,0 +1,35 @@
+"""Data directories of every released format open, answer, and go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.limits import FORMAT_VERSION
+from tests.events import ids, several
+from tests.format.make import EVENTS, LABELLED, make, unpack
+from tests.store_fixture import Store
+
+KEPT = sorted(Path(__file__).parent.glob("v*.tar.zst"))
+
+
+@pytest.mark.parametrize("kept", [None, *KEPT], ids=lambda path: path.stem if path else f"this one, v{FORMAT_VERSION}")
+def test_a_data_directory_of_a_released_format_opens_and_goes_on(tmp_path: Path, kept: Path | None) -> None:
+    if kept is None:
+        kept = tmp_path / "now.tar.zst"
+        make(kept)
+        assert kept.stat().st_size < 1 << 20  # small enough to keep
+    with Store(unpack(kept, tmp_path)) as store:
+        assert store.ids() == ids(several(EVENTS))
+        assert store.publisher.manifest.format_version <= FORMAT_VERSION
+        store.check()
+        with store.catalog.read() as view:
+            note = view.annotation(view.find(LABELLED) or 0)
+        assert note is not None and note.label == "true_positive"
+        answer = store.ask("e000010", top_k=5, collapse=False)
+        assert len(answer.hits) == 5
+        assert store.publish(several(EVENTS)).duplicates == EVENTS
+        assert store.publish(several(60, EVENTS)).accepted == 60
+        store.index()
+        store.check()
