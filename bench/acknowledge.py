@@ -111,9 +111,7 @@ def main() -> int:
                 "events_per_commit": round(
                     (after["events"] - before["events"]) / max(1, after["generation"] - before["generation"]), 2
                 ),
-                "unseen_texts_per_s": round(
-                    (after["catalog"]["texts"] - before["catalog"]["texts"]) / args.seconds, 1
-                ),
+                "unseen_texts_per_s": round((after["catalog"]["texts"] - before["catalog"]["texts"]) / args.seconds, 1),
             }
     return report("acknowledge", args, figures)
 

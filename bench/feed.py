@@ -48,8 +48,8 @@ class Feed:
     async def _feed(self) -> None:
         tasks: set[asyncio.Task[None]] = set()
         async with AsyncClient.for_data_dir(str(self.running.data_dir), timeout_ms=60_000) as client:
-            start_s, sent = time.perf_counter(), 0
-            for event in self.events:
+            start_s = time.perf_counter()
+            for sent, event in enumerate(self.events):
                 due_s = start_s + sent / self.rate_eps
                 if (ahead_s := due_s - time.perf_counter()) > 0:
                     await asyncio.sleep(ahead_s)
@@ -58,7 +58,6 @@ class Feed:
                 task = asyncio.create_task(self._one(client, event, due_s))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                sent += 1
             await asyncio.gather(*tasks)
 
     async def _one(self, client: AsyncClient, event: FeaturedEvent, due_s: float) -> None:

@@ -2,187 +2,56 @@
 
 With --rate the loop is open: requests are sent by the clock, not by the last reply, and each latency runs from when
 its request was due, so that a stall is charged in full. Without, each connection sends its next request at its reply.
-With --ingest-rate events come in at the same time; their acknowledgements are timed, too.
+The load runs in a process of its own (bench/generator.py) and decodes nothing. Queries are by id, of up to 1,000 events
+drawn from all. With --ingest-rate events come in at the same time; their acknowledgements are timed, too.
+
+limit_qps, with --limit: the highest rate of an open loop, within 5 %, at which p99 stays below --limit-p99-ms and nothing
+is refused; null without. recall_at_10: bench/recall.py, before the load.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import resource
-import struct
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-import uvloop
+from bench.feed import Feed
+from bench.harness import Child, Engine, arguments, engine, fill, percentiles_ms, report, sample, settle, synthetic
+from bench.recall import recall
 
-from bench.harness import Engine, engine, fill, keep, percentiles_ms, synthetic
-from ipc.aio import AsyncClient
-from ipc.client import Client
-from ipc.event import Event, FeaturedEvent
-from ipc.messages import Hello, Options, QuerySimilar, encode
-
-FAILURE_TAG = 67
-MARK = b"\xce\x7f\xff\xff\xff"  # stands for the request id in a frame
-_LENGTH = struct.Struct("<I")
+NAMES = 1_000
+RECALL_NAMES = 100
+LIMIT_S = 3.0  # of each try
+LIMIT_TRIES = 8
+LIMIT_WITHIN = 0.05
 
 
-class Peer(asyncio.Protocol):
-    """One connection of the load: frames counted, latencies kept, replies not decoded."""
-
-    def __init__(self, load: Load) -> None:
-        self.load, self.buffer, self.due = load, bytearray(), [0.0]
-        self.greeted = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.transport.write(frame(encode(Hello(1, "bench"))))
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        while len(self.buffer) >= 4 and len(self.buffer) >= 4 + (size := _LENGTH.unpack_from(self.buffer)[0]):
-            body = bytes(self.buffer[4 : 4 + size])
-            del self.buffer[: 4 + size]
-            if not self.greeted.done():
-                self.greeted.set_result(None)
-            else:
-                self.load.replied(self, body)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.load.lost += not self.load.over
+def run(running: Engine, names: list[str], options: dict[str, Any], rate_qps: float, seconds: float) -> dict[str, Any]:
+    """One load from start to end."""
+    job = options | {
+        "path": str(running.data_dir / "run/query.sock"), "names": names, "rate_qps": rate_qps, "seconds": seconds,
+    }  # fmt: skip
+    figures: dict[str, Any] = Child("bench.generator", job).result()
+    return figures
 
 
-def frame(body: bytes) -> bytes:
-    return _LENGTH.pack(len(body)) + body
-
-
-class Load:
-    """Drives the connections for some seconds."""
-
-    def __init__(self, path: str, bodies: list[bytes], connections: int, rate_qps: float, seconds: float) -> None:
-        self.path, self.bodies, self.connections = path, bodies, connections
-        self.rate_qps, self.seconds = rate_qps, seconds
-        self.latency_s: list[float] = []
-        self.failures = self.lost = self.sent = 0
-        self.over = False
-        self.due_s: dict[int, float] = {}
-
-    def send(self, peer: Peer, due_s: float) -> None:
-        request_id = self.sent
-        self.sent += 1
-        self.due_s[request_id] = due_s
-        # [7, request_id, id, options]: the request id is patched in as a u32
-        peer.transport.write(
-            self.bodies[request_id % len(self.bodies)].replace(MARK, b"\xce" + request_id.to_bytes(4, "big"), 1)
-        )
-
-    def replied(self, peer: Peer, body: bytes) -> None:
-        now_s = time.perf_counter()
-        request_id = request_id_of(body)
-        self.latency_s.append(now_s - self.due_s.pop(request_id))
-        self.failures += body[1] == FAILURE_TAG
-        if not self.rate_qps and not self.over:
-            self.send(peer, now_s)
-
-    async def run(self) -> float:
-        """Seconds that the load lasted."""
-        loop = asyncio.get_running_loop()
-        peers = [(await loop.create_unix_connection(lambda: Peer(self), self.path))[1] for _ in range(self.connections)]
-        await asyncio.gather(*(p.greeted for p in peers))
-        start_s = time.perf_counter()
-        if not self.rate_qps:
-            for peer in peers:
-                self.send(peer, time.perf_counter())
-            await asyncio.sleep(self.seconds)
+def limit(running: Engine, names: list[str], options: dict[str, Any], closed_qps: float, p99_ms: float) -> float | None:
+    """The highest rate that holds p99_ms, found by halving below twice what a closed loop reached."""
+    low, high, best = 0.0, 2.0 * closed_qps, None
+    for _ in range(LIMIT_TRIES):
+        rate = (low + high) / 2
+        found = run(running, names, options, rate, LIMIT_S)
+        if found["p99_ms"] <= p99_ms and not (found["failures"] or found["lost"] or found["unanswered"]):
+            low = best = rate
         else:
-            total = int(self.rate_qps * self.seconds)
-            while self.sent < total:
-                now_s = time.perf_counter()
-                while self.sent < total and (due_s := start_s + self.sent / self.rate_qps) <= now_s:
-                    self.send(peers[self.sent % len(peers)], due_s)
-                await asyncio.sleep(0.0005)
-        self.over = True
-        took_s = time.perf_counter() - start_s
-        for _ in range(500):
-            if not self.due_s:
-                break
-            await asyncio.sleep(0.01)
-        for peer in peers:
-            peer.transport.close()
-        return took_s
-
-
-def request_id_of(body: bytes) -> int:
-    """Of a reply [tag, request_id, ...]; the tag is one byte."""
-    kind = body[2]
-    if kind < 0x80:
-        return kind
-    width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}[kind]
-    return int.from_bytes(body[3 : 3 + width], "big")
-
-
-def bodies_of(ids: list[str], options: Options) -> list[bytes]:
-    """Frames of queries by id, the request id to be patched in."""
-    return [frame(encode(QuerySimilar(0x7FFFFFFF, i, options))) for i in ids]
-
-
-async def trickle(running: Engine, events: Iterator[FeaturedEvent], rate: float, seconds: float) -> list[float]:
-    """Ingest one event a message at `rate`, open loop; seconds from due to acknowledged."""
-    latency_s: list[float] = []
-    layout = running.data_dir / "run"
-    client = AsyncClient(str(layout / "query.sock"), str(layout / "write.sock"), timeout_ms=60_000)
-    start_s = time.perf_counter()
-    tasks = []
-
-    async def one(due_s: float, event: FeaturedEvent) -> None:
-        await client.ingest("synthetic", [event])
-        latency_s.append(time.perf_counter() - due_s)
-
-    for i in range(int(rate * seconds)):
-        due_s = start_s + i / rate
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(due_s, next(events))))
-    await asyncio.gather(*tasks)
-    client.close()
-    return latency_s
-
-
-def recall(client: Client, ids: list[str], space: str, data_dir: Path) -> float:
-    """recall@10 of the live engine against float64 brute force over its rows, ties by distance."""
-    from engine.catalog import Catalog
-    from engine.layout import Layout
-    from engine.rows import RowMap
-
-    layout = Layout(data_dir)
-    catalog = Catalog(layout.catalog, write=False, map_size=1 << 30)
-    with catalog.read() as view:
-        manifest = view.manifest()
-        assert manifest is not None
-        seqs = [view.find(i) for i in ids]
-    catalog.close()
-    maps = [
-        RowMap(layout.row_file(*manifest.row_file(n)), n, manifest.row_file_rows) for n in range(manifest.row_files)
-    ]
-    rows = np.concatenate([m.vectors[space] for m in maps])[: manifest.count].astype(np.float64)
-    found = total = 0
-    for event_id, seq in zip(ids, seqs, strict=True):
-        assert seq is not None
-        distances = np.sqrt(((rows - rows[seq]) ** 2).sum(1))
-        distances[seq] = np.inf
-        bound = np.partition(distances, 9)[9] * (1 + 1e-9)
-        reply = client.query_similar(event_id, options=Options(space=space, collapse=False))
-        found += sum(h.distance <= bound + 1e-6 for h in reply.answers[0].hits)
-        total += 10
-    return found / total
+            high = rate
+        if high - low < LIMIT_WITHIN * high:
+            break
+    return None if best is None else round(best, 1)
 
 
 def main() -> int:
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = arguments(__doc__)
     parse.add_argument("--events", type=int, default=10_000)
     parse.add_argument("--connections", type=int, default=32)
     parse.add_argument("--readers", type=int, default=2)
@@ -192,48 +61,34 @@ def main() -> int:
     parse.add_argument("--space", default="chronos")
     parse.add_argument("--collapse", action="store_true")
     parse.add_argument("--texts", action="store_true", help="events keep their free text: many new sentences to embed")
+    parse.add_argument("--limit", action="store_true", help="look for the highest rate that holds --limit-p99-ms")
+    parse.add_argument("--limit-p99-ms", type=float, default=20.0)
     parse.add_argument("--seed", type=int, default=1)
-    parse.add_argument("--json", action="store_true")
     args = parse.parse_args()
-    with engine(args.readers) as running:
-        events = synthetic(args.events + int(args.ingest_rate * args.seconds) + 1, args.seed, texts=args.texts)
-        ingest_eps = fill(running, events, args.events)
-        with running.client() as client:
-            every = [
-                stored.event.event_id for stored in client.recent(limit=1_000).events if isinstance(stored.event, Event)
-            ]
-            recall_at_10 = recall(client, every[:100], args.space, running.data_dir)
-        options = Options(space=args.space, collapse=args.collapse, deadline_ms=60_000)
-        load = Load(
-            str(running.data_dir / "run/query.sock"),
-            bodies_of(every, options),
-            args.connections,
-            args.rate,
-            args.seconds,
-        )
-
-        async def go() -> tuple[float, list[float]]:
-            writing = asyncio.create_task(trickle(running, events, args.ingest_rate, args.seconds))
-            return await load.run(), await writing
-
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        took_s, acknowledged_s = uvloop.run(go())
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        readers = [r["connections"] for r in running.stats()["readers"]]
-    figures = {
-        "qps": round(len(load.latency_s) / took_s, 1), **percentiles_ms(load.latency_s), "failures": load.failures,
-        "lost": load.lost, "recall_at_10": round(recall_at_10, 4), "bulk_ingest_eps": round(ingest_eps, 1),
-        "acknowledged": percentiles_ms(acknowledged_s), "client_cpu_share": round(cpu_s / took_s, 3),
-        "connections_after": readers,
+    options = {
+        "space": args.space, "collapse": args.collapse, "connections": args.connections, "deadline_ms": 60_000,
     }  # fmt: skip
-    line = keep("load", vars(args), figures)
-    if args.json:
-        print(json.dumps(line))
-    else:
-        for name, value in figures.items():
-            print(f"{name:20} {value}")
-    return 0
+    with engine(args.readers) as running, ExitStack() as stack:
+        events = synthetic(1 << 40, args.seed, texts=args.texts)
+        ingest_eps = fill(running, events, args.events)
+        settle(running)
+        names = sample(running, NAMES, args.seed)
+        client = stack.enter_context(running.client())
+        recall_at_10 = recall(client, names[:RECALL_NAMES], args.space, running.data_dir)
+        run(running, names, options, 0.0, 1.0)  # warm: every reader has its pages
+        acknowledged: dict[str, float] = {}
+        if args.ingest_rate:
+            with Feed(running, events, args.ingest_rate) as feed:
+                found = run(running, names, options, args.rate, args.seconds)
+            acknowledged = percentiles_ms(feed.acknowledged_s)
+        else:
+            found = run(running, names, options, args.rate, args.seconds)
+        limit_qps = limit(running, names, options, found["qps"], args.limit_p99_ms) if args.limit else None
+    figures = found | {
+        "recall_at_10": round(recall_at_10, 4), "limit_qps": limit_qps, "bulk_ingest_eps": round(ingest_eps, 1),
+        "acknowledged": acknowledged,
+    }  # fmt: skip
+    return report("load", args, figures)
 
 
 if __name__ == "__main__":

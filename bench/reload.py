@@ -26,8 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.feed import Feed
-from bench.harness import Child, ChildSide, Engine, arguments, engine, fill, percentiles_ms, report, sample, settle
-from bench.harness import synthetic
+from bench.harness import (
+    Child,
+    ChildSide,
+    Engine,
+    arguments,
+    engine,
+    fill,
+    percentiles_ms,
+    report,
+    sample,
+    settle,
+    synthetic,
+)
 from engine.catalog import Catalog
 from engine.config import Config
 from engine.counter import Counter
@@ -140,7 +151,7 @@ def judge(at_s: Times, latency_s: Times, indexes: Times, full_s: float) -> dict[
     before = at_s < min(full_s, swap_s - NEAR_S) - 0.2
     near = np.abs(at_s - swap_s) <= NEAR_S
     seconds = np.floor(at_s[before] - at_s[0])
-    worst = [latency_s[before][seconds == s].max() for s in np.unique(seconds)]
+    worst = [float(latency_s[before][seconds == s].max()) for s in np.unique(seconds)]
     usual = float(np.median(worst))
     return {
         "before_s": latency_s[before], "near_s": latency_s[near],

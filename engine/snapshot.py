@@ -47,11 +47,20 @@ class Candidates(NamedTuple):
 
 class Snapshot:
     def __init__(
-        self, manifest: Manifest, names: Names, files: list[RowMap], indexes: dict[IndexFile, MappedIndex]
-    ) -> None:
+        self, manifest: Manifest, names: Names, files: list[RowMap], indexes: dict[IndexFile, MappedIndex],
+        old: Snapshot | None = None,
+    ) -> None:  # fmt: skip
+        """old: the snapshot before; where it has the very same files and indexes, only the tail is looked at anew, so
+        that taking over a generation costs the same however many events there are."""
         self.manifest, self.names, self.files, self.indexes = manifest, names, files, indexes
         self.generation, self.count = manifest.generation, manifest.count
-        self._plan = {space: list(self._cover(space)) for space in SPACES}
+        self._plan: dict[str, list[tuple[int, int, MappedIndex | None]]] = {}
+        if old is not None and old.files is files and old.indexes is indexes and old.count:
+            for space, (*ranges, (lo, _, index)) in old._plan.items():
+                self._plan[space] = [*ranges, (lo, self.count, index)]
+        else:
+            for space in SPACES:
+                self._plan[space] = list(self._cover(space))
 
     def at(self, seq: int) -> tuple[RowMap, int]:
         number, row = divmod(seq, self.manifest.row_file_rows)
@@ -203,8 +212,11 @@ class Snapshots:
         manifest = decode_manifest(blob)
         if manifest.names_count != self._names.count:
             self._names = view.names()
-        files = self._files(manifest, old)
-        self.current = Snapshot(manifest, self._names, files, self._indexes(manifest, old))
+        if old is not None and not self._opening and manifest.indexes == old.manifest.indexes:
+            indexes = old.indexes
+        else:
+            indexes = self._indexes(manifest, old)
+        self.current = Snapshot(manifest, self._names, self._files(manifest, old), indexes, old)
         self._blob = bytes(blob)
         return self.current
 
@@ -213,6 +225,10 @@ class Snapshots:
 
     def _files(self, manifest: Manifest, old: Snapshot | None) -> list[RowMap]:
         """Mapped row files; what the old snapshot has open already is shared."""
+        if old is not None and (manifest.row_files, manifest.epoch, manifest.revisions) == (
+            len(old.files), old.manifest.epoch, old.manifest.revisions,
+        ):  # fmt: skip
+            return old.files
         files: list[RowMap] = []
         for number in range(manifest.row_files):
             name = manifest.row_file(number)

@@ -289,6 +289,7 @@ def test_indexes_follow_are_used_and_agree_with_brute_force(filled: Engine) -> N
     client = filled.client()
     recall = []
     for space in SPACES:
+        eventually(lambda of=space: not ask(client, "e000000", space=of, top_k=10, collapse=False).exact)
         vectors = np.concatenate([r.vectors[space] for r in rows])[:FILLED].astype(np.float64)
         for seq in range(0, FILLED, 37):
             answer = ask(client, f"e{seq:06d}", space=space, top_k=10, collapse=False)
