@@ -5,8 +5,8 @@ its request was due, so that a stall is charged in full. Without, each connectio
 The load runs in a process of its own (bench/generator.py) and decodes nothing. Queries are by id, of up to 1,000 events
 drawn from all. With --ingest-rate events come in at the same time; their acknowledgements are timed, too.
 
-limit_qps, with --limit: the highest rate of an open loop, within 5 %, at which p99 stays below --limit-p99-ms and nothing
-is refused; null without. recall_at_10: bench/recall.py, before the load.
+limit_qps, with --limit: the highest rate of an open loop, within 5 %, at which p99 stays below --limit-p99-ms and
+nothing is refused; null without. recall_at_10: bench/recall.py, before the load.
 """
 
 from __future__ import annotations

@@ -87,6 +87,8 @@ def reader_again(running: Engine, number: int, name: str) -> tuple[float, float]
     queried_s = time.perf_counter() - start_s
 
     def back() -> bool:
+        with running.client() as one_more:  # it goes to the reader with the fewest: the new one, once that is ready
+            one_more.ping()
         beat = heartbeat.read(path)
         return beat is not None and beat.pid not in (0, pid) and beat.generation > 0
 

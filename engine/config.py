@@ -79,9 +79,6 @@ class Store(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=ROW_FILE_ROWS_MIN, le=1 << 20, description="Events in a row file; fixed when the data directory is born."
         ),
     ] = ROW_FILE_ROWS
-    generations_kept: Annotated[
-        int, Meta(ge=1, le=1_000, description="Old files are kept this many index generations.")
-    ] = 2
 
 
 class Network(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import grp
 import logging
 import os
@@ -52,6 +53,7 @@ from ipc.messages import (
     Label,
     Ping,
     Pong,
+    Reject,
     Request,
     Stats,
     UseModel,
@@ -63,6 +65,7 @@ log = logging.getLogger(__name__)
 READER_CHECK_S = 3.0
 RETRY_AFTER_MS = 50
 NO_SPACE_RETRY_S = 1.0
+FOLLOW_AGAIN_S = 10.0
 
 
 class IngestWorker:
@@ -240,11 +243,11 @@ class IngestWorker:
     def _publish(self, batch: list[Submission]) -> None:
         try:
             outcomes = self.publisher.publish(batch)
-            rejects = [r for o in outcomes for r in o.rejects]
-            if rejects:
-                dead_letters.append(self.worker.layout.dead_letters, rejects)
-        except OSError:
-            raise  # the disk does not keep its word: die, and let the next start see what is there
+            self._keep_rejects([r for o in outcomes for r in o.rejects])
+        except OSError as e:  # the disk does not keep its word: no second try; the next start sees what is there
+            log.critical("ingest ends, nothing of this batch was acknowledged: %s", e)
+            logging.shutdown()
+            os._exit(1)
         except Exception as e:
             if len(batch) == 1 or isinstance(e, NoSpaceError):
                 log.error("%d events were not stored: %s", sum(len(s.events) for s in batch), e)
@@ -257,6 +260,17 @@ class IngestWorker:
         for submission, outcome in zip(batch, outcomes, strict=True):
             submission.done(outcome)
         self.upkeep.look()
+
+    def _keep_rejects(self, rejects: list[Reject]) -> None:
+        """Raises NoSpaceError where the disk is full: the events are stored, and sent again they are duplicates."""
+        if not rejects:
+            return
+        try:
+            dead_letters.append(self.worker.layout.dead_letters, rejects)
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceError(f"dead letters cannot be kept: {e.strerror}; send it again") from e
+            raise
 
     # ---- housekeeping ---------------------------------------------------------------------------------------------
 
@@ -275,7 +289,12 @@ class IngestWorker:
 
     def _start_followers(self) -> None:
         for name, source in self.config.sources.items():
-            prefix = f"{name}\0".encode()
+            self._spawn(self._follow_always(name, source))
+
+    async def _follow_always(self, name: str, source: Source) -> None:
+        """Follow one source; after an error that it does not know, from the stored states again."""
+        prefix = f"{name}\0".encode()
+        while True:
             with self.publisher.catalog.read() as view:
                 states = {
                     key[len(prefix) :].decode(): msgspec.msgpack.decode(state, type=FileState)
@@ -285,7 +304,13 @@ class IngestWorker:
                 source.path, SourceSpec(name, sensor=source.sensor, timezone=source.timezone), format=source.format,
                 pattern=source.pattern, states=states,
             )  # fmt: skip
-            self._spawn(self._follow(name, source, follower))
+            try:
+                await self._follow(name, source, follower)
+            except Exception as e:
+                log.error("source %s: %r; begun again in %.0f s", name, e, FOLLOW_AGAIN_S, exc_info=e)
+                await asyncio.sleep(FOLLOW_AGAIN_S)
+            finally:
+                follower.close()
 
     async def _follow(self, name: str, source: Source, follower: Follower) -> None:
         """Store what is new, batch by batch; the next look comes when the last batch is durable."""

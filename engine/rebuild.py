@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -76,13 +77,17 @@ def _content(view: View, event: Event, record: Record) -> bytes:
     return known[1] if known else content_hash(FeaturedEvent(event, record.features, record.raw))
 
 
-def rebuild(catalog: Catalog, models: ModelSet, path: Path, number: int, rows: int, count: int) -> None:
+def rebuild(
+    catalog: Catalog, models: ModelSet, path: Path, number: int, rows: int, count: int,
+    alive: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """Make row file `number` (of `rows` rows, the first `count` of them stored) at `path`. Raises OSError;
     then there is nothing at `path` that was not there before."""
     tmp = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TMP_SUFFIX}")
     writer = RowWriter(tmp, number, rows)
     try:
         for at in range(0, count, CHUNK_ROWS):
+            alive()
             n = min(CHUNK_ROWS, count - at)
             first = number * rows + at
             writer.write(at, rows_of(catalog, models, first, first + n))

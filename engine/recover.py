@@ -97,20 +97,20 @@ def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:
             reason = str(e)
         log.warning("row file %d is built again from the records: %s", number, reason)
         alive()
-        mend_rows(publisher, number)
+        mend_rows(publisher, number, alive)
     ahead = layout.row_file(*publisher.manifest.row_file(publisher.manifest.row_files))  # made, but no row committed
     if ahead.exists() and ahead.stat().st_size != file_bytes(rows):
         log.warning("%s is misshapen and holds nothing yet: removed", ahead)
         ahead.unlink()
 
 
-def mend_rows(publisher: Publisher, number: int) -> None:
+def mend_rows(publisher: Publisher, number: int, alive: Callable[[], None] = lambda: None) -> None:
     """Build a row file again under a new revision and name it."""
     manifest = publisher.manifest
     epoch, _, revision = manifest.row_file(number)
     stored = min(manifest.row_file_rows, manifest.count - number * manifest.row_file_rows)
     path = publisher.layout.row_file(epoch, number, revision + 1)
-    rebuild(publisher.catalog, publisher.models, path, number, manifest.row_file_rows, stored)
+    rebuild(publisher.catalog, publisher.models, path, number, manifest.row_file_rows, stored, alive)
     publisher.replace_rows(number, revision + 1, ())
 
 

@@ -29,6 +29,8 @@ from engine.worker import Worker
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 5.0
+VERIFY_AGAIN_S = 60.0
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
 
 Switched = Callable[[Exception | None], None]
@@ -79,20 +81,37 @@ class Upkeep:
         self.jobs.kill()
 
     async def run(self) -> None:
-        """One thing after the other, for ever."""
+        """One thing after the other, for ever; what fails is reported and tried again later."""
         while True:
-            if self._verify:
-                self._verify = False
-                if built := await self.jobs.run(self._job(VerifyJob)):
-                    await self._mend(built)
-            elif self._switch_to is not None:
-                await self._switch(*self._switch_to)
-                self._switch_to = None
-            elif unindexed := self._unindexed():
-                await self._index(unindexed[0])
+            try:
+                await self._next()
+            except Exception as e:
+                log.error("upkeep: %r; again in %.0f s", e, AGAIN_S, exc_info=e)
+                await asyncio.sleep(AGAIN_S)
+
+    async def _next(self) -> None:
+        if self._verify:
+            self._verify = False
+            built = await self.jobs.run(self._job(VerifyJob))
+            if built is None:
+                self._verify_later()
             else:
-                self._wanted.clear()
-                await self._wanted.wait()
+                await self._mend(built)
+        elif self._switch_to is not None:
+            version, done = self._switch_to
+            try:
+                await self._switch(version, done)
+            finally:
+                self._switch_to = None
+        elif unindexed := self._unindexed():
+            await self._index(unindexed[0])
+        else:
+            self._wanted.clear()
+            await self._wanted.wait()
+
+    def _verify_later(self) -> None:
+        """Other work comes first; a file that cannot be mended must not keep it waiting."""
+        asyncio.get_running_loop().call_later(VERIFY_AGAIN_S, self.verify)
 
     def _load(self, version: str) -> ModelSet:
         return load_models(self.layout.model(version), self.publisher.catalog, self.internal)
@@ -136,7 +155,7 @@ class Upkeep:
             manifest = self.publisher.manifest
             rows = manifest.row_file_rows
             if (number + 1) * rows > manifest.count:  # the one that is written to
-                mend_rows(self.publisher, number)
+                mend_rows(self.publisher, number, self.worker.stamp)
                 continue
             epoch, _, revision = manifest.row_file(number)
             job = self._job(
@@ -150,7 +169,7 @@ class Upkeep:
             if done := await self.jobs.run(job):
                 self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
             else:
-                self._verify = True
+                self._verify_later()
 
     async def _switch(self, version: str, done: Switched) -> None:
         """Row files of the new version beside the old ones: full ones in the child, the last one here; one commit."""
@@ -176,7 +195,7 @@ class Upkeep:
             stored = publisher.manifest.count - len(sealed) * rows
             if stored:
                 path = self.layout.row_file(epoch, len(sealed))
-                rebuild(publisher.catalog, models, path, len(sealed), rows, stored)
+                rebuild(publisher.catalog, models, path, len(sealed), rows, stored, self.worker.stamp)
             publisher.use_model(models, epoch, sealed)
             gc.collect(self.layout, publisher.manifest)
             log.info("model %s is in use", version)

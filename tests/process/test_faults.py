@@ -474,7 +474,6 @@ def test_a_full_disk_stops_ingest_and_nothing_else(start: Starter, bad_disk: tup
     assert engine.facts()["ingest"]["restarts"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="engine/ingest.py: an OSError raised in a callback of the loop is only logged")
 def test_a_disk_that_fails_ends_the_writer_and_the_next_one_looks(
     start: Starter, bad_disk: tuple[Path, dict[str, str]]
 ) -> None:
