@@ -1,0 +1,1 @@
+"""The engine: store, processes, sources, embedders, search."""

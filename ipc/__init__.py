@@ -1,0 +1,1 @@
+"""What crosses a socket; imports nothing of ours."""

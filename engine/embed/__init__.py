@@ -1,0 +1,1 @@
+"""The three embedders: fitting, running, versions."""
