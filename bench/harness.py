@@ -164,7 +164,7 @@ def sample(running: Engine, n: int, seed: int) -> list[str]:
 
 
 class Child:
-    """`python -m MODULE --child` with a job on its stdin; see `as_child` for its side. It is ready when this returns,
+    """`python -m MODULE --child` with a job on its stdin; see ChildSide for its side. It is ready when this returns,
     works until `stop`, and leaves its result as one JSON line."""
 
     def __init__(self, module: str, job: dict[str, Any]) -> None:
@@ -194,6 +194,8 @@ class Child:
         assert self._process.stdout is not None
         out = self._process.stdout.readline()
         self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(f"a helper process failed with status {self._process.returncode}")
         return json.loads(out)
 
 

@@ -128,7 +128,8 @@ class Reader:
 
     async def run(self) -> None:
         with self.catalog.read() as view:
-            self._take_over(view)
+            snapshot, _ = self._take_over(view)
+        self.worker.stamp(generation=snapshot.generation)
         self.worker.serve(self.server)
         self.worker.ready()
         await self.worker.stopping.wait()
