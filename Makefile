@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_WARN_SCRIPT_LOCATION = 1
+export ORT_DISABLE_TELEMETRY = 1
 
 .PHONY: setup demo test check lab bench docs deps clean
 

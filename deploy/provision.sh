@@ -5,6 +5,7 @@ set -euo pipefail
 source_dir=${1:?usage: provision.sh SOURCE}
 
 export DEBIAN_FRONTEND=noninteractive
+export ORT_DISABLE_TELEMETRY=1 # onnxruntime, in the export of the text model
 apt-get update -q
 apt-get install -y -q --no-install-recommends python3 python3-venv make rsync
 

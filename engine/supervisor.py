@@ -47,7 +47,8 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXP
 # glibc raises its own thresholds with the largest block it sees freed, and then keeps such blocks: a reader of 100,000
 # events held 65 MiB of private memory so, 37 MiB with the thresholds fixed
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "524288", "MALLOC_TRIM_THRESHOLD_": "524288"}
-WORKER_ENV = dict.fromkeys(THREADS, "1") | MALLOC | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}  # report to nobody
+WORKER_ENV = dict.fromkeys(THREADS, "1") | MALLOC | QUIET
 LISTEN_BACKLOG = 4_096
 ACCEPTS_IN_A_TURN = 64
 TURN_S_MAX = 0.25  # the longest sleep between two looks at the heartbeats
