@@ -27,6 +27,7 @@ from ipc.messages import Answer, ErrorCode, Failure, Ingest, Ingested, Options, 
 
 if TYPE_CHECKING:
     from cli.render import Meter
+    from engine.sources.base import SourceSpec
     from ipc.client import Client
 
 EVENTS_MAX = 512  # of one message
@@ -47,6 +48,10 @@ class How(NamedTuple):
     sensor: str = ""
     timezone: str = "UTC"
     labels: Path | None = None
+    hmac_key_file: Path | None = None
+    idle_s: int = 120
+    active_s: int = 3_600
+    tunnels: str = "inner"
 
 
 class Part(NamedTuple):
@@ -164,15 +169,28 @@ def sorted_out(paths: Sequence[Path], how: How) -> dict[str, list[Path]]:
 
 def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
     """All files, each format's in the order of time. Raises SourceError for a file that cannot be read."""
-    from engine.sources.base import SourceSpec
     from engine.sources.files import read_file, sorted_by_time
 
+    base = spec_of(how)
     for name, files in sorted_out(found(paths), checked(how)).items():
         source = how.source or name
-        spec = SourceSpec(source, sensor=how.sensor, timezone=how.timezone, labels=_labels(how))
+        spec = base._replace(name=source)
         parsed = (one for file in files for one in read_file(file, spec._replace(file=str(file)), name))
         for one in sorted_by_time(parsed):
             yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects])
+
+
+def spec_of(how: How) -> SourceSpec:
+    """What the adapters need to know, all but the source's name. Raises SourceError, CommandError."""
+    from engine.flows.split import Limits
+    from engine.sources.base import SourceSpec
+    from engine.sources.files import hmac_key
+
+    return SourceSpec(
+        "", sensor=how.sensor, timezone=how.timezone, labels=_labels(how),
+        hmac_key=hmac_key(how.hmac_key_file) if how.hmac_key_file else b"",
+        flows=Limits(how.idle_s, how.active_s, tunnels=how.tunnels),
+    )  # fmt: skip
 
 
 def _labels(how: How) -> object | None:

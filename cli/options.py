@@ -399,11 +399,13 @@ def reading(source: str = "--source") -> Callable[[F], F]:
     def decorate(function: F) -> F:
         @wraps(function)
         def inner(
-            *args: Any, format: str, source_name: str, sensor: str, timezone: str, rules: Path | None, **kw: Any
-        ) -> Any:
+            *args: Any, format: str, source_name: str, sensor: str, timezone: str, rules: Path | None,
+            hmac_key_file: Path | None, idle_s: int, active_s: int, tunnels: str, **kw: Any,
+        ) -> Any:  # fmt: skip
             from cli.feed import How
 
-            return function(*args, how=How(format, source_name, sensor, timezone, rules), **kw)
+            how = How(format, source_name, sensor, timezone, rules, hmac_key_file, idle_s, active_s, tunnels)
+            return function(*args, how=how, **kw)
 
         return _stack(
             inner,
@@ -423,6 +425,38 @@ def reading(source: str = "--source") -> Callable[[F], F]:
                     "--timezone", metavar="TZ", default="UTC", show_default=True, help="IANA zone of times without one."
                 ),
                 click.option("--labels", "rules", metavar="FILE", type=PATH, help="Label rules for captures."),
+                click.option(
+                    "--hmac-key",
+                    "hmac_key_file",
+                    metavar="FILE",
+                    type=PATH,
+                    help="64 hex characters that sign each row (aRGus CSV); rows that disagree are refused.",
+                ),
+                click.option(
+                    "--idle-timeout",
+                    "idle_s",
+                    metavar="SECONDS",
+                    type=click.IntRange(1, 86_400),
+                    default=120,
+                    show_default=True,
+                    help="Captures: a flow silent for so long is over.",
+                ),
+                click.option(
+                    "--active-timeout",
+                    "active_s",
+                    metavar="SECONDS",
+                    type=click.IntRange(1, 604_800),
+                    default=3_600,
+                    show_default=True,
+                    help="Captures: a flow that lasts longer is cut.",
+                ),
+                click.option(
+                    "--tunnels",
+                    type=click.Choice(["inner", "outer"]),
+                    default="inner",
+                    show_default=True,
+                    help="Captures: GRE, IP in IP and VXLAN count as the flow inside, or as the tunnel's own.",
+                ),
             ],
         )  # type: ignore[return-value]
 

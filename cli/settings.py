@@ -124,7 +124,7 @@ def example() -> str:
             out.append(f"\n{off}[{s.section}]")
             last = s.section
         out.append(f"# {s.meaning} ({s.kind})")
-        value = '"/var/log/suricata/eve.json"' if s.default is NODEFAULT else _toml(s.default)
+        value = '"/var/log/suricata/eve.json"' if s.key == "sources.NAME.path" else _toml(s.default)
         out.append(f"{off}{s.name} = {value}")
     return "\n".join(out) + "\n"
 

@@ -87,12 +87,39 @@ class Network(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
 
 
-class Source(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file or directory that the engine itself follows, [sources.NAME]."""
+class Flows(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How packets become flows, in captures that the engine itself follows; `flowkin ingest` has options."""
 
-    path: Annotated[
-        str, Meta(min_length=1, description="File or directory to follow. The engine opens nothing beyond it.")
-    ]
+    idle_s: Annotated[int, Meta(ge=1, le=86_400, description="A flow that was silent for so long is over.")] = 120
+    active_s: Annotated[int, Meta(ge=1, le=604_800, description="A flow that lasts longer is cut.")] = 3_600
+    flows_max: Annotated[
+        int, Meta(ge=1_000, le=4_000_000, description="Open flows; beyond that the longest unseen are exported.")
+    ] = 160_000
+    tunnels: Annotated[
+        Literal["inner", "outer"],
+        Meta(description="GRE, IP in IP and VXLAN count as the flow inside, or as the tunnel's own."),
+    ] = "inner"
+
+
+class Join(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Records of one flow that lie apart (Zeek's logs, EVE's dns, http, tls and fileinfo) and wait for each other."""
+
+    pending_max: Annotated[int, Meta(ge=1, le=1_000_000, description="Flows that wait for text, or text for them.")] = (
+        65_536
+    )
+    wait_s: Annotated[int, Meta(ge=1, le=3_600, description="The longest a flow waits for its text.")] = 60
+
+
+class Source(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine itself takes in, [sources.NAME]: a file or directory that it follows, or a socket."""
+
+    path: Annotated[str, Meta(description="File or directory to follow. The engine opens nothing beyond it.")] = ""
+    listen: Annotated[
+        str, Meta(description="Instead of path: a Unix stream socket that a detector connects to and writes lines.")
+    ] = ""
+    hmac_key_file: Annotated[
+        str, Meta(description="File with the 64 hex characters that sign each row (aRGus CSV); others are refused.")
+    ] = ""
     format: Annotated[str, Meta(description="Format; auto: found by looking.")] = "auto"
     pattern: Annotated[str, Meta(description="File names to follow in a directory.")] = "*"
     sensor: Annotated[str, Meta(max_length=128, description="Name of the sensor, part of an event's identity.")] = ""
@@ -117,6 +144,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ingest: Ingest = Ingest()
     store: Store = Store()
     network: Network = Network()
+    flows: Flows = Flows()
+    join: Join = Join()
     sources: Annotated[dict[str, Source], Meta(max_length=256)] = {}
     log: Log = Log()
 
@@ -130,9 +159,13 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"network.internal: {e}") from e
         if self.ingest.save_events > self.ingest.commit_events:
             raise ValueError("ingest.save_events must not be above ingest.commit_events")
-        for name in self.sources:
+        for name, source in self.sources.items():
             if "/" in name or not 0 < len(name) <= 128:
                 raise ValueError(f"sources.{name}: a source's name has 1 to 128 characters and no '/'")
+            if bool(source.path) == bool(source.listen):
+                raise ValueError(f"sources.{name}: needs either path or listen")
+            if source.listen and source.format == "auto":
+                raise ValueError(f"sources.{name}: listen needs a format, such as eve")
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -21,12 +21,13 @@ import pwd
 import time
 from collections import deque
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine import dead_letters, facts, lock
-from engine.config import Source
+from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
     BadRequestError,
@@ -36,9 +37,11 @@ from engine.errors import (
     OverloadedError,
     SourceError,
 )
+from engine.flows.split import Limits
 from engine.publish import Outcome, Publisher, Submission
 from engine.recover import open_store
 from engine.sources.base import SourceSpec
+from engine.sources.files import hmac_key
 from engine.sources.follow import Batch, FileState, Follower
 from engine.upkeep import Upkeep
 from engine.version import VERSION
@@ -301,8 +304,8 @@ class IngestWorker:
                     for key, state in view.scan("offsets", prefix=prefix)
                 }
             follower = Follower(
-                source.path, SourceSpec(name, sensor=source.sensor, timezone=source.timezone), format=source.format,
-                pattern=source.pattern, states=states,
+                source.path, spec_of(name, source, self.config), format=source.format, pattern=source.pattern,
+                states=states,
             )  # fmt: skip
             try:
                 await self._follow(name, source, follower)
@@ -342,6 +345,17 @@ class IngestWorker:
         )
         outcome = await future
         return outcome if isinstance(outcome, Exception) else None
+
+
+def spec_of(name: str, source: Source, config: Config) -> SourceSpec:
+    """What the adapters of a configured source need to know. Raises SourceError for a bad key file."""
+    flows, join = config.flows, config.join
+    return SourceSpec(
+        name, sensor=source.sensor, timezone=source.timezone,
+        hmac_key=hmac_key(Path(source.hmac_key_file)) if source.hmac_key_file else b"",
+        flows=Limits(flows.idle_s, flows.active_s, flows.flows_max, tunnels=flows.tunnels),
+        join_pending_max=join.pending_max, join_wait_s=join.wait_s,
+    )  # fmt: skip
 
 
 def _writers(given: list[str], group: str) -> frozenset[int]:

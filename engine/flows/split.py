@@ -28,9 +28,10 @@ BOTH_FIN = 3
 class Limits(NamedTuple):
     idle_s: int = 120
     active_s: int = 3600
-    flows_max: int = 131_072  # open ones
+    flows_max: int = 160_000  # open ones
     packets_max: int = 1 << 20  # of one flow
     stored_max: int = 1 << 22  # packets of open flows, 28 bytes each
+    tunnels: str = "inner"  # or "outer": what a packet in a tunnel counts for
 
 
 class Sorted(NamedTuple):

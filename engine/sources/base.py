@@ -12,15 +12,20 @@ Always true
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ipc.event import FeaturedEvent
 from ipc.messages import Reject
 
+if TYPE_CHECKING:
+    from engine.flows.split import Limits
+
 
 class SourceSpec(NamedTuple):
     """Where bytes come from. name: the event's `source`; file: what a reject names; timezone: IANA name for sources
-    that give local times without an offset; labels: parsed label rules for captures (engine/sources/labels.py)."""
+    that give local times without an offset; labels: parsed label rules for captures (engine/sources/labels.py);
+    hmac_key: 32 bytes that sign rows, b"" where none are; flows: how a capture is cut into flows, None: the defaults;
+    join_*: how many records wait for others of their flow, and how long."""
 
     name: str
     file: str = "-"
@@ -28,6 +33,10 @@ class SourceSpec(NamedTuple):
     timezone: str = "UTC"
     fingerprint: str = ""  # of the file's first bytes, for ids of records without a time
     labels: object | None = None
+    hmac_key: bytes = b""
+    flows: Limits | None = None
+    join_pending_max: int = 65_536
+    join_wait_s: int = 60
 
 
 class Parsed(NamedTuple):

@@ -90,6 +90,19 @@ def walk(path: str | Path, pattern: str = "*") -> list[Path]:
     return sorted(found)
 
 
+def hmac_key(path: Path) -> bytes:
+    """The 32 bytes of a key file of 64 hex characters. Raises SourceError, which says nothing of the key."""
+    try:
+        key = bytes.fromhex(path.read_text("ascii").strip())
+    except OSError as e:
+        raise SourceError(f"key file {path} cannot be read: {e.strerror}") from e
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise SourceError(f"key file {path} does not hold 64 hex characters")
+    return key
+
+
 def fingerprint(head: bytes, length: int = FINGERPRINT_BYTES_MAX) -> str:
     """Names a file by its first `length` decompressed bytes."""
     return hashlib.sha256(head[:length]).hexdigest()[:32]

@@ -65,7 +65,7 @@ class PcapAdapter(Adapter):
 
     def __init__(self, spec: SourceSpec, limits: Limits | None = None) -> None:
         super().__init__(spec)
-        self._reader, self._decoder, self._table = CaptureReader(), Decoder(), FlowTable(limits)
+        self._reader, self._decoder, self._table = CaptureReader(), Decoder(), FlowTable(limits or spec.flows)
         self._labels = spec.labels if isinstance(spec.labels, LabelRules) else None
         self._held: list[FeaturedEvent] = []  # their ids still to be given
         self._before, self._ordinal = b"", 0  # the last record that got an id, and its number among equal ones
