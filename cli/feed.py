@@ -170,14 +170,23 @@ def sorted_out(paths: Sequence[Path], how: How) -> dict[str, list[Path]]:
 def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
     """All files, each format's in the order of time. Raises SourceError for a file that cannot be read."""
     from engine.sources.files import read_file, sorted_by_time
+    from engine.sources.join import Join
 
     base = spec_of(how)
     for name, files in sorted_out(found(paths), checked(how)).items():
         source = how.source or name
-        spec = base._replace(name=source)
-        parsed = (one for file in files for one in read_file(file, spec._replace(file=str(file)), name))
+        spec = base._replace(name=source, join=Join(base.join_pending_max))
+        ordered = _in_order(files) if name == "zeek" else files
+        parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
         for one in sorted_by_time(parsed):
             yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects])
+
+
+def _in_order(files: list[Path]) -> list[Path]:
+    """Zeek's logs, the texts before the flows that they belong to."""
+    from engine.sources.zeek import order
+
+    return sorted(files, key=lambda file: order(file, _head(file)))
 
 
 def spec_of(how: How) -> SourceSpec:

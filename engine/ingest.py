@@ -321,7 +321,7 @@ class IngestWorker:
         while True:
             batches: list[Batch] = []
             try:
-                batches = follower.poll()
+                batches = follower.poll(now_s=time.monotonic())
                 failing = False
             except SourceError as e:
                 if not failing:

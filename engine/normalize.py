@@ -169,7 +169,7 @@ def community_id(src: bytes, dst: bytes, src_port: int | None, dst_port: int | N
         return ""
     one_way = False
     if proto in (ICMP, ICMP6) and src_port is not None and dst_port is not None:
-        answer = (_ICMP_ANSWER if proto == ICMP else _ICMP6_ANSWER).get(src_port)
+        answer = icmp_answer(proto, src_port)
         if answer is None:
             one_way = True
         else:
@@ -185,6 +185,11 @@ def community_id(src: bytes, dst: bytes, src_port: int | None, dst_port: int | N
     if src_port is not None and dst_port is not None:
         seed += _PORTS.pack(src_port, dst_port)
     return "1:" + b64encode(hashlib.sha1(seed, usedforsecurity=False).digest()).decode()
+
+
+def icmp_answer(proto: int, icmp_type: int) -> int | None:
+    """The type that answers this one; None where there is none."""
+    return (_ICMP_ANSWER if proto == ICMP else _ICMP6_ANSWER).get(icmp_type)
 
 
 def coverage(features: bytes) -> int:

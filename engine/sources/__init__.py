@@ -19,6 +19,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "pcap": ("engine.sources.pcap", "PcapAdapter"),
     "eve": ("engine.sources.eve", "EveAdapter"),
     "ndjson": ("engine.sources.ndjson", "NdjsonAdapter"),
+    "zeek": ("engine.sources.zeek", "ZeekAdapter"),
     "cicflow": ("engine.sources.cicflow", "CicFlowAdapter"),
 }
 

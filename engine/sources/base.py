@@ -19,13 +19,15 @@ from ipc.messages import Reject
 
 if TYPE_CHECKING:
     from engine.flows.split import Limits
+    from engine.sources.join import Join
 
 
 class SourceSpec(NamedTuple):
     """Where bytes come from. name: the event's `source`; file: what a reject names; timezone: IANA name for sources
     that give local times without an offset; labels: parsed label rules for captures (engine/sources/labels.py);
     hmac_key: 32 bytes that sign rows, b"" where none are; flows: how a capture is cut into flows, None: the defaults;
-    join_*: how many records wait for others of their flow, and how long."""
+    join_*: how many records wait for others of their flow, and how long; join: shared with the other files' adapters,
+    None where a file is read on its own."""
 
     name: str
     file: str = "-"
@@ -37,6 +39,7 @@ class SourceSpec(NamedTuple):
     flows: Limits | None = None
     join_pending_max: int = 65_536
     join_wait_s: int = 60
+    join: Join | None = None
 
 
 class Parsed(NamedTuple):
@@ -49,6 +52,7 @@ class Adapter(ABC):
 
     format: ClassVar[str]
     binary: ClassVar[bool] = False  # True: not lines (pcap)
+    joins: ClassVar[bool] = False  # True: records wait for those of other files, and come out by `settle`
 
     def __init__(self, spec: SourceSpec) -> None:
         self.spec = spec
@@ -68,6 +72,25 @@ class Adapter(ABC):
     @abstractmethod
     def finish(self) -> Parsed:
         """The source has ended: what is pending comes out."""
+
+    @property
+    def waits(self) -> bool:
+        """Are there events that wait for records of other files?"""
+        return False
+
+    @property
+    def is_full(self) -> bool:
+        """Do so many records wait that other files should be read first?"""
+        return False
+
+    def settle(self, caught_up: bool, now_s: float) -> Parsed:
+        """What need not wait any longer, after a look at all files. caught_up: they were read to their ends; now_s:
+        monotonic."""
+        return Parsed([], [])
+
+    def release(self) -> Parsed:
+        """All that waits, as it is."""
+        return Parsed([], [])
 
     @property
     @abstractmethod

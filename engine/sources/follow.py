@@ -7,6 +7,7 @@ Always true
     was not in a batch yet. Before it, lines are only counted, so that ids come out the same.
   - Nothing is opened but regular files beneath the configured directory, no symbolic link is followed on the way.
   - No thread, no clock: `poll` looks once, reads at most about max_bytes, and says in `behind` whether there is more.
+  - The files share one join (engine/sources/join.py). States are made one after the other, in the order of the batches.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from engine.sources.files import (
     chunks,
     fingerprint,
 )
+from engine.sources.join import Join
 from engine.sources.lines import LineAdapter
 from ipc.messages import Reject
 
@@ -92,6 +94,14 @@ class _File:
         self.quiet = 0  # looks without a new byte
         self.stored = False  # its state went out: a restart will know the file, even rotated
         self.over = False  # finished or damaged: not read again
+
+    @property
+    def waits(self) -> bool:
+        return self.adapter is not None and self.adapter.waits
+
+    @property
+    def is_full(self) -> bool:
+        return self.adapter is not None and self.adapter.is_full
 
     def close(self) -> None:
         self.stream = None
@@ -218,7 +228,8 @@ class Follower:
     ) -> None:
         """spec.name and spec.sensor go into the events. states: as stored, by key; they are resumed when met."""
         path = Path(path)
-        self._spec, self._format = spec, format
+        self._spec = spec._replace(join=Join(spec.join_pending_max, spec.join_wait_s, live=True))
+        self._format = format
         self._root, self._only = (path, "") if path.is_dir() else (path.parent, path.name)
         self._pattern = pattern
         self._stored = dict(states or {})  # of files that are not being read
@@ -226,6 +237,7 @@ class Follower:
         self._keys = set(self._stored)
         self._refused: set[str] = set()  # keys of files that no adapter reads
         self._strangers: set[tuple[int, int, int]] = set()  # inode, size, mtime of files that are not ours
+        self._left: list[Batch] = []  # what waited in files that are read no more
         self.behind = False  # the last poll left bytes unread: poll again at once
 
     def close(self) -> None:
@@ -233,14 +245,16 @@ class Follower:
             file.close()
         self._files.clear()
 
-    def poll(self, max_bytes: int = 1 << 20) -> list[Batch]:
-        """What is new, oldest file first. Raises SourceError where the directory itself cannot be read."""
+    def poll(self, max_bytes: int = 1 << 20, now_s: float = 0.0) -> list[Batch]:
+        """What is new, oldest file first. now_s: monotonic, for what waits for other files.
+
+        Raises SourceError where the directory itself cannot be read."""
         self.behind = False
         seen = self._look()
         gone = sorted(inode for inode in self._files if inode not in seen)
         present = sorted((e.mtime, e.path, e.inode) for e in seen.values() if e.inode in self._files)
-        batches: list[Batch] = []
-        for inode in (*gone, *(inode for _, _, inode in present)):
+        batches, self._left = self._left, []
+        for inode in sorted((*gone, *(inode for _, _, inode in present)), key=lambda i: self._files[i].is_full):
             file, entry = self._files[inode], seen.get(inode)
             if file.over or file.fd < 0 or (entry is not None and file.rests(entry)):
                 continue
@@ -255,15 +269,27 @@ class Follower:
         for inode in gone:
             if self._files[inode].fd < 0:
                 self._park(inode)
+        batches, self._left = batches + self._left, []
+        self._settle(batches, now_s)
         self._close_resting(present)
         return batches
+
+    def _settle(self, batches: list[Batch], now_s: float) -> None:
+        """What need not wait any longer; then the states of the files that held its text."""
+        joining = [f for f in self._files.values() if f.adapter is not None and f.adapter.joins]
+        for file in sorted(joining, key=lambda file: not file.waits):
+            if file.adapter is not None and (file.fd >= 0 or file.archive):
+                batch = self._batch(file, file.adapter.settle(not self.behind, now_s), None)
+                if batch is not None:
+                    batches.append(batch)
 
     def _close_resting(self, present: list[tuple[int, str, int]]) -> None:
         """Of too many open files, close those at rest, the oldest first."""
         too_many = sum(file.fd >= 0 for file in self._files.values()) - OPEN_FILES_MAX
         for mtime, _, inode in present:
-            if too_many >= 0 and self._files[inode].fd >= 0 and self._files[inode].looked[1] == mtime:
-                self._files[inode].sleep()
+            file = self._files[inode]
+            if too_many >= 0 and file.fd >= 0 and file.looked[1] == mtime and not file.waits:
+                file.sleep()
                 too_many -= 1
 
     # ---- which files ----------------------------------------------------------------------------------------------
@@ -362,6 +388,8 @@ class Follower:
     def _park(self, inode: int) -> None:
         """The inode is gone or holds another file now; ours may live on under another one."""
         file = self._files.pop(inode)
+        if file.adapter is not None and (released := file.adapter.release()).events:
+            self._left.append(Batch(file.key, file.state, released))
         self._stored[file.key] = file.state
         self._strangers.clear()
         file.close()
@@ -398,7 +426,7 @@ class Follower:
             if ended and file.archive:
                 file.over = True
         file.quiet = 0 if used else file.quiet + 1
-        lets_go = entry is None or (file.adapter is not None and file.adapter.binary)
+        lets_go = (entry is None or (file.adapter is not None and file.adapter.binary)) and not file.waits
         if ended and entry is not None:
             file.looked = (entry.size, entry.mtime)
         if failed:
@@ -437,7 +465,8 @@ class Follower:
         offset = state.offset
         if file.adapter is not None and file.position >= file.until:
             offset = max(file.adapter.resume_offset, file.until)
-        done_size = ended.size if ended is not None and file.archive else 0
+        over = file.archive and (file.over or ended is not None)
+        done_size = file.looked[0] if over and offset >= file.position else 0  # what still waits is read again
         changed = (offset, done_size) != (state.offset, state.done_size)
         if file.stored and not changed and not out.events and not out.rejects:
             return None

@@ -72,7 +72,7 @@ class NdjsonAdapter(LineAdapter):
         tree.setdefault("source", self.spec.name)
         tree.setdefault("sensor", self.spec.sensor)
         if "event_id" not in tree:
-            tree["event_id"] = event_id(tree["sensor"], str(tree.get("kind", "flow")), line.record, line.ordinal)
+            tree["event_id"] = event_id(str(tree["sensor"]), str(tree.get("kind", "flow")), line.record, line.ordinal)
         return FeaturedEvent(msgspec.convert(tree, Event, strict=True), features, raw)
 
     def _time(self, value: Any) -> int:

@@ -17,6 +17,7 @@ from engine.sources.ndjson import dump
 from ipc.event import Event
 from tests.unit.test_cicflow import JAVA4, ROW
 from tests.unit.test_eve import ALERT, FLOW, HTTP, lines
+from tests.unit.test_zeek import CONN, CONN_JSON, DNS, HEADER, NOTICE_JSON, table
 
 SAMPLES = {
     "eve": lines(HTTP, FLOW, ALERT, ALERT, {**HTTP, "flow_id": 9}) + b"{broken\r\n\0\n\xff\xfe\n" + lines(ALERT)[:-1],
@@ -25,6 +26,11 @@ SAMPLES = {
     + b'{"ts": 5}',
     "cicflow": f"\ufeff{JAVA4}\r\n{ROW}\r\n{ROW}\n{ROW[:-3]}x,\n{ROW.replace(',80,', ',x,')}\n{JAVA4}\n{ROW}".encode(),
 }
+SAMPLES["zeek"] = (
+    b"\t" + table("dns", DNS) + table("conn", CONN, {**CONN, "uid": "C2"}, {**CONN, "proto": "icmp"})[:-3] + b"\n"
+    + HEADER.encode() + b"1.5\tshort\n" + lines(CONN_JSON, NOTICE_JSON, {**CONN_JSON, "orig_pkts": "Infinity"})
+    + b"#close\n{broken\r\n\0\n\xff\n" + table("conn", {**CONN, "uid": "C3"}, {**CONN, "uid": "C4"})[:-1]
+)  # fmt: skip
 PROFILE = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
@@ -112,8 +118,12 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize(
-    ("name", "base"), [("eve", FLOW), ("eve", ALERT), ("eve", HTTP), ("ndjson", {"ts": 5, "features": {}})]
-)
+    ("name", "base"),
+    [
+        ("eve", FLOW), ("eve", ALERT), ("eve", HTTP), ("ndjson", {"ts": 5, "features": {}}), ("zeek", CONN_JSON),
+        ("zeek", NOTICE_JSON),
+    ],
+)  # fmt: skip
 @PROFILE
 @given(data=st.data())
 def test_any_value_in_any_field(name: str, base: dict[str, object], data: st.DataObject) -> None:

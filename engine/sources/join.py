@@ -1,0 +1,147 @@
+"""Flows and the text of them that other files hold, joined by the uid of their connection.
+
+One Join is shared by all adapters of a Follower (`live`) or of one `flowkin ingest`, which reads texts before flows.
+
+Always true
+  - At most `pending_max` flows wait, and at most as many connections' texts, of JOIN_BYTES_MAX; beyond that the oldest
+    flow goes without its text, the oldest text is dropped and counted.
+  - A flow waits only while a text may still come. It goes when a text came and all files were read to their ends after
+    the flow was (or half of what may wait does); when they were, and the logs that could hold its text do not exist or
+    have gone LATE_NS beyond the flow's end; or after `wait_s`.
+  - Offsets tell what a restart must read again. A file of flows says the earliest one that waits, a file of texts the
+    earliest text that no flow has taken.
+
+Why nothing is lost or doubled when the process dies
+  A text's mark is removed when its flow takes it, and that flow is in the batch that is being made. States are made
+  one after the other and stored in that order, each in one commit with its events. So every state of a text file
+  without the mark is stored after the flow, or never. If the process dies before the flow is stored, the flow's line
+  and its text lie behind both files' stored offsets and are read again; if after, the flow comes again at most with
+  the same id, and is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from engine.normalize import TEXT_MAX
+from ipc.event import FeaturedEvent
+
+JOIN_BYTES_MAX = 64 << 20
+JOIN_LAG_BYTES_MAX = (
+    128 << 20
+)  # of a log of texts between the first that waits and the last: what a restart reads again
+LATE_NS = 30_000_000_000  # a record is written so much later than its time, at most, where its log is busy
+
+Marks = dict[str, int]  # of one file of texts: uid -> offset of its first text that no flow has taken, in order
+
+
+class Text(Struct):
+    """What was said of one connection. marks: of the files that said it."""
+
+    words: list[str]
+    size: int
+    marks: list[Marks]
+
+
+class Waiting(Struct):
+    """A flow that waits for its text. logs: which could hold it; end: of the flow, ns."""
+
+    uid: str
+    item: FeaturedEvent
+    text: Text
+    logs: tuple[str, ...]
+    end: int
+    since_s: float | None = None  # when all files were first looked at after it came
+
+
+class Join:
+    def __init__(self, pending_max: int = 65_536, wait_s: float = 60.0, live: bool = False) -> None:
+        """live: files grow, and are read in any order."""
+        self.pending_max, self.wait_s, self.live = pending_max, wait_s, live
+        self.newest: dict[str, int] = {}  # log -> its latest time so far, ns
+        self.dropped = 0  # texts that waited too long
+        self.flows = 0  # that wait, in all queues
+        self._texts: dict[str, Text] = {}  # no flow has taken them; oldest first
+        self._awaited: dict[str, Text] = {}  # of flows that wait
+        self._size = 0
+
+    def tell(self, uid: str, words: Iterable[str], log: str, at: int, marks: Marks, offset: int) -> None:
+        """A text of that connection: at that time, in that log and place. marks: the file's own."""
+        self.newest[log] = max(at, self.newest.get(log, 0))
+        text = self._awaited.get(uid) or self._texts.get(uid)
+        if text is None:
+            text = self._texts[uid] = Text([], 0, [])
+        marks.setdefault(uid, offset)
+        if not any(known is marks for known in text.marks):
+            text.marks.append(marks)
+        for word in words:
+            if word and word not in text.words and text.size < TEXT_MAX and self._size < 2 * JOIN_BYTES_MAX:
+                text.words.append(word[:2048])
+                self._size += len(word[:2048])
+                text.size += len(word[:2048])
+        while self._texts and (len(self._texts) > self.pending_max or self._size > JOIN_BYTES_MAX):
+            self._drop(next(iter(self._texts)))
+        while marks and offset - next(iter(marks.values())) > JOIN_LAG_BYTES_MAX:
+            first = next(iter(marks))
+            self._drop(first)
+            marks.pop(first, None)
+
+    def exists(self, log: str) -> None:
+        """There is such a log, whatever was read of it."""
+        self.newest.setdefault(log, 0)
+
+    def _drop(self, uid: str) -> None:
+        text = self._texts.pop(uid, None)
+        if text is not None:
+            self.dropped += 1
+            self._taken(uid, text)
+
+    def _taken(self, uid: str, text: Text) -> None:
+        self._size -= text.size
+        for marks in text.marks:
+            marks.pop(uid, None)
+        text.size, text.marks = 0, []
+
+    def take(self, uid: str) -> list[str]:
+        """The words for a flow that goes out at once."""
+        text = self._texts.pop(uid, None)
+        if text is None:
+            return []
+        self._taken(uid, text)
+        return text.words
+
+    def wait(self, uid: str, item: FeaturedEvent, logs: tuple[str, ...]) -> Waiting:
+        text = self._awaited.get(uid) or self._texts.pop(uid, None) or Text([], 0, [])
+        self._awaited[uid] = text
+        self.flows += 1
+        return Waiting(uid, item, text, logs, item.event.ts)
+
+    def release(self, waiting: Waiting) -> list[str]:
+        """The words for a flow that has waited."""
+        self.flows -= 1
+        if self._awaited.get(waiting.uid) is waiting.text:
+            del self._awaited[waiting.uid]
+        self._taken(waiting.uid, waiting.text)
+        return waiting.text.words
+
+    def is_over(self, waiting: Waiting, caught_up: bool, now_s: float) -> bool:
+        """Need this flow wait no longer? caught_up: all files were read as far as they go; now_s: monotonic."""
+        seen_before = waiting.since_s is not None
+        if waiting.since_s is None:
+            waiting.since_s = now_s
+        if now_s - waiting.since_s >= self.wait_s:
+            return True
+        if seen_before and waiting.text.words and (caught_up or self.flows_full):
+            return True
+        late = waiting.end + LATE_NS
+        return caught_up and all(self.newest.get(log, late + 1) > late for log in waiting.logs)
+
+    @property
+    def flows_full(self) -> bool:
+        return 2 * self.flows >= self.pending_max
+
+    @property
+    def texts_full(self) -> bool:
+        return 2 * len(self._texts) >= self.pending_max
