@@ -22,7 +22,7 @@ FORMATS = {"conn": CONN, "dns": DNS}
 
 
 class Zeek:
-    """Writes a flow's text before the flow, or one word of it after; the flow ends before nothing in dns.log is late."""
+    """Writes a flow's text before the flow, or one word of it after. Times stand still: no text is ever too late."""
 
     def __init__(self, logs: Logs) -> None:
         self.logs, self.flows, self.rotations = logs, 0, 0

@@ -191,7 +191,7 @@ def test_no_state_forgets_a_text_before_its_flow_is_stored(logs: Logs) -> None:
     batches: list[Batch] = []
     for _ in range(3):
         batches += logs.follower.poll()
-    told = [(PathName(b), b.state.offset, len(b.parsed.events)) for b in batches]
+    told = [(b.state.path, b.state.offset, len(b.parsed.events)) for b in batches]
     at = len(DNS_HEAD)
     assert told == [
         ("dns.log", at, 0),
@@ -199,10 +199,6 @@ def test_no_state_forgets_a_text_before_its_flow_is_stored(logs: Logs) -> None:
         ("conn.log", len(CONN_HEAD + conn(1)), 1),
         ("dns.log", at + len(dns(1)), 0),
     ]
-
-
-def PathName(batch: Batch) -> str:  # noqa: N802
-    return Path(batch.state.path).name
 
 
 @pytest.mark.parametrize("killed", [False, True])
