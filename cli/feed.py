@@ -28,6 +28,7 @@ from ipc.messages import Answer, ErrorCode, Failure, Ingest, Ingested, Options, 
 if TYPE_CHECKING:
     from cli.render import Meter
     from engine.sources.base import SourceSpec
+    from engine.sources.join import Join
     from ipc.client import Client
 
 EVENTS_MAX = 512  # of one message
@@ -175,11 +176,22 @@ def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
     base = spec_of(how)
     for name, files in sorted_out(found(paths), checked(how)).items():
         source = how.source or name
-        spec = base._replace(name=source, join=Join(base.join_pending_max))
+        join = Join(base.join_pending_max)
+        spec = base._replace(name=source, join=join)
         ordered = _in_order(files) if name == "zeek" else files
         parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
         for one in sorted_by_time(parsed):
             yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects])
+        _say_passed_over(join)
+
+
+def _say_passed_over(join: Join) -> None:
+    """What was read and became neither event nor reject, on stderr."""
+    if join.ignored:
+        logs = ", ".join(f"{count:,} of {log}" for log, count in sorted(join.ignored.items())[:20])
+        sys.stderr.write(clean(f"records that are no events: {logs}") + "\n")
+    if join.dropped:
+        sys.stderr.write(f"text of {join.dropped:,} connections came too long before their flows and was dropped\n")
 
 
 def _in_order(files: list[Path]) -> list[Path]:

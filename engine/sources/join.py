@@ -21,6 +21,7 @@ Why nothing is lost or doubled when the process dies
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -62,6 +63,7 @@ class Join:
         self.pending_max, self.wait_s, self.live = pending_max, wait_s, live
         self.newest: dict[str, int] = {}  # log -> its latest time so far, ns
         self.dropped = 0  # texts that waited too long
+        self.ignored: Counter[str] = Counter()  # records of logs that are no events, by log
         self.flows = 0  # that wait, in all queues
         self._texts: dict[str, Text] = {}  # no flow has taken them; oldest first
         self._awaited: dict[str, Text] = {}  # of flows that wait

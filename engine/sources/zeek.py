@@ -2,7 +2,7 @@ r"""Zeek's logs, as tables with their #fields header, as JSON lines, and conn.lo
 
 Always true
   - conn becomes flows, notice notices; dns, http and ssl are the text of their flow, joined by uid
-    (engine/sources/join.py). Every other log is recognised and passed over, counted in `ignored`.
+    (engine/sources/join.py). Every other log is recognised and passed over, counted in Join.ignored.
   - ts_start is Zeek's ts, ts that plus the duration, both in its microseconds; TSV and JSON give the same event.
   - A table is read by the header above each line, wherever it begins anew; \xNN in a table is that byte.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import PurePath
@@ -128,7 +127,7 @@ class ZeekAdapter(LineAdapter):
         self._header: Header | None = None
         self._waiting: dict[int, Waiting] = {}  # flows, by offset, in order
         self._marks: Marks = {}  # texts that no flow has taken
-        self.ignored: Counter[str] = Counter()  # records by log
+        self.ignored = self._join.ignored
 
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:

@@ -386,7 +386,7 @@ def test_zeek_and_our_own_flows_of_the_same_capture_agree() -> None:
     assert cells["total_forward_bytes"] >= 90 and cells["total_backward_bytes"] >= 130 and cells["syn_flag_count"] >= 90
 
 
-def test_a_directory_is_read_texts_first_and_by_period(tmp_path: Path) -> None:
+def test_a_directory_is_read_texts_first_and_by_period(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def put(name: str, data: bytes) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -397,9 +397,10 @@ def test_a_directory_is_read_texts_first_and_by_period(tmp_path: Path) -> None:
     put("b/conn.01:00:00-02:00:00.log", table("conn", CONN | {"uid": "C9", "ts": "2.0"}))
     put("b/http.00:00:00-01:00:00.log", table("http", HTTP | {"uid": "C9"}))
     put("b/http.01:00:00-02:00:00.log", table("http", HTTP | {"uid": "C8"}))
-    put("b/weird.log", lines({"ts": 1.0, "name": "x"}))
+    put("b/weird.log", lines({"_path": "weird", "ts": 1.0, "name": "x"}))
     items = [item for part in feed.parts([tmp_path], feed.How()) for item in part.events]
     assert [item.event.text.count("evil.example") for item in items] == [0, 1, 1]  # a flow comes after its text
+    assert capsys.readouterr().err == "records that are no events: 1 of weird\n"
     assert feed.sorted_out([tmp_path], feed.How()).keys() == {"zeek"}
     alone = [item for part in feed.parts([tmp_path / "a" / "conn.log"], feed.How()) for item in part.events]
     assert alone[0].event.extra["text_missing"] == 1.0
