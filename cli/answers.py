@@ -8,14 +8,17 @@ Always true
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from cli.text import iso
 from ipc.event import Annotation, Event, Hit, Verdict
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Stored
+
+if TYPE_CHECKING:
+    from engine.dead_letters import Letter
 
 Document = dict[str, Any]
 
@@ -114,6 +117,61 @@ def counter_example_document(c: CounterExample | None) -> Document | None:
         "distance": c.distance,
         "event": event_document(c.event),
         "contributions": [contribution_document(x) for x in c.contributions],
+    }
+
+
+def stats_document(facts: Mapping[str, Any], generation: int) -> Document:
+    """The figures. Where features were asked for: of the sources that have events, each with its list."""
+    document: Document = {"generation": generation} | dict(facts)
+    columns: Mapping[str, Any] = document.pop("features", {})
+    if columns:
+        document["sources"] = [
+            row | {"features": feature_documents(columns[row["name"]], row["events"])}
+            for row in facts["sources"]
+            if row["name"] in columns
+        ]
+    if "dead_letters" in facts:
+        reasons = [{**r, "latest_at": iso(r["latest_at"])} for r in facts["dead_letters"]["reasons"]]
+        document["dead_letters"] = {**facts["dead_letters"], "reasons": reasons}
+    return document
+
+
+def feature_documents(columns: Mapping[str, Sequence[Any]], events: int) -> list[Document]:
+    """What one source fills of each feature. Shares are of its events; of a feature that is never there, None."""
+    from engine.features import FEATURES
+
+    rows = zip(FEATURES, columns["present"], columns["zeros"], columns["min"], columns["max"], strict=True)
+    return [
+        {
+            "feature": f.name,
+            "group": f.group,
+            "unit": f.unit,
+            "present": present,
+            "missing_share": 1 - present / events if events else None,
+            "zeros": zeros,
+            "min": low,
+            "max": high,
+            "constant": present > 1 and low == high,
+        }
+        for f, present, zeros, low, high in rows
+    ]
+
+
+def letter_document(letter: Letter) -> Document:
+    """A dead letter; its record as text and, byte for byte, as base64."""
+    import base64
+
+    try:
+        record = base64.b64decode(letter.record)
+    except ValueError:
+        record = b""
+    return {
+        "at": letter.at,
+        "file": letter.file,
+        "offset": letter.offset,
+        "reason": letter.reason,
+        "record": record.decode("utf-8", "replace"),
+        "record_base64": letter.record,
     }
 
 

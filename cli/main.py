@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.group import SETTINGS, Flowkin
-from cli.options import PATH, PATH_OR_DASH, TOP_K_MAX, filtered, located, printed, reading, searching, timed
+from cli.options import PATH, PATH_OR_DASH, TOP_K_MAX, Words, filtered, located, printed, reading, searching, timed
 from cli.session import Session
 
 if TYPE_CHECKING:
@@ -455,18 +455,52 @@ def shell(session: Session) -> None:
 
 # ---- know more ----------------------------------------------------------------------------------------------------
 @flowkin.command("stats")
+@click.option("--features", is_flag=True, help="Every feature of every source: how often it is there, its range.")
+@click.option("--source", "sources", metavar="NAME,...", type=Words("NAME,..."), multiple=True,
+              help="Every feature of these sources.")  # fmt: skip
 @located()
 @timed
 @printed
-def stats(session: Session, out: Out, timeout_ms: int | None) -> None:
-    """Counts, rates, sizes, coverage for each source, health.
+def stats(
+    session: Session, out: Out, features: bool, sources: tuple[list[str], ...], timeout_ms: int | None
+) -> None:
+    """Counts, sizes, coverage for each source, dead letters by reason, health.
+
+    Coverage counts the features that a source fills in at least one event; a feature is constant where at least two
+    events bear it, all with one value.
 
     \b
-    Example:
+    Examples:
       flowkin stats --json --data-dir ./data
+      flowkin stats --features --source eve --data-dir ./data
     """
-    reply = session.client().stats(timeout_ms=timeout_ms)
-    out.facts(reply.facts, generation=reply.generation)
+    from cli import questions
+    from cli.answers import stats_document
+
+    names = [name for some in sources for name in some]
+    out.stats(stats_document(*questions.stats(session.client(), features, names, timeout_ms)))
+
+
+@flowkin.command("dead_letters")
+@click.option("-n", "--limit", metavar="N", type=click.IntRange(1, 10_000), default=20, show_default=True,
+              help="How many.")  # fmt: skip
+@click.option("--reason", metavar="TEXT", default="", help="Only those whose reason holds this text.")
+@located(socket=False)
+@printed
+def dead_letters(session: Session, out: Out, limit: int, reason: str) -> None:
+    """The newest records that could not be read or were refused, the newest first.
+
+    Read from the data directory, whether an engine runs or not; `flowkin stats` counts all of them by reason. The last
+    64 MiB of them are looked at.
+
+    \b
+    Examples:
+      flowkin dead_letters --data-dir ./data
+      flowkin dead_letters -n 1000 --reason 'not JSON' --ndjson --data-dir ./data | jq -r .record
+    """
+    from cli import questions
+
+    out.letters(questions.letters(session.existing().dead_letters, reason, limit))
 
 
 @flowkin.command("info")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -12,11 +13,15 @@ from ipc.errors import error_of
 from ipc.messages import Answers, Failure, Filter, Found, Options, QuerySimilar, Request
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cli.answers import Document
     from cli.session import Session
     from ipc.client import Client
 
 PAGE = 500
 WINDOW = 8
+SOURCES = 64  # whose features are asked for in one message
 
 
 def ids_of(ids: Sequence[str], stdin: TextIO) -> tuple[bool, Iterator[str]]:
@@ -97,6 +102,39 @@ def watch(client: Client, filter: Filter | None) -> Iterator[Found]:
             if page.events:
                 after = max(after, page.events[-1].seq)
                 yield page
+
+
+def stats(
+    client: Client, features: bool, sources: Sequence[str], timeout_ms: int | None
+) -> tuple[Mapping[str, Any], int]:
+    """(facts, generation). features: with every feature of all sources, or of those named; of what is named, only that.
+    Raises CommandError for a source that is not there."""
+    reply = client.stats(timeout_ms=timeout_ms)
+    facts, generation = reply.facts, reply.generation
+    if not features and not sources:
+        return facts, generation
+    rows = {row["name"]: row for row in facts["sources"]}
+    if missing := [name for name in sources if name not in rows]:
+        raise CommandError(f"no source {missing[0]!r}; there are {', '.join(rows) or 'none'}", NOT_FOUND)
+    names = list(dict.fromkeys(sources or rows))
+    columns: dict[str, Any] = {}
+    for at in range(0, len(names), SOURCES):
+        some = names[at : at + SOURCES]
+        reply = client.stats(features=some, timeout_ms=timeout_ms)
+        generation = reply.generation
+        columns |= reply.facts["features"]
+        rows |= {row["name"]: row for row in reply.facts["sources"] if row["name"] in some}
+    return {**facts, "sources": [rows[name] for name in names], "features": columns}, generation
+
+
+def letters(path: Path, reason: str, limit: int) -> Iterator[Document]:
+    """The newest dead letters of a file whose reason holds `reason`, the newest first. Raises OSError."""
+    from cli.answers import letter_document
+    from engine.dead_letters import newest
+
+    found = (letter for letter in newest(path) if reason.lower() in letter.reason.lower())
+    with contextlib.suppress(FileNotFoundError):  # there never was one
+        yield from map(letter_document, itertools.islice(found, limit))
 
 
 def model_of(facts: Mapping[str, Any], version: str) -> Mapping[str, Any]:

@@ -43,6 +43,8 @@ FAMILY_STYLES = {
 DECISION_STYLES = {"DROP": "red", "ALERT": "yellow", "ALLOW": "green"}
 DIM, BOLD, GOOD, WARN, BAD = "dim", "bold", "green", "yellow", "bold red"
 BAR = "█▉▊▋▌▍▎▏"
+REASONS_SHOWN = 20
+RECORD_CHARS_SHOWN = 240
 
 
 def json_line(document: Any) -> str:
@@ -663,6 +665,130 @@ class Out:
                 for item in value:
                     self.to.line(str(item), indent=indent + 2)
 
+    def stats(self, document: Mapping[str, Any]) -> None:
+        """For people: the figures, then the sources and the dead letters; where features were asked for, those only."""
+        if not self.text:
+            self.document(document)
+            return
+        sources = document.get("sources", [])
+        if any("features" in row for row in sources):
+            for i, row in enumerate(sources):
+                if i:
+                    self.to.line()
+                self._source_features(row)
+            return
+        self._tree({k: v for k, v in document.items() if k not in ("sources", "dead_letters")}, 0)
+        if sources:
+            self._sources(sources)
+        if letters := document.get("dead_letters", {}).get("reasons"):
+            self._reasons(document["dead_letters"], letters)
+
+    def _sources(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        rows = [
+            [
+                Span(row["name"], BOLD), row["format"], count(row["events"]), count(row["duplicates"]),
+                Span(count(row["rejected"]), WARN if row["rejected"] else ""), _coverage(row),
+                number(row["coverage_mean"], 1), _part(row["missing_share"]), _part(row["constant_share"]),
+            ]
+            for row in sources
+        ]  # fmt: skip
+        self.to.line()
+        self.to.table(
+            [
+                Column("SOURCE", keep=True),
+                Column("FORMAT", spare=3),
+                Column("EVENTS", right=True),
+                Column("DUPLICATES", right=True, spare=4),
+                Column("REJECTED", right=True),
+                Column("COVERAGE", right=True),
+                Column("MEAN", right=True, spare=1),
+                Column("MISSING", right=True),
+                Column("CONSTANT", right=True, spare=2),
+            ],
+            rows,
+        )
+        self.to.line()
+        self.to.line(Span("features filled, by group", BOLD))
+        groups = [
+            [row["name"], ", ".join(f"{name} {n}/{of}" for name, (n, of) in row["groups"].items())]
+            for row in sources
+            if row["groups"]
+        ]
+        self.to.table([Column("", keep=True), Column("")], groups, indent=2)
+
+    def _reasons(self, letters: Mapping[str, Any], reasons: Sequence[Mapping[str, Any]]) -> None:
+        self.to.line()
+        self.to.line(Span(plural(letters["count"], "dead letter"), BOLD), f" ({size(letters['bytes'])})")
+        self.to.table(
+            [
+                Column("COUNT", right=True),
+                Column("REASON"),
+                Column("SOURCE", spare=1),
+                Column("LATEST (UTC)", spare=2),
+                Column("THERE", spare=3),
+            ],
+            [
+                [count(r["count"]), r["reason"], r["source"], r["latest_at"][:19].replace("T", " "), _place(r)]
+                for r in reasons[:REASONS_SHOWN]
+            ],
+            indent=2,
+        )
+        if (more := len(reasons) + letters["reasons_more"] - REASONS_SHOWN) > 0:
+            self.to.line(Span(f"{plural(more, 'reason')} more", DIM), indent=2)
+
+    def _source_features(self, row: Mapping[str, Any]) -> None:
+        events, features = row["events"], row.get("features", [])
+        self.to.line(
+            Span(row["name"], BOLD), f"  {plural(events, 'event')}, {_coverage(row)} features filled, ",
+            f"{row['features_constant'] or 0} of them constant",
+        )  # fmt: skip
+        rows: list[list[Cell]] = []
+        last = ""
+        groups = list(dict.fromkeys(f["group"] for f in features))
+        for f in sorted(features, key=lambda f: groups.index(f["group"])):
+            if not f["present"]:
+                continue
+            rows.append(
+                [
+                    Span(f["group"] if f["group"] != last else "", BOLD), f["feature"], _part(f["present"] / events),
+                    _part(f["zeros"] / f["present"]), _raw_number(f["min"]), _raw_number(f["max"]),
+                    Span("" if f["unit"] == "-" else f["unit"], DIM), Span("constant", WARN) if f["constant"] else "",
+                ]
+            )  # fmt: skip
+            last = f["group"]
+        self.to.table(
+            [
+                Column("GROUP", spare=2),
+                Column("FEATURE", keep=True),
+                Column("PRESENT", right=True),
+                Column("ZERO", right=True),
+                Column("MIN", right=True),
+                Column("MAX", right=True),
+                Column("UNIT", spare=1),
+                Column(""),
+            ],
+            rows,
+        )
+        if never := [f["feature"] for f in features if not f["present"]]:
+            self.to.line(Span("never: " + ", ".join(never), DIM))
+
+    def letters(self, letters: Iterable[Document]) -> None:
+        """Dead letters: a line that says where and why, then the record, cut."""
+        if not self.text:
+            self.documents(letters)
+            return
+        shown = 0
+        for letter in letters:
+            self.to.line(Span(letter["at"][:19].replace("T", " "), DIM), f"  {_place(letter)}  ",
+                         Span(letter["reason"], WARN))  # fmt: skip
+            record = letter["record"]
+            if record:
+                cut = record if len(record) <= RECORD_CHARS_SHOWN else record[: RECORD_CHARS_SHOWN - 1] + "…"
+                self.to.line(cut, indent=4)
+            shown += 1
+        if not shown:
+            self.to.line(Span("no dead letter", DIM))
+
     def models(self, facts: Mapping[str, Any], generation: int) -> None:
         """The versions there are: a line each for people."""
         if not self.text:
@@ -777,13 +903,26 @@ def _fact(name: str, value: Any) -> Cell:
     return str(value)
 
 
-def _joined(row: dict[str, Any]) -> dict[str, Any]:
-    """coverage_mean 11.0 and coverage_of 105 are read together: 11/105."""
-    if "coverage_of" not in row:
-        return row
-    mean = row.get("coverage_mean")
-    rest = {key: value for key, value in row.items() if not key.startswith("coverage_")}
-    return {**rest, "coverage": None if mean is None else f"{mean:.4g}/{row['coverage_of']}"}
+def _coverage(row: Mapping[str, Any]) -> str:
+    """11/105"""
+    return f"{'-' if row['features_filled'] is None else row['features_filled']}/{row['coverage_of']}"
+
+
+def _part(value: float | None) -> str:
+    """A share in percent; 0 % and 100 % are exactly that."""
+    if value is None:
+        return "-"
+    text = f"{value * 100:.1f}"
+    if text == "0.0" and value > 0:
+        return "<0.1 %"
+    if text == "100.0" and value < 1:
+        return ">99.9 %"
+    return text.removesuffix(".0") + " %"
+
+
+def _place(letter: Mapping[str, Any]) -> str:
+    """Where a dead letter was; what was refused when it was stored has no offset."""
+    return letter["file"] if letter["offset"] < 0 else f"{letter['file']} at {letter['offset']:,}"
 
 
 def _as_table(name: str, value: Any) -> tuple[list[Column], list[list[Cell]]] | None:
@@ -791,7 +930,7 @@ def _as_table(name: str, value: Any) -> tuple[list[Column], list[list[Cell]]] | 
     if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
         rows = [{_title(name): key} | v for key, v in value.items()]
     elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        rows = [_joined(v) for v in value]
+        rows = list(value)
     else:
         return None
     keys = list(dict.fromkeys(key for row in rows for key in row))

@@ -12,7 +12,8 @@ Tables
   texts        xxh3_128 of (text model, sentence) -> float32 vector
   offsets      followed file -> its state          tracker   "checkpoint" -> u64 seq | state of the context tracker
   extents      first seq -> u32 rows, then xxh3_64 of each region's bytes
-  meta         "manifest", "names" (families and sources by number), "counters"
+  meta         "manifest", "names" (families and sources by number), "counters"; for each source "coverage" NUL source
+               (engine/coverage.py) and "letters" NUL source (engine/dead_letters.py)
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import zstandard
 
 from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
 from engine.files import write_new
+from engine.limits import SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import Manifest
 from engine.manifest import decode as decode_manifest
 from engine.manifest import encode as encode_manifest
@@ -72,7 +74,6 @@ class SourceCounters(msgspec.Struct):
     events: int = 0
     duplicates: int = 0
     rejected: int = 0
-    coverage_sum: int = 0  # features present, over all events
 
 
 class Counters(msgspec.Struct):
@@ -82,6 +83,15 @@ class Counters(msgspec.Struct):
     sources: dict[str, SourceCounters] = {}
     conflicts: int = 0  # other content under a known identity
     record_bytes: int = 0
+    letter_bytes: int = -1  # of the dead-letter file that belong to commits; below 0: older than the counting
+
+
+def counted_as(counters: Counters, source: str) -> str:
+    """The name a source is counted under: its own, unless there are too many or it is too long to be stored."""
+    known = source in counters.sources
+    if not known and (len(counters.sources) >= SOURCES_MAX or len(source.encode()) > SOURCE_BYTES_MAX):
+        return "(other)"
+    return source
 
 
 class Record(NamedTuple):

@@ -1,38 +1,181 @@
-"""The dead letters: records that could not be read or were refused, with file, offset and reason.
+"""The dead letters: records that could not be read or were refused, with file, offset and reason; and their count.
 
 Always true
   - One JSON object a line: at (ISO-8601 UTC), file, offset, reason, record (base64). 0600; written by ingest only.
-  - A line is durable before the batch that it came with is acknowledged.
+  - A line is durable before the commit that counts it and that moves its source on. What lies past the committed size
+    came with a batch that was not stored: the next append overwrites it, so each letter is there once.
+  - Letters are counted by source and by what their reasons have in common, REASONS_MAX of them for a source (meta,
+    "letters" NUL source): how many there are is known without reading the file.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from engine.catalog import Batch, Counters, View
+from engine.errors import CorruptionError
 from ipc.messages import Reject
 
+log = logging.getLogger(__name__)
 
-def append(path: Path, rejects: Sequence[Reject]) -> None:
-    """Raises OSError."""
-    at = datetime.now(UTC).isoformat()
+REASONS_MAX = 32  # of one source; what comes after is counted as OTHER
+OTHER = "(other)"
+LISTED_MAX = 100  # reasons in one answer
+REASON_CHARS_MAX = 120
+FILE_CHARS_MAX = 200  # of the file that is named beside a count
+BLOCK_BYTES = 1 << 18
+LOOK_BYTES_MAX = 64 << 20  # read from the end of the file in one look for the newest
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Tally(msgspec.Struct, array_like=True, frozen=True):
+    """Letters with one reason. at: ns, when the newest of them came; file and offset: where that one was."""
+
+    count: int
+    at: int
+    file: str
+    offset: int
+
+
+class Letter(msgspec.Struct):
+    """A line of the file."""
+
+    at: str
+    file: str
+    offset: int
+    reason: str
+    record: str = ""
+
+
+Tallies = dict[str, Tally]
+_decode = msgspec.msgpack.Decoder(Tallies).decode
+_letter = msgspec.json.Decoder(Letter).decode
+
+# ---- what reasons have in common ----------------------------------------------------------------------------------
+# A quoted text (its end may have been cut off), a range such as 0..65535, a number. An apostrophe within a word, and a
+# digit that belongs to one (utf-8, sha256), are neither.
+_VARYING = re.compile(
+    r"""(?<!\w)(?:'(?:\\.|[^'\\])*(?:'|$)|"(?:\\.|[^"\\])*(?:"|$))"""
+    r"|(?<![\w.-])(?P<range>-?\d+\.\.-?\d+)(?![\w.])"
+    r"|(?<![\w-])[-+]?(?:0x[0-9a-fA-F]+|\d+(?:[.,_]\d+)*(?:[eE][-+]?\d+)?)"
+)
+
+
+def common(reason: str) -> str:
+    """The reason without what it says of one record: quoted texts become '...', numbers N; ranges stay."""
+
+    def plain(match: re.Match[str]) -> str:
+        return match["range"] or ("'...'" if match[0][0] in "'\"" else "N")
+
+    return " ".join(_VARYING.sub(plain, reason).split())[:REASON_CHARS_MAX] or "(none)"
+
+
+def tallied(tallies: Mapping[str, Tally], rejects: Sequence[Reject], at: int) -> Tallies:
+    """The tallies of a source with these rejects, which came at `at` (ns), added."""
+    out = dict(tallies)
+    for r in rejects:
+        reason = common(r.reason)
+        if reason not in out and len(out) >= REASONS_MAX:
+            reason = OTHER
+        file = r.file if len(r.file) <= FILE_CHARS_MAX else "..." + r.file[-FILE_CHARS_MAX:]
+        out[reason] = Tally(out[reason].count + 1 if reason in out else 1, at, file, r.offset)
+    return out
+
+
+# ---- in the catalog -----------------------------------------------------------------------------------------------
+def put(batch: Batch, source: str, tallies: Tallies) -> None:
+    batch.put("meta", f"letters\0{source}".encode(), _encode(tallies))
+
+
+def load(view: View, counters: Counters) -> dict[str, Tallies]:
+    """By source; a damaged value counts as none."""
+    found = {}
+    for source in counters.sources:
+        try:
+            blob = view.get("meta", f"letters\0{source}".encode())
+        except CorruptionError as e:
+            log.error("%s", e)
+            continue
+        if blob is not None:
+            found[source] = _decode(blob)
+    return found
+
+
+def facts(found: Mapping[str, Tallies]) -> dict[str, Any]:
+    """How many there are, and the most frequent reasons of each source; times are ns."""
+    rows = [(source, reason, tally) for source, tallies in found.items() for reason, tally in tallies.items()]
+    rows.sort(key=lambda row: (-row[2].count, row[0], row[1]))
+    return {
+        "count": sum(tally.count for _, _, tally in rows),
+        "reasons": [
+            {"reason": reason, "count": t.count, "source": source, "latest_at": t.at, "file": t.file,
+             "offset": t.offset}
+            for source, reason, t in rows[:LISTED_MAX]
+        ],
+        "reasons_more": max(0, len(rows) - LISTED_MAX),
+    }  # fmt: skip
+
+
+# ---- the file -----------------------------------------------------------------------------------------------------
+def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) -> int:
+    """Write the letters, which came at `at` (ns), behind the `committed` first bytes of the file, or behind all of it
+    where it is not known how many belong to commits; durable on return. The size then. Raises OSError."""
+    when = datetime.fromtimestamp(at / 1e9, UTC).isoformat()
     lines = b"".join(
-        msgspec.json.encode(
-            {"at": at, "file": r.file, "offset": r.offset, "reason": r.reason,
-             "record": base64.b64encode(r.record).decode()}
-        ) + b"\n"
+        msgspec.json.encode(Letter(when, r.file, r.offset, r.reason, base64.b64encode(r.record).decode())) + b"\n"
         for r in rejects
-    )  # fmt: skip
+    )
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        size = os.fstat(fd).st_size
+        if 0 <= committed < size:
+            os.ftruncate(fd, committed)
         view = memoryview(lines)
         while view:
             view = view[os.write(fd, view) :]
         os.fdatasync(fd)
+        return os.fstat(fd).st_size
     finally:
         os.close(fd)
+
+
+def newest(path: Path) -> Iterator[Letter]:
+    """The letters, the newest first, as far as LOOK_BYTES_MAX from the end reach. A line that is none is left out, and
+    so is a last one that is not yet whole. Raises OSError."""
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        stop = max(0, at - LOOK_BYTES_MAX)
+        tail: list[bytes] = []  # pieces of the line that begins before `at`, the last first
+        ended = False  # a newline was seen: what stands before it is whole
+        while at > stop:
+            size = min(BLOCK_BYTES, at - stop)
+            at -= size
+            file.seek(at)
+            first, *lines = file.read(size).split(b"\n")
+            if not lines:
+                tail.append(first)
+                continue
+            if ended:
+                yield from _read(b"".join([lines[-1], *reversed(tail)]))
+            for line in reversed(lines[:-1]):
+                yield from _read(line)
+            tail, ended = [first], True
+        if at == 0 and ended:
+            yield from _read(b"".join(reversed(tail)))
+
+
+def _read(line: bytes) -> Iterator[Letter]:
+    if line:
+        try:
+            yield _letter(line)
+        except msgspec.MsgspecError:
+            return

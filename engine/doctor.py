@@ -14,13 +14,16 @@ import shutil
 import stat
 from collections.abc import Iterator
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from engine import heartbeat, index
-from engine.catalog import TABLES, Catalog
+from engine import coverage, dead_letters, heartbeat, index
+from engine.catalog import TABLES, Catalog, Counters, Names
 from engine.embed import models as embed_models
 from engine.embed import text as embed_text
 from engine.errors import CorruptionError, EngineError, LockedError
+from engine.features import CONTEXT_INDEXES, FEATURES
 from engine.layout import Layout
 from engine.manifest import Manifest
 from engine.rows import RowMap
@@ -28,6 +31,10 @@ from engine.rows import RowMap
 DISK_FREE_SHARE_MIN = 0.05
 MAP_BYTES = 1 << 30
 VALUES_MAX = 4_096
+JUDGED_EVENTS_MIN = 1_000  # a source with fewer says little about what it fills
+CONSTANT_SHARE_MAX = 0.5
+CAPTURE_SHARE_MIN = 0.9  # of the features that a flow alone gives; a capture has the packets for all of them
+NAMED_MAX = 8
 
 
 class Finding(Struct):
@@ -81,7 +88,8 @@ def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
     try:
         try:
             with catalog.read() as view:
-                manifest = view.manifest()
+                manifest, counters, names = view.manifest(), view.counters(), view.names()
+                covered, tallies = coverage.load(view, counters), dead_letters.load(view, counters)
                 records = int(view.txn.stat(catalog.tables["records"])["entries"])
         except EngineError as e:
             yield Finding("problem", "manifest", str(e))
@@ -94,7 +102,10 @@ def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
         yield Finding("ok", "manifest", f"generation {manifest.generation}, {manifest.count} events")
         yield from _models(layout, manifest)
         yield from _derived(layout, manifest, deep=deep, fix=fix)
+        yield from _sources(names, counters, covered)
+        yield from _letters(tallies)
         if deep:
+            yield from _recounted(layout, manifest, names, counters, covered)
             yield from _values(catalog)
     finally:
         catalog.close()
@@ -154,6 +165,67 @@ def _damaged(layout: Layout, path: str, wrong: str, *, fix: bool) -> Finding:
     if os.path.lexists(path):
         shutil.move(path, layout.quarantine)
     return Finding("problem", path, f"{what}; moved to {layout.quarantine}; the next start builds it again", fixed=True)
+
+
+def _sources(names: Names, counters: Counters, covered: dict[str, coverage.Coverage]) -> Iterator[Finding]:
+    """What each source fills of the features; a note only where something is amiss whatever the source is."""
+    formats = dict(names.sources)
+    for source, c in sorted(counters.sources.items()):
+        if not c.events:
+            continue
+        if source not in covered:
+            yield Finding("note", f"source {source}", "what it fills is not counted yet; the next start counts it")
+            continue
+        filled, constant = covered[source].filled, covered[source].constant
+        held = [f.name for f in FEATURES if constant[f.column]]
+        never = len(FEATURES) - int(filled.sum())
+        detail = f"fills {int(filled.sum())} of {len(FEATURES)} features (events: {c.events}); {never} never"
+        detail += f"; constant: {_named(held)}" if held else ""
+        amiss = list(_amiss(formats.get(source, ""), c.events, filled, len(held)))
+        if c.rejected > c.events:
+            amiss.append(f"{c.rejected} records were rejected, more than stored; `flowkin dead_letters` shows them")
+        yield Finding("note" if amiss else "ok", f"source {source}", "; ".join([detail, *amiss]))
+
+
+def _amiss(format_name: str, events: int, filled: NDArray[np.bool_], constant: int) -> Iterator[str]:
+    if events < JUDGED_EVENTS_MIN:
+        return
+    if not filled[list(CONTEXT_INDEXES)].any():
+        yield "no feature of its windows and histories: its events have no addresses, or come too late"
+    of_flow = [f for f in FEATURES if f.scope == "flow"]
+    missing = [f.name for f in of_flow if not filled[f.column]]
+    if format_name == "pcap" and len(missing) > len(of_flow) * (1 - CAPTURE_SHARE_MIN):
+        yield f"a capture should fill {_named(missing)}"
+    if constant > filled.sum() * CONSTANT_SHARE_MAX:
+        yield "most of what it fills never varies"
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:NAMED_MAX]) + (f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else "")
+
+
+def _letters(tallies: dict[str, dead_letters.Tallies]) -> Iterator[Finding]:
+    found = dead_letters.facts(tallies)
+    if not found["count"]:
+        return
+    most = [f"{r['count']} of {r['source']}: {r['reason']}" for r in found["reasons"][:3]]
+    n, reasons = found["count"], len(found["reasons"]) + found["reasons_more"]
+    yield Finding("note", "dead letters", f"{n} for {reasons} reasons; {'; '.join(most)}; `flowkin dead_letters`")
+
+
+def _recounted(
+    layout: Layout, manifest: Manifest, names: Names, counters: Counters, covered: dict[str, coverage.Coverage]
+) -> Iterator[Finding]:
+    """The coverage that was counted against the row files."""
+    try:
+        found = coverage.recount(layout, manifest, names, counters)
+    except (OSError, CorruptionError):
+        return  # a row file is not to be had: that is a finding already
+    wrong = [s for s in sorted(covered) if s not in found or not covered[s].same(found[s])]
+    for source in wrong:
+        yield Finding("note", f"source {source}", "its coverage is not what the row files hold; stats may mislead")
+    if not wrong:
+        yield Finding("ok", "coverage", f"of {len(covered)} sources is what the row files hold")
 
 
 def _engine_runs(layout: Layout) -> bool:

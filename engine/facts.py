@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import heartbeat
-from engine.catalog import View
+from engine import coverage, dead_letters, heartbeat
+from engine.catalog import Counters, View
 from engine.config import Config
 from engine.embed.base import SPACES
 from engine.errors import NotReadyError
@@ -76,9 +77,11 @@ def info(view: View, config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def stats(layout: Layout, view: View) -> dict[str, Any]:
-    """The figures of docs/PROTOCOL.md; a worker that is gone is left out."""
-    manifest, counters, formats = _manifest(view), view.counters(), dict(view.names().sources)
+def stats(layout: Layout, view: View, features: Sequence[str] = ()) -> dict[str, Any]:
+    """The figures of docs/PROTOCOL.md; a worker that is gone is left out. features: sources whose every feature is
+    wanted."""
+    manifest, counters = _manifest(view), view.counters()
+    covered = coverage.load(view, counters)
     readers = [worker_facts(p) for p in sorted(layout.run.glob("reader-*.heartbeat"))]
     indexed = sum(i.hi - i.lo for i in manifest.indexes if i.space == SPACES[0])
     environment = view.catalog.env
@@ -88,14 +91,9 @@ def stats(layout: Layout, view: View) -> dict[str, Any]:
         "model": manifest.model,
         "readers": [r for r in readers if r],
         "ingest": worker_facts(layout.heartbeat("ingest")) or {},
-        "sources": [
-            {
-                "name": name, "format": formats.get(name, ""), "events": c.events, "duplicates": c.duplicates,
-                "rejected": c.rejected, "coverage_mean": round(c.coverage_sum / c.events, 2) if c.events else None,
-                "coverage_of": FEATURE_COUNT,
-            }
-            for name, c in sorted(counters.sources.items())
-        ],
+        "sources": sources(view, counters, covered),
+        "features": {name: coverage.columns(covered[name]) for name in features if name in covered},
+        "dead_letters": letters(layout, view, counters),
         "families": dict(sorted(counters.families.items(), key=lambda item: -item[1])),
         "conflicts": counters.conflicts,
         "labelled": environment_entries(view, "annotations"),
@@ -110,6 +108,27 @@ def stats(layout: Layout, view: View) -> dict[str, Any]:
             "texts": environment_entries(view, "texts"),
         },
     }  # fmt: skip
+
+
+def sources(view: View, counters: Counters, covered: Mapping[str, coverage.Coverage]) -> list[dict[str, Any]]:
+    """What came of each source, and how much of the features it fills."""
+    formats = dict(view.names().sources)
+    return [
+        {
+            "name": name, "format": formats.get(name, ""), "events": c.events, "duplicates": c.duplicates,
+            "rejected": c.rejected, **coverage.facts(covered.get(name), c.events),
+        }
+        for name, c in sorted(counters.sources.items())
+    ]  # fmt: skip
+
+
+def letters(layout: Layout, view: View, counters: Counters) -> dict[str, Any]:
+    """The dead letters by reason, and the size of their file."""
+    try:
+        size = layout.dead_letters.stat().st_size
+    except FileNotFoundError:
+        size = 0
+    return {"bytes": size, **dead_letters.facts(dead_letters.load(view, counters))}
 
 
 def environment_entries(view: View, table: str) -> int:

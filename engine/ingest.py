@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import grp
 import logging
 import os
@@ -26,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from engine import dead_letters, facts, lock
+from engine import facts, lock
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
@@ -56,7 +55,6 @@ from ipc.messages import (
     Label,
     Ping,
     Pong,
-    Reject,
     Request,
     Stats,
     UseModel,
@@ -133,7 +131,7 @@ class IngestWorker:
             case Stats() | Info():
                 with self.publisher.catalog.read() as view:
                     if isinstance(request, Stats):
-                        found = facts.stats(self.worker.layout, view)
+                        found = facts.stats(self.worker.layout, view, request.features)
                     else:
                         found = facts.info(view, self.config)
                 connection.reply(Facts(request.request_id, generation, found))
@@ -246,7 +244,6 @@ class IngestWorker:
     def _publish(self, batch: list[Submission]) -> None:
         try:
             outcomes = self.publisher.publish(batch)
-            self._keep_rejects([r for o in outcomes for r in o.rejects])
         except OSError as e:  # the disk does not keep its word: no second try; the next start sees what is there
             log.critical("ingest ends, nothing of this batch was acknowledged: %s", e)
             logging.shutdown()
@@ -263,17 +260,6 @@ class IngestWorker:
         for submission, outcome in zip(batch, outcomes, strict=True):
             submission.done(outcome)
         self.upkeep.look()
-
-    def _keep_rejects(self, rejects: list[Reject]) -> None:
-        """Raises NoSpaceError where the disk is full: the events are stored, and sent again they are duplicates."""
-        if not rejects:
-            return
-        try:
-            dead_letters.append(self.worker.layout.dead_letters, rejects)
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpaceError(f"dead letters cannot be kept: {e.strerror}; send it again") from e
-            raise
 
     # ---- housekeeping ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ ROW_FILE_ROWS_MIN = 64  # smaller ones serve tests
 COMMIT_EVENTS_MAX = 4_096  # one huge commit taxes all later ones (LMDB rewrites its free list)
 FAMILIES_MAX = 4_096  # distinct family words; later ones become "Unknown"
 SOURCES_MAX = 4_096
+SOURCE_BYTES_MAX = 128  # of a source's name
 
 RECORD_BYTES_MAX = 1 << 20  # one source record: a line, a row
 DECOMPRESS_RATIO_MAX = 200

@@ -5,10 +5,10 @@ Always true
   - The same identity with the same source record again is a no-op; with another record it is refused and counted.
   - A seq is given to one event for ever. The context tracker moves on only when the commit succeeded.
 In this order, each step durable before the next
-  1. rows: pwrite, fdatasync (a new row file: written, synced and renamed before)
-  2. one LMDB commit: records, ids, texts, offsets, extent, counters, names, tracker, manifest  <- the publish
+  1. dead letters: appended, fdatasync; rows: pwrite, fdatasync (a new row file: written, synced and renamed before)
+  2. one LMDB commit: records, ids, texts, offsets, extent, counters, coverage, names, tracker, manifest  <- the publish
   3. counter: bump; losing this only makes a reader late
-A death before 2 leaves bytes past the committed count, which the next publish overwrites.
+A death before 2 leaves letters and rows past the committed count, which the next publish overwrites.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +26,9 @@ import xxhash
 import zstandard
 from msgspec import Struct
 
+from engine import coverage, dead_letters
 from engine import features as feature_table
-from engine.catalog import Catalog, Counters, Names, SourceCounters, View, id_key, join_record, seq_key
+from engine.catalog import Catalog, Counters, Names, SourceCounters, View, counted_as, id_key, join_record, seq_key
 from engine.columns import to_columns
 from engine.context import Tracker
 from engine.counter import Counter
@@ -38,7 +39,7 @@ from engine.errors import BadRecordError, BadRequestError, NoSpaceError, NotFoun
 from engine.failpoint import failpoint
 from engine.featurize import featurize
 from engine.layout import Layout
-from engine.limits import FAMILIES_MAX, SOURCES_MAX
+from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows
 from engine.normalize import complete
 from engine.rows import Rows, RowWriter
@@ -48,7 +49,6 @@ from ipc.messages import Reject
 log = logging.getLogger(__name__)
 
 ID_BYTES_MAX = 255
-SOURCE_BYTES_MAX = 128
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -69,6 +69,12 @@ class Outcome(NamedTuple):
     accepted: int
     duplicates: int
     rejects: list[Reject]  # with those that publishing added
+
+
+def _say_if_full(e: OSError) -> None:
+    """Raises NoSpaceError where the disk is full."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise NoSpaceError(f"the disk is full ({e.strerror}); the batch was not stored; free some space") from e
 
 
 class _Accepted(NamedTuple):
@@ -128,6 +134,8 @@ class Publisher:
             self.manifest: Manifest = manifest
             self.names: Names = view.names()
             self.counters: Counters = view.counters()
+            self.coverage = coverage.load(view, self.counters)
+            self.letters = dead_letters.load(view, self.counters)
         self._writer: RowWriter | None = None
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
         self._compress = zstandard.ZstdCompressor(level=3).compress
@@ -144,19 +152,19 @@ class Publisher:
         """Store what is new of all submissions in one generation. Raises NoSpaceError, OSError: nothing was stored."""
         accepted: list[_Accepted] = []
         outcomes: list[tuple[int, int, list[Reject]]] = []
+        refused: dict[str, list[Reject]] = {}  # by the source that they are counted under
         counters = msgspec.msgpack.decode(_encode(self.counters), type=Counters)
         batch_ids: dict[bytes, bytes] = {}
         with self.catalog.read() as view:
             for submission in submissions:
                 first, duplicates, rejects = len(accepted), 0, list(submission.rejects)
-                if rejects:
-                    self._count(counters, submission.source or submission.format).rejected += len(rejects)
+                self._refuse(refused, counters, submission.source or submission.format, rejects)
                 for item in submission.events:
                     try:
                         new = self._admit(item, submission.format, view, batch_ids)
                     except BadRecordError as e:
                         rejects.append(Reject(submission.source, -1, e.reason, item.raw[: 1 << 16]))
-                        self._count(counters, item.event.source).rejected += 1
+                        self._refuse(refused, counters, item.event.source, rejects[-1:])
                         counters.conflicts += isinstance(e, ConflictError)
                         continue
                     if new is None:
@@ -167,7 +175,8 @@ class Publisher:
                 outcomes.append((len(accepted) - first, duplicates, rejects))
         offsets = {k: v for s in submissions for k, v in s.offsets.items()}
         if accepted or offsets or counters != self.counters:
-            self._store(accepted, offsets, counters)
+            letters = self._keep_letters(refused, counters)
+            self._store(accepted, offsets, counters, letters)
         return [Outcome(self.manifest.generation, *rest) for rest in outcomes]
 
     def _admit(
@@ -188,7 +197,33 @@ class Publisher:
         batch_ids[key] = content
         return _Accepted(event, item.features, item.raw, content, format_name)
 
-    def _store(self, accepted: list[_Accepted], offsets: dict[bytes, bytes], counters: Counters) -> None:
+    def _refuse(
+        self, refused: dict[str, list[Reject]], counters: Counters, source: str, rejects: Sequence[Reject]
+    ) -> None:
+        if rejects:
+            self._count(counters, source).rejected += len(rejects)
+            refused.setdefault(counted_as(counters, source), []).extend(rejects)
+
+    def _keep_letters(
+        self, refused: Mapping[str, Sequence[Reject]], counters: Counters
+    ) -> dict[str, dead_letters.Tallies]:
+        """Append the dead letters, so that no commit counts one that is not there; the tallies of their sources. Raises
+        NoSpaceError, OSError."""
+        if not refused:
+            return {}
+        at = time.time_ns()
+        rejects = [r for some in refused.values() for r in some]
+        try:
+            counters.letter_bytes = dead_letters.append(self.layout.dead_letters, rejects, at, counters.letter_bytes)
+        except OSError as e:
+            _say_if_full(e)
+            raise
+        return {source: dead_letters.tallied(self.letters.get(source, {}), r, at) for source, r in refused.items()}
+
+    def _store(
+        self, accepted: list[_Accepted], offsets: dict[bytes, bytes], counters: Counters,
+        letters: dict[str, dead_letters.Tallies],
+    ) -> None:  # fmt: skip
         names = self._with_names(accepted)
         events = [a.event for a in accepted]
         features = feature_table.unpack([a.features for a in accepted])
@@ -199,6 +234,7 @@ class Publisher:
         for event, n in zip(events, present.tolist(), strict=True):
             event.coverage = n
         columns = to_columns(events, [a.content for a in accepted], names)
+        covered = coverage.by_source(features, columns["source"])
         vectors = {space: e.embed(events, features) for space, e in self.models.embedders.items()}
         first = self.manifest.count
         extents = self._append(first, Rows(vectors, features, columns)) if accepted else []
@@ -218,9 +254,7 @@ class Publisher:
                 ids.append((id_key(a.event.event_id, a.event.source), seq_key(seq) + a.content))
                 counters.record_bytes += len(record)
                 counters.families[a.event.family] = counters.families.get(a.event.family, 0) + 1
-                source = self._count(counters, a.event.source)
-                source.events += 1
-                source.coverage_sum += a.event.coverage
+                self._count(counters, a.event.source).events += 1
             for key, value in sorted(ids):  # random keys double the cost of a commit; sorted they do not
                 if not batch.put("ids", key, value, overwrite=False):
                     raise AssertionError(f"identity {key!r} appeared while the only writer was publishing")
@@ -234,12 +268,19 @@ class Publisher:
                 batch.put_names(names)
             if checkpoint:
                 batch.put("tracker", b"checkpoint", checkpoint)
+            grown = coverage.grown(self.coverage, covered, names, counters)
+            for name, total in grown.items():
+                coverage.put(batch, name, total)
+            for name, tallies in letters.items():
+                dead_letters.put(batch, name, tallies)
             batch.put_counters(counters)
             batch.put_manifest(manifest)
             failpoint("publish.before_commit")
         failpoint("publish.committed")
         self.tracker.merge(overlay)
         self.names, self.counters, self._checkpointed = names, counters, checkpointed
+        self.coverage |= grown
+        self.letters |= letters
         self._adopt(manifest)
 
     def _append(self, first: int, rows: Rows) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -259,8 +300,7 @@ class Publisher:
                 writer.sync()
                 done += n
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NoSpaceError(f"the disk is full ({e.strerror}); the batch was not stored; free some space") from e
+            _say_if_full(e)
             raise
         return extents
 
@@ -293,9 +333,7 @@ class Publisher:
 
     @staticmethod
     def _count(counters: Counters, source: str) -> SourceCounters:
-        if source not in counters.sources and len(counters.sources) >= SOURCES_MAX:
-            source = "(other)"
-        return counters.sources.setdefault(source, SourceCounters())
+        return counters.sources.setdefault(counted_as(counters, source), SourceCounters())
 
     def _adopt(self, manifest: Manifest) -> None:
         self.manifest = manifest

@@ -319,7 +319,8 @@ class Reader:
             case Info():
                 connection.reply(Facts(request.request_id, generation, facts.info(view, self.config)))
             case Stats():
-                connection.reply(Facts(request.request_id, generation, facts.stats(self.worker.layout, view)))
+                figures = facts.stats(self.worker.layout, view, request.features)
+                connection.reply(Facts(request.request_id, generation, figures))
             case Models():
                 connection.reply(Facts(request.request_id, generation, self._model_facts(snapshot)))
             case Get():

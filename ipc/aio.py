@@ -224,8 +224,9 @@ class AsyncClient:
     async def info(self, *, timeout_ms: int | None = None) -> Facts:
         return await self._expect(Facts, lambda i, ms: Info(i), timeout_ms)
 
-    async def stats(self, *, timeout_ms: int | None = None) -> Facts:
-        return await self._expect(Facts, lambda i, ms: Stats(i), timeout_ms)
+    async def stats(self, *, features: Sequence[str] = (), timeout_ms: int | None = None) -> Facts:
+        """features: sources whose every feature is asked for, at most 64."""
+        return await self._expect(Facts, lambda i, ms: Stats(i, list(features)), timeout_ms)
 
     async def models(self, *, timeout_ms: int | None = None) -> Facts:
         return await self._expect(Facts, lambda i, ms: Models(i), timeout_ms)

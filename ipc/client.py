@@ -333,8 +333,9 @@ class Client:
     def info(self, *, timeout_ms: int | None = None) -> Facts:
         return self._expect(Facts, lambda i, ms: Info(i), timeout_ms)
 
-    def stats(self, *, timeout_ms: int | None = None) -> Facts:
-        return self._expect(Facts, lambda i, ms: Stats(i), timeout_ms)
+    def stats(self, *, features: Sequence[str] = (), timeout_ms: int | None = None) -> Facts:
+        """features: sources whose every feature is asked for, at most 64."""
+        return self._expect(Facts, lambda i, ms: Stats(i, list(features)), timeout_ms)
 
     def models(self, *, timeout_ms: int | None = None) -> Facts:
         return self._expect(Facts, lambda i, ms: Models(i), timeout_ms)

@@ -172,7 +172,7 @@ class Stored(Struct, array_like=True):
 class Hello(Message, tag=0):         protocol: int; client: Name = ""; request_id: RequestId = 0
 class Ping(Message, tag=1):          request_id: RequestId
 class Info(Message, tag=2):          request_id: RequestId
-class Stats(Message, tag=3):         request_id: RequestId
+class Stats(Message, tag=3):         request_id: RequestId; features: Names = []  # sources whose every feature is asked for
 class Get(Message, tag=4):           request_id: RequestId; ids: Annotated[list[Id], Meta(max_length=IDS_PER_MESSAGE_MAX)]; features: bool = False; raw: bool = False; min_generation: int = 0; deadline_ms: Millis = 5_000
 class List(Message, tag=5):          request_id: RequestId; filter: Filter | None = None; after_seq: int = -1; limit: TopK = 100; features: bool = False; raw: bool = False; min_generation: int = 0; deadline_ms: Millis = 5_000
 class Recent(Message, tag=6):        request_id: RequestId; limit: TopK = 20; filter: Filter | None = None; by_event_time: bool = False; min_generation: int = 0; deadline_ms: Millis = 5_000

@@ -11,7 +11,9 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
+from engine import coverage
 from engine.build import IndexJob, build_indexes
+from engine.catalog import View
 from engine.config import CIDRS_INTERNAL, load
 from engine.embed import models as embed_models
 from engine.embed.linear import LinearEmbedder
@@ -143,7 +145,7 @@ class Store:
         return [RowMap(self.layout.row_file(*manifest.row_file(n)), n, ROWS) for n in range(manifest.row_files)]
 
     def check(self) -> None:
-        """Everything agrees: counts, identities, and every row with what its record gives."""
+        """Everything agrees: counts, identities, coverage, and every row with what its record gives."""
         manifest = self.publisher.manifest
         with self.catalog.read() as view:
             assert view.manifest() == manifest
@@ -153,6 +155,7 @@ class Store:
                 event = msgspec.msgpack.decode(record.head, type=Event)
                 found = view.identity(event.event_id, event.source)
                 assert found is not None and found[0] == seq
+            self._check_coverage(view)
         assert self.publisher.counter.value == manifest.generation
         for number, file in enumerate(self.files()):
             lo, stored = number * ROWS, min(ROWS, manifest.count - number * ROWS)
@@ -162,6 +165,27 @@ class Store:
                 given = file.vectors[region] if region in file.vectors else getattr(file, region)
                 want = expected.vectors[region] if region in expected.vectors else getattr(expected, region)
                 assert np.array_equal(given[:stored].view(np.uint8), np.ascontiguousarray(want).view(np.uint8)), region
+
+
+    def _check_coverage(self, view: View) -> None:
+        """What is counted of each source against its records, one by one."""
+        counters, stored = view.counters(), coverage.load(view, view.counters())
+        features: dict[str, list[bytes]] = {}
+        for _, record in view.records(0, 1 << 40):
+            source = msgspec.msgpack.decode(record.head, type=Event).source
+            features.setdefault(source, []).append(record.features)
+        events = {source: c.events for source, c in counters.sources.items() if c.events}
+        assert events == {source: len(blobs) for source, blobs in features.items()}
+        assert stored.keys() == features.keys() == self.publisher.coverage.keys()
+        for source, blobs in features.items():
+            cells = np.array([np.frombuffer(b, "<f4") for b in blobs], np.float64)
+            there = ~np.isnan(cells)
+            low, high = (np.where(there, cells, fill) for fill in (np.inf, -np.inf))
+            for found in (stored[source], self.publisher.coverage[source]):
+                assert found.present.tolist() == there.sum(0).tolist()
+                assert found.zeros.tolist() == (cells == 0).sum(0).tolist()
+                assert np.nan_to_num(found.low, nan=np.inf).tolist() == low.min(0).tolist()
+                assert np.nan_to_num(found.high, nan=-np.inf).tolist() == high.max(0).tolist()
 
 
 def other_model(layout: Layout) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from engine import lock
 from engine.layout import Layout
+from engine.publish import Submission
+from ipc.messages import Reject
 from tests.events import several
 from tests.store_fixture import Store
 
@@ -21,6 +23,10 @@ def main(data_dir: Path, steps: list[str]) -> None:
         if what == "publish":
             first, count = map(int, numbers)
             store.publish(several(count, first), {b"file": step.encode()})
+        elif what == "refuse":
+            rejects = [Reject("file", n, f"bad {n}") for n in map(int, numbers)]
+            offsets = {b"file": step.encode()}
+            store.publisher.publish([Submission("ndjson", [], rejects, lambda outcome: None, offsets, "test")])
         elif what == "index":
             store.index()
         elif what == "switch":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -22,6 +24,8 @@ from cli import options as cli_options
 from cli.run import run
 from cli.session import Session
 from cli.shell import Shell, Words, history_path
+from engine import coverage, dead_letters, features
+from engine.dead_letters import Tally
 from ipc.errors import ConnectError
 from ipc.event import Annotation, Event, Hit
 from ipc.frames import FrameReader, frame
@@ -47,6 +51,7 @@ from ipc.messages import (
     Pong,
     QuerySimilar,
     Recent,
+    Reject,
     Reply,
     Request,
     SearchText,
@@ -112,13 +117,31 @@ class FakeEngine:
             listener.close()
 
 
+COVERED = coverage.of(np.array([[6.0, np.nan, 0.5] * 35, [6.0, np.nan, 0.0] * 35, [6.0] * 105], np.float32))
+
+
+def stats_facts(features: list[str]) -> dict[str, Any]:
+    """Of an engine with two sources; one fills what COVERED says, the other was never good for an event."""
+    rows = [
+        {"name": "lab", "format": "eve", "events": 3, "duplicates": 1, "rejected": 2, **coverage.facts(COVERED, 3)},
+        {"name": "bad", "format": "", "events": 0, "duplicates": 0, "rejected": 9, **coverage.facts(None, 0)},
+    ]  # fmt: skip
+    tallies = {"lab": {"port is not in 0..65535": Tally(2, T0, "/x/eve.json", 1_234)},
+               "bad": {"\x1b[31mno\u202ething": Tally(9, T0, "bad", -1)}}  # fmt: skip
+    letters = {"bytes": 5_000, **dead_letters.facts(tallies)}
+    found = {name: coverage.columns(COVERED) for name in features if name == "lab"}
+    return {"version": "0", "events": 3, "sources": rows, "features": found, "dead_letters": letters}
+
+
 def answering(request: Any) -> Reply:
     i = request.request_id
     match request:
         case Ping():
             return Pong(i, 7)
-        case Info() | Stats():
-            return Facts(i, 7, {"version": "0", "events": 3, "sources": {"lab": {"events": 3}}})
+        case Info():
+            return Facts(i, 7, {"version": "0", "events": 3, "sources": ["lab"]})
+        case Stats():
+            return Facts(i, 7, stats_facts(request.features))
         case Models():
             return Facts(i, 7, {"current": "v1", "versions": {"v1": {"seed": 3}, "v2": {"seed": 4}}})
         case QuerySimilar(id="missing"):
@@ -264,13 +287,64 @@ def test_label_says_who(engine, flowkin):
 
 
 def test_facts_are_passed_through(engine, flowkin):
-    assert flowkin("stats", "--json").json() == {
-        "generation": 7, "version": "0", "events": 3, "sources": {"lab": {"events": 3}},
-    }  # fmt: skip
     assert flowkin("status", "--json").json()["running"] is True
     assert flowkin("models", "show", "v2", "--json").json()["seed"] == 4
     assert flowkin("models", "show", "v9").status == 3
     assert flowkin("models", "list", "--json").json()["current"] == "v1"
+
+
+def test_stats_say_what_each_source_fills(engine, flowkin):
+    got = flowkin("stats", "--json").json()
+    assert engine.seen[-1].features == [] and got["generation"] == 7
+    lab, bad = got["sources"]
+    assert (lab["features_filled"], lab["coverage_of"], lab["coverage_mean"]) == (105, 105, 81.67)
+    assert (lab["features_constant"], lab["constant_share"], lab["missing_share"]) == (35, 0.333333, 0.222222)
+    assert lab["groups"]["time"] == [17, 17] and sum(of for _, of in lab["groups"].values()) == 105
+    assert bad["features_filled"] is bad["coverage_mean"] is bad["groups"] is None
+    reasons = got["dead_letters"]["reasons"]
+    assert [(r["count"], r["source"], r["latest_at"]) for r in reasons] == [
+        (9, "bad", "2026-05-05T16:53:20Z"), (2, "lab", "2026-05-05T16:53:20Z"),
+    ]  # fmt: skip
+
+    text = flowkin("stats").out
+    for part in ("105/105", "22.2 %", "33.3 %", "time 17/17", "11 dead letters (4.9 KiB)", "/x/eve.json at 1,234"):
+        assert part in text, part
+    assert "\\x1b[31mno\\u202ething" in text and "\x1b" not in text
+
+
+def test_every_feature_of_the_sources_asked_for(engine, flowkin):
+    got = flowkin("stats", "--features", "--json").json()
+    (lab,) = got["sources"]
+    assert [f["feature"] for f in lab["features"]] == list(features.NAMES)
+    assert lab["features"][0] == {
+        "feature": "protocol_number", "group": "id", "unit": "-", "present": 3, "missing_share": 0.0, "zeros": 0,
+        "min": 6.0, "max": 6.0, "constant": True,
+    }  # fmt: skip
+    assert [lab["features"][1][k] for k in ("present", "min", "max", "constant")] == [1, 6.0, 6.0, False]
+    assert [lab["features"][2][k] for k in ("present", "zeros", "min", "max")] == [3, 1, 0.0, 6.0]
+    assert flowkin("stats", "--source", "lab", "--json").json() == got
+    text = flowkin("stats", "--source", "lab").out
+    assert "105/105 features filled, 35 of them constant" in text
+    assert text.count("constant") == 36 and text.count("33.3 %") == 70 and "dead letter" not in text
+    missing = flowkin("stats", "--source", "lab,nobody")
+    assert (missing.status, missing.out) == (3, "") and "nobody" in missing.err
+
+
+def test_dead_letters_are_shown_newest_first(flowkin, tmp_path):
+    assert flowkin("dead_letters").out == "no dead letter\n"
+    assert flowkin("dead_letters", "--json").json() == []
+    path = tmp_path / "dead_letters.ndjson"
+    rejects = [Reject(f"/f\x1b{n}", n - 1, f"bad {n}", b"\xff\x1b[31m" + b"x" * 500) for n in range(3)]
+    dead_letters.append(path, rejects, T0)
+    got = flowkin("dead-letters", "-n", "2", "--json").json()
+    assert [(x["reason"], x["offset"], x["at"]) for x in got] == [
+        ("bad 2", 1, "2026-05-05T16:53:20+00:00"), ("bad 1", 0, "2026-05-05T16:53:20+00:00"),
+    ]  # fmt: skip
+    assert base64.b64decode(got[0]["record_base64"]) == rejects[2].record and got[0]["record"].startswith("\ufffd\x1b")
+    assert [json.loads(x)["reason"] for x in flowkin("dead_letters", "--reason", "BAD 0", "--ndjson").out.splitlines()]
+    text = flowkin("dead_letters").out
+    assert "\x1b" not in text and "\\x1b[31mxx" in text and max(map(len, text.splitlines())) < 300
+    assert [line.split()[-1] for line in text.splitlines()[::2]] == ["2", "1", "0"]
 
 
 def test_where_the_engine_is(engine, flowkin, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from ipc.errors import BadRequestError
 from ipc.messages import ErrorCode, Found, Stored
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine
-from tests.events import make, several
+from tests.events import T0, make, several
 from tests.store_fixture import ROWS, Store, flip
 
 
@@ -123,8 +123,8 @@ def test_dead_letters_are_private_lines(tmp_path: Path) -> None:
     from ipc.messages import Reject
 
     path = tmp_path / "dead.ndjson"
-    dead_letters.append(path, [Reject("a\nb", 5, "no JSON", b"\x00\xff\n")])
-    dead_letters.append(path, [Reject("c", -1, "x")])
+    dead_letters.append(path, [Reject("a\nb", 5, "no JSON", b"\x00\xff\n")], T0)
+    dead_letters.append(path, [Reject("c", -1, "x")], T0)
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     assert [(x["file"], x["offset"], x["reason"]) for x in lines] == [("a\nb", 5, "no JSON"), ("c", -1, "x")]
     assert base64.b64decode(lines[0]["record"]) == b"\x00\xff\n"
@@ -133,4 +133,4 @@ def test_dead_letters_are_private_lines(tmp_path: Path) -> None:
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError):
-        dead_letters.append(path, [Reject("c", -1, "x")])
+        dead_letters.append(path, [Reject("c", -1, "x")], T0)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from engine import publish, recover
+from engine.catalog import counted_as
 from engine.columns import COLUMNS
 from engine.errors import BadRequestError, NoSpaceError, NotFoundError
 from engine.features import INDEX, pack, unpack
+from engine.limits import SOURCE_BYTES_MAX
 from engine.lock import hold
 from engine.publish import Submission
 from ipc.event import Event, FeaturedEvent
@@ -80,7 +82,9 @@ def test_a_bad_event_costs_itself_only(store: Store, bad: FeaturedEvent, reason:
     outcome = store.publish([make(0), bad, make(2)])
     assert outcome.accepted == 2
     assert reason in outcome.rejects[0].reason
-    assert store.publisher.counters.sources[bad.event.source].rejected == 1
+    counters = store.publisher.counters
+    assert counters.sources[counted_as(counters, bad.event.source)].rejected == 1
+    assert ("(other)" in counters.sources) == (len(bad.event.source.encode()) > SOURCE_BYTES_MAX)
     store.check()
 
 
@@ -105,7 +109,7 @@ def test_coverage_counts_what_is_present_with_context(store: Store) -> None:
     assert record is not None
     present = int(np.isfinite(unpack([record.features])).sum())
     assert event(store, 0).coverage == present
-    assert store.publisher.counters.sources["test"].coverage_sum == present
+    assert store.publisher.coverage["test"].present.sum() == present
     assert np.isfinite(unpack([record.features])[0, INDEX["connection_rate"]])
 
 
