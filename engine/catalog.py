@@ -83,6 +83,7 @@ class Counters(msgspec.Struct):
     sources: dict[str, SourceCounters] = {}
     conflicts: int = 0  # other content under a known identity
     record_bytes: int = 0
+    counted: int = 0  # events, from the first on, that the stored coverage counts
     letter_bytes: int = -1  # of the dead-letter file that belong to commits; below 0: older than the counting
 
 

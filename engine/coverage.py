@@ -1,9 +1,11 @@
-"""How much of the 105 features each source fills: counted with every commit, exact.
+"""How much of the 105 features each source fills: exact at any generation, at no cost to a commit of single events.
 
 Always true
-  - What is stored for a source (meta, "coverage" NUL source) is committed with the events that it counts, and is what a
-    recount of the row files gives: only sums and extremes are kept, so order and cut of the batches change nothing.
-  - A value that is missing or damaged costs a recount at the next start, and nothing else.
+  - Stored for each source (meta, "coverage" NUL source) is what the first `counted` events hold; the fewer than
+    COUNT_EVENTS after them are counted from the row files by whoever asks. Together they are what a recount gives: only
+    sums and extremes are kept, so order and cut of the batches change nothing.
+  - The events of all sources add up to `counted`. Where they do not, or a value is damaged, nothing of it is believed
+    and the next start counts again.
   - A feature is constant where at least two events bear it, all with one value; one that is never there is not.
 """
 
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.catalog import Batch, Catalog, Counters, Names, View, counted_as
+from engine.catalog import Batch, Counters, Names, View, counted_as
 from engine.errors import CorruptionError
 from engine.features import F32, FEATURES
 from engine.layout import Layout
@@ -27,15 +29,17 @@ from ipc.event import FEATURE_COUNT
 log = logging.getLogger(__name__)
 
 U64 = NDArray[np.uint64]
-_COUNTS_BYTES = FEATURE_COUNT * 8
-VALUE_BYTES = 2 * _COUNTS_BYTES + 2 * FEATURE_COUNT * 4
+COUNT_EVENTS = 256  # so many uncounted ones are counted and stored with the commit that makes them so many
 GROUPS = tuple(dict.fromkeys(f.group for f in FEATURES))
+_VALUE = np.dtype([("events", "<u8"), *((n, "<u8", FEATURE_COUNT) for n in ("present", "zeros")),
+                   *((n, "<f4", FEATURE_COUNT) for n in ("low", "high"))])  # fmt: skip
 
 
 class Coverage(NamedTuple):
-    """Of one source's events, for each of the 105. present, zeros: in how many events it is there, and is 0;
+    """Of so many events of one source, for each of the 105. present, zeros: in how many of them it is there, and is 0;
     low, high: the smallest and largest value, NaN where there is none."""
 
+    events: int
     present: U64
     zeros: U64
     low: F32
@@ -43,13 +47,14 @@ class Coverage(NamedTuple):
 
     def merged(self, other: Coverage) -> Coverage:
         return Coverage(
-            self.present + other.present, self.zeros + other.zeros,
+            self.events + other.events, self.present + other.present, self.zeros + other.zeros,
             np.fmin(self.low, other.low), np.fmax(self.high, other.high),
         )  # fmt: skip
 
     def same(self, other: Coverage) -> bool:
         """-0.0 and 0.0 are one value, NaN is NaN."""
         counts = np.array_equal(self.present, other.present) and np.array_equal(self.zeros, other.zeros)
+        counts = counts and self.events == other.events
         values = np.array_equal(self.low, other.low, equal_nan=True)
         return counts and values and np.array_equal(self.high, other.high, equal_nan=True)
 
@@ -63,121 +68,98 @@ class Coverage(NamedTuple):
 
 
 def of(features: F32) -> Coverage:
-    """The coverage of float32 [n, 105], n at least 1. What is not finite is missing."""
+    """The coverage of float32 [n, 105], n at least 1, of one source. What is not finite is missing."""
     present = np.isfinite(features)
-    zeros = features == 0
-    values = features if present.all() else np.where(present, features, np.float32(np.nan))
-    if len(features) == 1:
-        return Coverage(present[0].astype(np.uint64), zeros[0].astype(np.uint64), values[0], values[0])
+    values = np.where(present, features, np.float32(np.nan))
     return Coverage(
-        present.sum(0, dtype=np.uint64), zeros.sum(0, dtype=np.uint64), np.fmin.reduce(values), np.fmax.reduce(values)
-    )
+        len(features), present.sum(0, dtype=np.uint64), (values == 0).sum(0, dtype=np.uint64),
+        np.fmin.reduce(values), np.fmax.reduce(values),
+    )  # fmt: skip
 
 
 def by_source(features: F32, numbers: NDArray[np.uint16]) -> dict[int, Coverage]:
-    """The coverage of each source in float32 [n, 105]; numbers: the source of each row."""
-    if not len(numbers):
-        return {}
-    if (numbers == numbers[0]).all():
-        return {int(numbers[0]): of(features)}
+    """The coverage of each source in float32 [n, 105], n at least 1; numbers: the source of each row."""
     order = np.argsort(numbers, kind="stable")
     starts = np.flatnonzero(np.diff(numbers[order])) + 1
     return {int(numbers[rows[0]]): of(features[rows]) for rows in np.split(order, starts)}
 
 
-# ---- in the catalog -----------------------------------------------------------------------------------------------
-def _key(source: str) -> bytes:
-    return f"coverage\0{source}".encode()
-
-
-def put(batch: Batch, source: str, coverage: Coverage) -> None:
-    parts = (a.astype("<u8" if a.dtype.kind == "u" else "<f4").tobytes() for a in coverage)
-    batch.put("meta", _key(source), b"".join(parts))
-
-
-def load(view: View, counters: Counters) -> dict[str, Coverage]:
-    """By source; without those that have none, or a damaged one."""
-    found = {}
-    for source in counters.sources:
-        try:
-            blob = view.get("meta", _key(source))
-        except CorruptionError as e:
-            log.error("%s", e)
-            continue
-        if blob is not None and len(blob) == VALUE_BYTES:
-            counts = np.frombuffer(blob, "<u8", 2 * FEATURE_COUNT).astype(np.uint64).reshape(2, -1)
-            values = np.frombuffer(blob, "<f4", offset=2 * _COUNTS_BYTES).astype(np.float32).reshape(2, -1)
-            found[source] = Coverage(counts[0], counts[1], values[0], values[1])
-    return found
-
-
-def uncounted(found: Mapping[str, Coverage], counters: Counters) -> list[str]:
-    """Sources with events whose coverage is not known: of a directory that is older than the counting, or damaged."""
-    return [source for source, c in counters.sources.items() if c.events and source not in found]
-
-
-def recount(
-    layout: Layout, manifest: Manifest, names: Names, counters: Counters, alive: Callable[[], None] = lambda: None
-) -> dict[str, Coverage]:
-    """The coverage of every source from the row files. Raises OSError, CorruptionError: a row file is not to be had."""
-    found: dict[str, Coverage] = {}
-    for number in range(manifest.row_files):
-        rows = RowMap(layout.row_file(*manifest.row_file(number)), number, manifest.row_file_rows)
-        stored = min(rows.rows, manifest.count - rows.first_seq)
-        found |= grown(found, by_source(rows.features[:stored], rows.columns["source"][:stored]), names, counters)
-        alive()
-    return found
-
-
 def grown(
-    known: Mapping[str, Coverage], new: Mapping[int, Coverage], names: Names, counters: Counters
-) -> dict[str, Coverage]:
-    """What is known of the sources in `new` (by number) with that added, by name."""
+    layout: Layout, manifest: Manifest, names: Names, counters: Counters, known: Mapping[str, Coverage], first: int,
+    alive: Callable[[], None] = lambda: None,
+) -> dict[str, Coverage]:  # fmt: skip
+    """Of the sources with events from seq `first` on, what is known of them and those events, from the row files.
+    Raises OSError, CorruptionError: a row file is not to be had."""
     out: dict[str, Coverage] = {}
-    for number, coverage in new.items():
-        source = counted_as(counters, names.sources[number][0])
-        before = out.get(source) or known.get(source)
-        out[source] = before.merged(coverage) if before else coverage
+    size = manifest.row_file_rows
+    for file in range(first // size, manifest.row_files):
+        rows = RowMap(layout.row_file(*manifest.row_file(file)), file, size)
+        part = slice(max(0, first - rows.first_seq), min(size, manifest.count - rows.first_seq))
+        if part.start == part.stop:
+            continue
+        for number, new in by_source(rows.features[part], rows.columns["source"][part]).items():
+            source = counted_as(counters, names.sources[number][0])
+            before = out.get(source) or known.get(source)
+            out[source] = before.merged(new) if before else new
+        alive()
     return out
 
 
-def fill_in(layout: Layout, catalog: Catalog, alive: Callable[[], None] = lambda: None) -> dict[str, Coverage]:
-    """Count and store what is not counted; the writer calls it before it publishes. What was counted, by source. Raises
-    OSError, CorruptionError."""
-    with catalog.read() as view:
-        manifest, names, counters = view.manifest(), view.names(), view.counters()
-        missing = uncounted(load(view, counters), counters)
-    if not missing or manifest is None:
+# ---- in the catalog -----------------------------------------------------------------------------------------------
+def put(batch: Batch, source: str, coverage: Coverage) -> None:
+    batch.put("meta", f"coverage\0{source}".encode(), np.array([tuple(coverage)], _VALUE).tobytes())
+
+
+def stored(view: View, counters: Counters) -> tuple[dict[str, Coverage], int]:
+    """(by source, how many events that counts); ({}, 0) where it cannot be believed."""
+    found = {}
+    try:
+        for source in counters.sources:
+            blob = view.get("meta", f"coverage\0{source}".encode())
+            if blob is not None and len(blob) == _VALUE.itemsize:
+                (value,) = np.frombuffer(bytes(blob), _VALUE)
+                found[source] = Coverage(int(value["events"]), *(value[name] for name in Coverage._fields[1:]))
+    except CorruptionError as e:
+        log.error("%s", e)
+        return {}, 0
+    events = sum(c.events for c in found.values())
+    return (found, events) if events == counters.counted else ({}, 0)
+
+
+def load(layout: Layout, view: View, counters: Counters) -> dict[str, Coverage]:
+    """The coverage of every source that has events; of none where it is not known before the next start."""
+    manifest = view.manifest()
+    found, counted = stored(view, counters)
+    if manifest is None or manifest.count - counted >= COUNT_EVENTS:
         return {}
-    log.info("the coverage of %d sources is counted from the row files", len(missing))
-    found = recount(layout, manifest, names, counters, alive)
-    with catalog.write() as batch:
-        for source, coverage in found.items():
-            put(batch, source, coverage)
-    return found
+    try:
+        return found | grown(layout, manifest, view.names(), counters, found, counted)
+    except (OSError, CorruptionError) as e:
+        log.error("%s; what the sources fill is not known", e)
+        return {}
 
 
 # ---- as facts -----------------------------------------------------------------------------------------------------
-def facts(coverage: Coverage | None, events: int) -> dict[str, Any]:
+def facts(coverage: Coverage | None) -> dict[str, Any]:
     """Of one source: how many of the 105 are ever filled, by group too, and which shares are missing and constant.
 
     missing_share: of all cells, events x 105. constant_share: of the features filled. None where nothing is known."""
-    if coverage is None or not events:
+    if coverage is None:
         return dict.fromkeys(
             ("coverage_mean", "features_filled", "features_constant", "missing_share", "constant_share", "groups")
         ) | {"coverage_of": FEATURE_COUNT}
     filled, constant = coverage.filled, coverage.constant
-    cells, n_filled, n_constant = int(coverage.present.sum()), int(filled.sum()), int(constant.sum())
+    cells, n_filled, n_constant = (int(column.sum()) for column in (coverage.present, filled, constant))
     groups = {group: [0, 0] for group in GROUPS}
     for f in FEATURES:
         groups[f.group][0] += bool(filled[f.column])
         groups[f.group][1] += 1
     return {
-        "coverage_mean": round(cells / events, 2),
+        "coverage_mean": round(cells / coverage.events, 2),
         "coverage_of": FEATURE_COUNT,
         "features_filled": n_filled,
         "features_constant": n_constant,
-        "missing_share": round(1 - cells / (events * FEATURE_COUNT), 6),
+        "missing_share": round(1 - cells / (coverage.events * FEATURE_COUNT), 6),
         "constant_share": round(n_constant / n_filled, 6) if n_filled else None,
         "groups": groups,
     }

@@ -89,7 +89,7 @@ def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
         try:
             with catalog.read() as view:
                 manifest, counters, names = view.manifest(), view.counters(), view.names()
-                covered, tallies = coverage.load(view, counters), dead_letters.load(view, counters)
+                covered, tallies = coverage.load(layout, view, counters), dead_letters.load(view, counters)
                 records = int(view.txn.stat(catalog.tables["records"])["entries"])
         except EngineError as e:
             yield Finding("problem", "manifest", str(e))
@@ -218,7 +218,7 @@ def _recounted(
 ) -> Iterator[Finding]:
     """The coverage that was counted against the row files."""
     try:
-        found = coverage.recount(layout, manifest, names, counters)
+        found = coverage.grown(layout, manifest, names, counters, {}, 0)
     except (OSError, CorruptionError):
         return  # a row file is not to be had: that is a finding already
     wrong = [s for s in sorted(covered) if s not in found or not covered[s].same(found[s])]

@@ -81,7 +81,7 @@ def stats(layout: Layout, view: View, features: Sequence[str] = ()) -> dict[str,
     """The figures of docs/PROTOCOL.md; a worker that is gone is left out. features: sources whose every feature is
     wanted."""
     manifest, counters = _manifest(view), view.counters()
-    covered = coverage.load(view, counters)
+    covered = coverage.load(layout, view, counters)
     readers = [worker_facts(p) for p in sorted(layout.run.glob("reader-*.heartbeat"))]
     indexed = sum(i.hi - i.lo for i in manifest.indexes if i.space == SPACES[0])
     environment = view.catalog.env
@@ -116,7 +116,7 @@ def sources(view: View, counters: Counters, covered: Mapping[str, coverage.Cover
     return [
         {
             "name": name, "format": formats.get(name, ""), "events": c.events, "duplicates": c.duplicates,
-            "rejected": c.rejected, **coverage.facts(covered.get(name), c.events),
+            "rejected": c.rejected, **coverage.facts(covered.get(name)),
         }
         for name, c in sorted(counters.sources.items())
     ]  # fmt: skip

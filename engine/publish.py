@@ -28,14 +28,25 @@ from msgspec import Struct
 
 from engine import coverage, dead_letters
 from engine import features as feature_table
-from engine.catalog import Catalog, Counters, Names, SourceCounters, View, counted_as, id_key, join_record, seq_key
+from engine.catalog import (
+    Batch,
+    Catalog,
+    Counters,
+    Names,
+    SourceCounters,
+    View,
+    counted_as,
+    id_key,
+    join_record,
+    seq_key,
+)
 from engine.columns import to_columns
 from engine.context import Tracker
 from engine.counter import Counter
 from engine.embed import models as embed_models
 from engine.embed.base import ModelSet
 from engine.embed.text import TextEmbedder
-from engine.errors import BadRecordError, BadRequestError, NoSpaceError, NotFoundError
+from engine.errors import BadRecordError, BadRequestError, CorruptionError, NoSpaceError, NotFoundError
 from engine.failpoint import failpoint
 from engine.featurize import featurize
 from engine.layout import Layout
@@ -134,7 +145,7 @@ class Publisher:
             self.manifest: Manifest = manifest
             self.names: Names = view.names()
             self.counters: Counters = view.counters()
-            self.coverage = coverage.load(view, self.counters)
+            self.coverage, self.counters.counted = coverage.stored(view, self.counters)
             self.letters = dead_letters.load(view, self.counters)
         self._writer: RowWriter | None = None
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
@@ -234,7 +245,6 @@ class Publisher:
         for event, n in zip(events, present.tolist(), strict=True):
             event.coverage = n
         columns = to_columns(events, [a.content for a in accepted], names)
-        covered = coverage.by_source(features, columns["source"])
         vectors = {space: e.embed(events, features) for space, e in self.models.embedders.items()}
         first = self.manifest.count
         extents = self._append(first, Rows(vectors, features, columns)) if accepted else []
@@ -268,9 +278,7 @@ class Publisher:
                 batch.put_names(names)
             if checkpoint:
                 batch.put("tracker", b"checkpoint", checkpoint)
-            grown = coverage.grown(self.coverage, covered, names, counters)
-            for name, total in grown.items():
-                coverage.put(batch, name, total)
+            covered = self._cover(batch, manifest, names, counters)
             for name, tallies in letters.items():
                 dead_letters.put(batch, name, tallies)
             batch.put_counters(counters)
@@ -279,9 +287,37 @@ class Publisher:
         failpoint("publish.committed")
         self.tracker.merge(overlay)
         self.names, self.counters, self._checkpointed = names, counters, checkpointed
-        self.coverage |= grown
+        self.coverage |= covered
         self.letters |= letters
         self._adopt(manifest)
+
+    def _cover(
+        self, batch: Batch, manifest: Manifest, names: Names, counters: Counters,
+        alive: Callable[[], None] = lambda: None,
+    ) -> dict[str, coverage.Coverage]:  # fmt: skip
+        """Count and store what the sources fill, where enough events are not yet counted; what changed."""
+        if manifest.count - counters.counted < coverage.COUNT_EVENTS:
+            return {}
+        try:
+            found = coverage.grown(self.layout, manifest, names, counters, self.coverage, counters.counted, alive)
+        except (OSError, CorruptionError) as e:  # the row file is mended first; no event waits for that
+            log.warning("%s; what the sources fill is counted later", e)
+            return {}
+        for source, value in found.items():
+            coverage.put(batch, source, value)
+        counters.counted = manifest.count
+        return found
+
+    def count_coverage(self, alive: Callable[[], None]) -> None:
+        """Where many are not counted: the directory is older than the counting, or a value of it is damaged."""
+        if self.manifest.count - self.counters.counted < coverage.COUNT_EVENTS:
+            return
+        counters = msgspec.structs.replace(self.counters)
+        with self.catalog.write() as batch:
+            covered = self._cover(batch, self.manifest, self.names, counters, alive)
+            batch.put_counters(counters)
+        self.counters = counters
+        self.coverage |= covered
 
     def _append(self, first: int, rows: Rows) -> list[tuple[int, int, tuple[int, ...]]]:
         """Write the rows from seq `first` on and sync them; the extents written. Raises NoSpaceError, OSError."""

@@ -7,7 +7,7 @@ In this order
   1. catalog: LMDB comes back at its last commit
   2. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
   3. index files: missing or misshapen -> no longer named; ingest has them built again
-  4. coverage: what is missing or damaged is counted again from the row files
+  4. coverage: what is not counted, or damaged, is counted from the row files
   5. context tracker: last checkpoint, then the records since, in order of seq
   6. files that nothing names are removed
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from engine import coverage, gc
+from engine import gc
 from engine.catalog import Catalog, Names, Record
 from engine.config import Config
 from engine.context import Tracker
@@ -60,7 +60,7 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     tracker = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)[0]
     publisher = Publisher(layout, catalog, counter, model, tracker)
     _mend_rows(publisher, alive)
-    publisher.coverage |= coverage.fill_in(layout, catalog, alive)
+    publisher.count_coverage(alive)
     missing = [
         f.file
         for f in publisher.manifest.indexes

@@ -169,23 +169,29 @@ class Store:
 
     def _check_coverage(self, view: View) -> None:
         """What is counted of each source against its records, one by one."""
-        counters, stored = view.counters(), coverage.load(view, view.counters())
+        counters = view.counters()
+        counted = coverage.load(self.layout, view, counters)
+        assert 0 <= self.publisher.manifest.count - counters.counted < coverage.COUNT_EVENTS
+        assert {s: c.events for s, c in self.publisher.coverage.items()} == {
+            s: c.events for s, c in coverage.stored(view, counters)[0].items()
+        }
         features: dict[str, list[bytes]] = {}
         for _, record in view.records(0, 1 << 40):
             source = msgspec.msgpack.decode(record.head, type=Event).source
             features.setdefault(source, []).append(record.features)
         events = {source: c.events for source, c in counters.sources.items() if c.events}
         assert events == {source: len(blobs) for source, blobs in features.items()}
-        assert stored.keys() == features.keys() == self.publisher.coverage.keys()
+        assert counted.keys() == features.keys()
         for source, blobs in features.items():
             cells = np.array([np.frombuffer(b, "<f4") for b in blobs], np.float64)
             there = ~np.isnan(cells)
             low, high = (np.where(there, cells, fill) for fill in (np.inf, -np.inf))
-            for found in (stored[source], self.publisher.coverage[source]):
-                assert found.present.tolist() == there.sum(0).tolist()
-                assert found.zeros.tolist() == (cells == 0).sum(0).tolist()
-                assert np.nan_to_num(found.low, nan=np.inf).tolist() == low.min(0).tolist()
-                assert np.nan_to_num(found.high, nan=-np.inf).tolist() == high.max(0).tolist()
+            found = counted[source]
+            assert found.events == len(blobs)
+            assert found.present.tolist() == there.sum(0).tolist()
+            assert found.zeros.tolist() == (cells == 0).sum(0).tolist()
+            assert np.nan_to_num(found.low, nan=np.inf).tolist() == low.min(0).tolist()
+            assert np.nan_to_num(found.high, nan=-np.inf).tolist() == high.max(0).tolist()
 
 
 def other_model(layout: Layout) -> Path:

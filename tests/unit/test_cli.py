@@ -123,8 +123,8 @@ COVERED = coverage.of(np.array([[6.0, np.nan, 0.5] * 35, [6.0, np.nan, 0.0] * 35
 def stats_facts(features: list[str]) -> dict[str, Any]:
     """Of an engine with two sources; one fills what COVERED says, the other was never good for an event."""
     rows = [
-        {"name": "lab", "format": "eve", "events": 3, "duplicates": 1, "rejected": 2, **coverage.facts(COVERED, 3)},
-        {"name": "bad", "format": "", "events": 0, "duplicates": 0, "rejected": 9, **coverage.facts(None, 0)},
+        {"name": "lab", "format": "eve", "events": 3, "duplicates": 1, "rejected": 2, **coverage.facts(COVERED)},
+        {"name": "bad", "format": "", "events": 0, "duplicates": 0, "rejected": 9, **coverage.facts(None)},
     ]  # fmt: skip
     tallies = {"lab": {"port is not in 0..65535": Tally(2, T0, "/x/eve.json", 1_234)},
                "bad": {"\x1b[31mno\u202ething": Tally(9, T0, "bad", -1)}}  # fmt: skip

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine import publish, recover
+from engine import coverage, publish, recover
 from engine.catalog import counted_as
 from engine.columns import COLUMNS
 from engine.errors import BadRequestError, NoSpaceError, NotFoundError
@@ -109,7 +109,8 @@ def test_coverage_counts_what_is_present_with_context(store: Store) -> None:
     assert record is not None
     present = int(np.isfinite(unpack([record.features])).sum())
     assert event(store, 0).coverage == present
-    assert store.publisher.coverage["test"].present.sum() == present
+    with store.catalog.read() as view:
+        assert coverage.load(store.layout, view, view.counters())["test"].present.sum() == present
     assert np.isfinite(unpack([record.features])[0, INDEX["connection_rate"]])
 
 
