@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 U64 = NDArray[np.uint64]
 COUNT_EVENTS = 256  # so many uncounted ones are counted and stored with the commit that makes them so many
 GROUPS = tuple(dict.fromkeys(f.group for f in FEATURES))
+_GROUP_OF = np.array([GROUPS.index(f.group) for f in FEATURES])
+_GROUP_SIZES: list[int] = np.bincount(_GROUP_OF).tolist()
 _VALUE = np.dtype([("events", "<u8"), *((n, "<u8", FEATURE_COUNT) for n in ("present", "zeros")),
                    *((n, "<f4", FEATURE_COUNT) for n in ("low", "high"))])  # fmt: skip
 
@@ -89,7 +91,7 @@ def grown(
     alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Coverage]:  # fmt: skip
     """Of the sources with events from seq `first` on, what is known of them and those events, from the row files.
-    Raises OSError, CorruptionError: a row file is not to be had."""
+    Raises OSError, CorruptionError: a row file is not to be had, or not to be believed."""
     out: dict[str, Coverage] = {}
     size = manifest.row_file_rows
     for file in range(first // size, manifest.row_files):
@@ -98,6 +100,8 @@ def grown(
         if part.start == part.stop:
             continue
         for number, new in by_source(rows.features[part], rows.columns["source"][part]).items():
+            if number >= len(names.sources):
+                raise CorruptionError(str(rows.path), f"a row names source {number}, which there is not")
             source = counted_as(counters, names.sources[number][0])
             before = out.get(source) or known.get(source)
             out[source] = before.merged(new) if before else new
@@ -150,10 +154,7 @@ def facts(coverage: Coverage | None) -> dict[str, Any]:
         ) | {"coverage_of": FEATURE_COUNT}
     filled, constant = coverage.filled, coverage.constant
     cells, n_filled, n_constant = (int(column.sum()) for column in (coverage.present, filled, constant))
-    groups = {group: [0, 0] for group in GROUPS}
-    for f in FEATURES:
-        groups[f.group][0] += bool(filled[f.column])
-        groups[f.group][1] += 1
+    of_group = np.bincount(_GROUP_OF[filled], minlength=len(GROUPS)).tolist()
     return {
         "coverage_mean": round(cells / coverage.events, 2),
         "coverage_of": FEATURE_COUNT,
@@ -161,7 +162,7 @@ def facts(coverage: Coverage | None) -> dict[str, Any]:
         "features_constant": n_constant,
         "missing_share": round(1 - cells / (coverage.events * FEATURE_COUNT), 6),
         "constant_share": round(n_constant / n_filled, 6) if n_filled else None,
-        "groups": groups,
+        "groups": {group: [n, size] for group, n, size in zip(GROUPS, of_group, _GROUP_SIZES, strict=True)},
     }
 
 

@@ -23,6 +23,7 @@ import msgspec
 
 from engine.catalog import Batch, Counters, View
 from engine.errors import CorruptionError
+from engine.files import sync_directory
 from ipc.messages import Reject
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) 
         while view:
             view = view[os.write(fd, view) :]
         os.fdatasync(fd)
+        if not size:  # it may be new: its name is to be durable, too
+            sync_directory(path.parent)
         return os.fstat(fd).st_size
     finally:
         os.close(fd)

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from engine import coverage, doctor, facts
 from engine.catalog import Counters, Names, SourceCounters
+from engine.columns import COLUMNS
 from engine.features import empty, pack
 from engine.limits import SOURCES_MAX
 from engine.rows import _offsets
@@ -197,6 +198,16 @@ def test_features_asked_for_come_in_full(store: Store) -> None:
     assert [found["x"][k][9] for k in ("present", "zeros", "min", "max")] == [2, 2, 0.0, 0.0]
     assert [found["x"][k][3] for k in ("present", "zeros", "min", "max")] == [2, 0, 5.0, 5.0]
     assert [found["x"][k][1] for k in ("present", "zeros", "min", "max")] == [0, 0, None, None]
+
+
+def test_a_damaged_row_stops_no_event_and_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "COUNT_EVENTS", 20)
+    store.publish(several(10))
+    source_at = _offsets(ROWS)["columns"] + COLUMNS.fields["source"][1]  # type: ignore[index]
+    flip(store.layout.row_file(0, 0), source_at)
+    with store.catalog.read() as view:
+        assert facts.stats(store.layout, view)["sources"][0]["features_filled"] is None
+    assert store.publish(several(40, 10)).accepted == 40
 
 
 def test_a_row_file_that_is_gone_stops_no_event_and_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
