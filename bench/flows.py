@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engine.flows.capture import Block, CaptureReader
-from engine.flows.decode import Decoder
+from engine.flows.decode import Packets
 from engine.flows.features import compute, pieces
+from engine.flows.packets import Decoder
 from engine.flows.table import Flows, FlowTable
 from engine.sources.base import SourceSpec
 from engine.sources.pcap import PcapAdapter
@@ -75,6 +76,7 @@ class Stages:
         for at in range(0, len(data), FEED_BYTES):
             self.blocks(self.reader.feed(data[at : at + FEED_BYTES]))
         self.blocks(self.reader.finish())
+        self.add(self.decoder.finish())
         now = time.process_time()
         rest = self.table.finish()
         self.took("table", now)
@@ -92,12 +94,16 @@ class Stages:
             if block is None:
                 return
             now = time.process_time()
-            packets = self.decoder.decode(block, 0)
+            ready = self.decoder.decode(block, 0)
             self.took("decode", now)
-            now = time.process_time()
-            done = self.table.add(packets, block.data)
-            self.took("table", now)
             self.packets += len(block.at)
+            self.add(ready)
+
+    def add(self, ready: list[Packets]) -> None:
+        for packets in ready:
+            now = time.process_time()
+            done = self.table.add(packets)
+            self.took("table", now)
             if done is not None:
                 self.features(done)
 

@@ -20,8 +20,9 @@ from engine.flows.capture import I64
 from engine.flows.decode import ACK, FIN, ICMP, ICMP6, RST, SYN, U8, U64, Bools, Packets
 
 NS = 1_000_000_000
-KEY_WORDS = 6
+KEY_WORDS = 7
 KEY_BYTES = KEY_WORDS * 8
+TUNNEL_SHIFT = 20  # of the outer tunnel in the last word but one
 BOTH_FIN = 3
 
 
@@ -146,6 +147,8 @@ def canonical_keys(p: Packets) -> tuple[U64, NDArray[np.uint8]]:
     low, high = np.where(upper, dst_port, src_port), np.where(upper, src_port, dst_port)
     keys[:, 4] = low << 32 | high << 16 | p.proto
     keys[:, 5] = p.version << 16 | (p.vlan + 1)
+    keys[:, 5] |= p.tunnels[:, 0] << np.uint64(TUNNEL_SHIFT)
+    keys[:, 6] = p.tunnels[:, 1]
     return keys, upper.astype(np.uint8)
 
 

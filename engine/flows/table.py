@@ -39,11 +39,8 @@ class EndReason(IntEnum):
 
 FLOW = np.dtype(
     [
-        (
-            "key",
-            "u8",
-            (KEY_WORDS,),
-        ),  # lower endpoint hi, lo; upper hi, lo; ports and protocol; version, vlan and tunnel
+        # Lower endpoint hi, lo; upper hi, lo; ports and protocol; VLAN, version and outer tunnel; inner tunnel.
+        ("key", "u8", (KEY_WORDS,)),
         ("initiator", "u1"),  # 0: the lower endpoint
         ("icmp", "u2"),  # type and code of the first packet
         ("first", "i8"),  # ns, of the first packet
@@ -96,10 +93,10 @@ class FlowTable:
     def open_flows(self) -> int:
         return len(self._slot_of)
 
-    def add(self, p: Packets, data: bytearray) -> Flows | None:
-        """A block's packets, and the bytes that payload_at points into. Flows that ended may come back now or later."""
+    def add(self, p: Packets) -> Flows | None:
+        """A block's packets. Flows that ended may come back now or later."""
         if len(p.ts):
-            self._take(p, data)
+            self._take(p)
             self._now = int(p.ts[-1])
             self._sweep(int(p.ts.min()))
             self._bound()
@@ -114,7 +111,7 @@ class FlowTable:
 
     # ---- one block -------------------------------------------------------------------------------------------------
 
-    def _take(self, p: Packets, data: bytearray) -> None:
+    def _take(self, p: Packets) -> None:
         s = by_conversation(p, self._mix)
         key_bytes = s.keys.tobytes()
         names = [key_bytes[i : i + KEY_BYTES] for i in range(0, len(key_bytes), KEY_BYTES)]
@@ -131,7 +128,7 @@ class FlowTable:
         changed = g.fresh & np.append(~same, True)
         owners = [names[i] for i in g.conversation[changed].tolist()]
         self._slot_of.update(zip(owners, slot[changed].tolist(), strict=True))
-        self._sample(slot, s, g, data)
+        self._sample(slot, s, g, p.data)
         chunk = np.empty(len(s.ts), PACKET)
         chunk["slot"] = of_packet = np.repeat(slot, g.packets)
         chunk["side"] = s.side ^ self._flow["initiator"][of_packet]

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from engine.features import F32, INDEX, pack
 from engine.flows.capture import MAGICS, SECTION, Block, CaptureReader, Problem
-from engine.flows.decode import ICMP, ICMP6, SCTP, TCP, UDP, Decoder
+from engine.flows.decode import ICMP, ICMP6, SCTP, TCP, UDP, Packets
 from engine.flows.derived import derive
 from engine.flows.features import compute, pieces, totals
 from engine.flows.names import flow_text
-from engine.flows.split import Limits
+from engine.flows.packets import Decoder
+from engine.flows.split import TUNNEL_SHIFT, Limits
 from engine.flows.table import EndReason, Flows, FlowTable, protocol
+from engine.flows.tunnels import tunnel_name
 from engine.sources.base import Adapter, Parsed, SourceSpec
 from engine.sources.labels import LabelRules
 from ipc.event import Event, FeaturedEvent
@@ -40,7 +42,7 @@ IFINDEX = INDEX["source_ifindex"]
 REASON_WORDS = [r.name.lower() for r in EndReason]
 
 
-class FlowRecord(Struct, frozen=True):
+class FlowRecord(Struct, frozen=True, omit_defaults=True):
     """The source record of a flow that we made ourselves; its JSON decides the event's identity."""
 
     src: str
@@ -54,6 +56,7 @@ class FlowRecord(Struct, frozen=True):
     packets: list[int]  # forward, backward
     bytes: list[int]
     end_reason: str
+    tunnel: str = ""
 
 
 encode = msgspec.json.Encoder().encode
@@ -65,7 +68,8 @@ class PcapAdapter(Adapter):
 
     def __init__(self, spec: SourceSpec, limits: Limits | None = None) -> None:
         super().__init__(spec)
-        self._reader, self._decoder, self._table = CaptureReader(), Decoder(), FlowTable(limits or spec.flows)
+        limits = limits or spec.flows or Limits()
+        self._reader, self._decoder, self._table = CaptureReader(), Decoder(limits.tunnels), FlowTable(limits)
         self._labels = spec.labels if isinstance(spec.labels, LabelRules) else None
         self._held: list[FeaturedEvent] = []  # their ids still to be given
         self._before, self._ordinal = b"", 0  # the last record that got an id, and its number among equal ones
@@ -89,6 +93,7 @@ class PcapAdapter(Adapter):
     def finish(self) -> Parsed:
         for block in self._reader.finish():
             self._add(block)
+        self._take(self._decoder.finish())
         self._hold(self._table.finish())
         self._done = True
         return Parsed(self._release(len(self._held)), self._rejects())
@@ -98,10 +103,13 @@ class PcapAdapter(Adapter):
         return self._read if self._done else 0
 
     def _add(self, block: Block) -> None:
-        packets = self._decoder.decode(block, max(0, REJECTS_MAX - self._rejected - len(self._decoder.problems)))
-        finished = self._table.add(packets, block.data)
-        if finished is not None:
-            self._hold(finished)
+        self._take(self._decoder.decode(block, max(0, REJECTS_MAX - self._rejected - len(self._decoder.problems))))
+
+    def _take(self, blocks: list[Packets]) -> None:
+        for packets in blocks:
+            finished = self._table.add(packets)
+            if finished is not None:
+                self._hold(finished)
 
     def _rejects(self) -> list[Reject]:
         problems: list[Problem] = sorted(self._decoder.problems + self._reader.problems)
@@ -126,19 +134,23 @@ class PcapAdapter(Adapter):
         ends = zip(_endpoints(rows, rows["initiator"]), _endpoints(rows, 1 - rows["initiator"]), strict=True)
         names = ("end", "start", "icmp", "reason")
         columns = zip(ends, protocol(rows).tolist(), *(rows[name].tolist() for name in names), _vlans(rows),
-                      totals(flows).tolist(), flows.samples, features, strict=True)  # fmt: skip
-        for ((src, src_port), (dst, dst_port)), proto, end, start, icmp, reason, vlan, total, samples, row in columns:
+                      _tunnels(rows), totals(flows).tolist(), flows.samples, features, strict=True)  # fmt: skip
+        for (
+            ((src, src_port), (dst, dst_port)), proto, end, start, icmp, reason, vlan, tunnel, total, samples, row,
+        ) in columns:  # fmt: skip
             ports: tuple[int | None, int | None] = (src_port, dst_port)
             if proto in (ICMP, ICMP6):
                 ports = icmp >> 8, icmp & 255
             elif proto not in (TCP, UDP, SCTP):
                 ports = None, None
             record = FlowRecord(
-                src, ports[0], dst, ports[1], proto, vlan, start, end, total[0:2], total[2:4], REASON_WORDS[reason]
-            )
+                src, ports[0], dst, ports[1], proto, vlan, start, end, total[0:2], total[2:4], REASON_WORDS[reason],
+                tunnel,
+            )  # fmt: skip
             event = Event(
                 event_id="-", source=self.spec.name, sensor=self.spec.sensor, ts=end, ts_start=start,
                 src_ip=src, dst_ip=dst, src_port=ports[0], dst_port=ports[1], proto=proto, vlan=vlan,
+                tunnel=tunnel,
                 text=flow_text(proto, dst_port, *samples) if samples[0] or samples[1] else "",
                 extra={"end_reason": reason, "forward_frame_bytes": total[4], "backward_frame_bytes": total[5]},
             )  # fmt: skip
@@ -168,6 +180,11 @@ def _endpoints(rows: NDArray[Any], upper: NDArray[Any]) -> Iterator[tuple[str, i
 
 def _vlans(rows: NDArray[Any]) -> list[int | None]:
     return [vlan - 1 if vlan else None for vlan in (rows["key"][:, 5] & np.uint64(0xFFFF)).tolist()]
+
+
+def _tunnels(rows: NDArray[Any]) -> list[str]:
+    outer, inner = rows["key"][:, 5] >> np.uint64(TUNNEL_SHIFT), rows["key"][:, 6]
+    return list(map(tunnel_name, outer.tolist(), inner.tolist()))
 
 
 @lru_cache(maxsize=65_536)

@@ -130,7 +130,7 @@ def test_flipped_bytes_are_taken(packets: list[P], flips: list[tuple[int, int]])
 
 
 def test_conversations_of_one_hash_stay_apart() -> None:
-    keys = np.array([[i % 3, 0, 0, 0, 0, 0] for i in range(30)], np.uint64)
+    keys = np.array([[i % 3, *[0] * (KEY_WORDS - 1)] for i in range(30)], np.uint64)
     order, starts = group(keys, np.zeros(KEY_WORDS, np.uint64))  # multiplied by zero: all hashes are equal
     assert starts.tolist() == [0, 10, 20]
     assert order.tolist() == [*range(0, 30, 3), *range(1, 30, 3), *range(2, 30, 3)]
