@@ -1,6 +1,7 @@
 """Captures made by hand, and a slow flow table to compare the fast one with.
 
-`reference` follows the words of FEATURES.md and engine/flows/split.py packet by packet, in plain Python.
+`split`, `joined` and `reference` follow the words of FEATURES.md, engine/flows/split.py and engine/flows/fragments.py
+packet by packet, in plain Python.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from engine.sources.pcap import PcapAdapter
 
 NAN = math.nan
 TCP, UDP, ICMP = 6, 17, 1
+HEADERS = {6: 20, 17: 8, 1: 8, 58: 8, 132: 12}
+
+
+class Piece(NamedTuple):
+    """A fragment: the number of its datagram, and which bytes of layer 4 it has."""
+
+    ident: int
+    start: int
+    stop: int
 
 
 class P(NamedTuple):
-    """One packet. ts in ns."""
+    """One packet. ts in ns; tunnel: as an event says it; header: bytes of layer 4, if not what the protocol has."""
 
     ts: int
     src: str = "10.0.0.1"
@@ -33,6 +43,13 @@ class P(NamedTuple):
     proto: int = TCP
     flags: int = ACK
     payload: bytes = b""
+    tunnel: str = ""
+    piece: Piece | None = None
+    header: int | None = None
+
+    @property
+    def head(self) -> int:
+        return HEADERS.get(self.proto, 0) if self.header is None else self.header
 
     @property
     def l4(self) -> bytes:
@@ -51,18 +68,74 @@ class P(NamedTuple):
 
     @property
     def ip(self) -> bytes:
-        src, dst = ip_address(self.src), ip_address(self.dst)
+        """Of the packet itself, without its tunnels."""
+        src, dst, l4, proto = ip_address(self.src), ip_address(self.dst), self.l4, self.proto
+        part = ident = 0
+        if self.piece is not None:
+            ident, more = self.piece.ident, self.piece.stop < len(l4)
+            l4 = l4[self.piece.start : self.piece.stop]
+            part = self.piece.start // 8 | (0x2000 if more else 0)
         if src.version == 4:
-            return ipv4(src.packed, dst.packed, self.proto, self.l4)
-        return struct.pack(">IHBB", 6 << 28, len(self.l4), self.proto, 64) + src.packed + dst.packed + self.l4
+            return ipv4(src.packed, dst.packed, proto, l4, part, ident)
+        if self.piece is not None:
+            l4 = struct.pack(">BBHI", proto, 0, (part & 0x1FFF) << 3 | part >> 13, ident) + l4
+            proto = 44
+        return ipv6(src.packed, dst.packed, proto, l4)
 
     @property
     def ethertype(self) -> int:
         return 0x0800 if ip_address(self.src).version == 4 else 0x86DD
 
+    @property
+    def frame(self) -> bytes:
+        """Ethernet, in all its tunnels."""
+        body, ethertype = self.ip, self.ethertype
+        for tunnel in reversed(self.tunnel.split("/") if self.tunnel else []):
+            body, ethertype = wrap(tunnel, body, ethertype)
+        return ethernet(body, ethertype)
+
+
+def wrap(tunnel: str, body: bytes, ethertype: int) -> tuple[bytes, int]:
+    """An IP packet in a tunnel, and the ethertype of the packet around it."""
+    kind, _, number = tunnel.partition(":")
+    four, six = (ip_address(a).packed for a in ("192.0.2.1", "2001:db8::1"))
+
+    def udp(port: int, head: bytes, inside: bytes = body) -> bytes:
+        size = 8 + len(head + inside)
+        return ipv4(four, four, 17, struct.pack(">HHHH", 40_000, port, size, 0) + head + inside)
+
+    match kind:
+        case "ipip" | "6in4":
+            return ipv4(four, four, 4 if kind == "ipip" else 41, body), 0x0800
+        case "4in6" | "6in6":
+            return ipv6(six, six, 4 if kind == "4in6" else 41, body), 0x86DD
+        case "gre":
+            head = struct.pack(">HHI", 0x2000, ethertype, int(number)) if number else struct.pack(">HH", 0, ethertype)
+            return ipv4(four, four, 47, head + body), 0x0800
+        case "pptp":
+            ppp = struct.pack(">H", 0x21 if ethertype == 0x0800 else 0x57) + body
+            return ipv4(four, four, 47, struct.pack(">HHHHI", 0x3001, 0x880B, len(ppp), 9, 1) + ppp), 0x0800
+        case "erspan":
+            head = struct.pack(">HHIHHI", 0x1000, 0x88BE, 1, 0x1000, int(number), 0)
+            return ipv4(four, four, 47, head + ethernet(body, ethertype)), 0x0800
+        case "vxlan":
+            return udp(4789, struct.pack(">II", 8 << 24, int(number) << 8), ethernet(body, ethertype)), 0x0800
+        case "geneve":
+            return udp(6081, struct.pack(">BBHIQ", 2, 0, ethertype, int(number) << 8, 0)), 0x0800
+        case "teredo":
+            return udp(3544, bytes([0, 1, 1, 2]) + bytes(12) + bytes(8)), 0x0800
+        case "gtp":
+            return udp(2152, struct.pack(">BBHIHBBI", 0x34, 255, 8 + len(body), 5, 0, 0, 0x85, 1 << 24)), 0x0800
+        case _:
+            raise ValueError(tunnel)
+
 
 def ipv4(src: bytes, dst: bytes, proto: int, body: bytes, part: int = 0, ident: int = 0) -> bytes:
     return struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(body), ident, part, 64, proto, 0, src, dst) + body
+
+
+def ipv6(src: bytes, dst: bytes, proto: int, body: bytes) -> bytes:
+    return struct.pack(">IHBB", 6 << 28, len(body), proto, 64) + src + dst + body
 
 
 def ethernet(body: bytes, ethertype: int = 0x0800, pad_to: int = 60) -> bytes:
@@ -80,7 +153,7 @@ def header(order: str = "<", linktype: int = 1, magic: int = 0xA1B2C3D4) -> byte
 
 def pcap(packets: list[P], captured: int | None = None) -> bytes:
     """Ethernet, ns ticks."""
-    frames = (record(p.ts, ethernet(p.ip, p.ethertype), captured, tick_ns=1) for p in packets)
+    frames = (record(p.ts, p.frame, captured, tick_ns=1) for p in packets)
     return header(magic=0xA1B23C4D) + b"".join(frames)
 
 
@@ -124,6 +197,7 @@ class Flow:
         self.packets: list[P] = []
         self.fins: set[tuple[str, int]] = set()
         self.closed = self.reason = ""
+        self.synced = False
         source, target = (first.src, first.src_port), (first.dst, first.dst_port)
         flip = first.proto == TCP and first.flags & (SYN | ACK) == SYN | ACK
         self.initiator = target if flip else source
@@ -137,20 +211,22 @@ class Flow:
 def split(packets: list[P], idle_s: float = 120, active_s: float = 3600) -> list[Flow]:
     open_flows: dict[Any, Flow] = {}
     done: list[Flow] = []
-    for p in packets:
+    for p in joined(packets):
         ports = (0, 0) if p.proto in (1, 58) else (p.src_port, p.dst_port)
-        key = (frozenset({(p.src, ports[0]), (p.dst, ports[1])}), p.proto)
+        key = (frozenset({(p.src, ports[0]), (p.dst, ports[1])}), p.proto, p.tunnel)
         flow = open_flows.get(key)
         if flow is not None:
             opens = p.proto == TCP and p.flags & (SYN | ACK) == SYN
             late = abs(p.ts - flow.packets[-1].ts) > idle_s * 10**9
-            if late or p.ts - flow.packets[0].ts > active_s * 10**9 or (flow.closed and opens):
+            opens = opens and (bool(flow.closed) or not flow.synced)
+            if late or p.ts - flow.packets[0].ts > active_s * 10**9 or opens:
                 flow.reason = flow.closed or ("idle" if late else "active")
                 done.append(open_flows.pop(key))
                 flow = None
         if flow is None:
             flow = open_flows[key] = Flow(p)
         flow.packets.append(p)
+        flow.synced = flow.synced or (p.proto == TCP and p.flags & SYN != 0)
         if p.proto == TCP and not flow.closed:
             if p.flags & FIN:
                 flow.fins.add((p.src, p.src_port))
@@ -159,6 +235,24 @@ def split(packets: list[P], idle_s: float = 120, active_s: float = 3600) -> list
         idle = abs(packets[-1].ts - flow.packets[-1].ts) > idle_s * 10**9
         flow.reason = flow.closed or ("idle" if idle else "end")
     return done + list(open_flows.values())
+
+
+def joined(packets: list[P]) -> list[P]:
+    """Fragments with the payload and header bytes of theirs that are new; all others as they are."""
+    out = []
+    seen: dict[Any, set[int]] = {}
+    for p in packets:
+        if p.piece is not None:
+            had = seen.setdefault((p.src, p.dst, p.proto, p.tunnel, p.piece.ident), set())
+            new = set(range(p.piece.start, p.piece.stop)) - had
+            had |= new
+            if len(had) == len(p.l4):
+                had.clear()
+            data = bytes(p.l4[i] for i in sorted(new) if i >= p.head)
+            flags = p.flags if 13 in new else 0
+            p = p._replace(payload=data, header=sum(i < p.head for i in new), flags=flags, piece=None)
+        out.append(p)
+    return out
 
 
 def spread(values: list[float]) -> float:
@@ -185,7 +279,6 @@ def reference(flow: Flow) -> dict[str, float]:
     packets = flow.packets
     ways = {"forward": [p for p in packets if flow.forward(p)], "backward": [p for p in packets if not flow.forward(p)]}
     lengths = [float(len(p.payload)) for p in packets]
-    head = {6: 20, 17: 8, 1: 8, 58: 8, 132: 12}.get(packets[0].proto, 0)
     times = [p.ts for p in packets]
     gaps = [max(0, b - a) / 1e3 for a, b in pairwise(times)]
     out = {
@@ -215,7 +308,7 @@ def reference(flow: Flow) -> dict[str, float]:
         gap = [max(0, b.ts - a.ts) / 1e3 for a, b in pairwise(mine)]
         for stat in ("total", "mean", "std", "max", "min"):
             out[f"{way}_inter_arrival_time_{stat}"] = STATS[stat](gap) if gap else NAN
-        out[f"{way}_header_length"] = head * len(mine)
+        out[f"{way}_header_length"] = sum(p.head for p in mine)
         out[f"{way}_psh_flags"] = sum(bool(p.flags & PSH) for p in mine) if tcp else 0
         out[f"{way}_urg_flags"] = sum(bool(p.flags & URG) for p in mine) if tcp else 0
         sample += b"".join(p.payload for p in mine)[:1024]

@@ -22,6 +22,7 @@ from engine.flows.decode import GOOD, OVERLAP, SCTP, TCP, TINY, UDP, Work
 
 DATAGRAMS_MAX = 4096  # under way
 HOLD_S = 30  # as Linux waits for what is missing
+FLAGS_UNIT = 1 << 1  # the unit of 8 bytes that TCP's flags are in
 HEADERS = {TCP: 20, UDP: 8, SCTP: 12}  # bytes without options; ICMP has 8
 NS = 1_000_000_000
 
@@ -56,20 +57,22 @@ class Fragments:
         """Give the fragments of the next block their ports and lengths, and those that waited for them theirs."""
         for i in np.flatnonzero(w.fragment & (w.bad == GOOD)).tolist():
             datagram = self._datagram(w, i)
-            overlap, again = self._overlap(w, i, datagram)
-            part = int(w.fragment_bytes[i])
+            again = self._again(w, i, datagram)
+            at, part = int(w.fragment_at[i]) * 8, int(w.fragment_bytes[i])
             if w.later[i]:
-                self._later(w, i, datagram, again)
-                payload = part
+                self._later(w, i, datagram)
             else:
                 self._first(w, i, datagram)
-                payload = max(0, int(w.payload[i]))
-            header = datagram.header or HEADERS.get(int(w.proto[i]), 0)
-            header = max(0, min(header - int(w.fragment_at[i]) * 8, part))
-            if overlap:
+            size = datagram.header or HEADERS.get(int(w.proto[i]), 0)
+            header = max(0, min(size - at, part))
+            payload = max(0, min(int(w.payload[i]), part - header))
+            if again:
                 w.noted[i] = OVERLAP
-                header = 0 if again else header
-            w.header[i], w.payload[i] = header, max(0, min(payload, part - header - overlap))
+                of_header = min(header, bytes_below(again, size))
+                header, payload = header - of_header, max(0, payload - bytes_below(again, at + part) + of_header)
+                if w.proto[i] == TCP and again & FLAGS_UNIT:
+                    w.flags[i] = 0
+            w.header[i], w.payload[i] = header, payload
 
     def forget(self, w: Work) -> None:
         """That block goes on its way: nothing in it waits any more."""
@@ -77,16 +80,15 @@ class Fragments:
             datagram.waiting = [(work, i) for work, i in datagram.waiting if work is not w]
         self._waiting = [datagram for datagram in self._waiting if datagram.waiting]
 
-    def _overlap(self, w: Work, i: int, datagram: Datagram) -> tuple[int, bool]:
-        """How many of its bytes came before, and whether its first ones did."""
-        at, part = int(w.fragment_at[i]), int(w.fragment_bytes[i])
-        units = -(-part // 8)
+    def _again(self, w: Work, i: int, datagram: Datagram) -> int:
+        """Which of its units came before."""
+        at, units = int(w.fragment_at[i]), -(-int(w.fragment_bytes[i]) // 8)
         mine = ((1 << units) - 1) << at
         again = datagram.had & mine
         datagram.had |= mine
         if w.fragment_last[i]:
             datagram.whole = (1 << at + units) - 1
-        return min(part, again.bit_count() * 8), bool(again >> at & 1)
+        return again
 
     def _first(self, w: Work, i: int, datagram: Datagram) -> None:
         datagram.ports = ports = int(w.src_port[i]), int(w.dst_port[i])
@@ -97,7 +99,7 @@ class Fragments:
             work.src_port[row], work.dst_port[row] = ports
         datagram.waiting = []
 
-    def _later(self, w: Work, i: int, datagram: Datagram, again: bool) -> None:
+    def _later(self, w: Work, i: int, datagram: Datagram) -> None:
         if datagram.ports is not None:
             w.src_port[i], w.dst_port[i] = datagram.ports
         else:
@@ -105,8 +107,8 @@ class Fragments:
                 self._waiting.append(datagram)
             datagram.waiting.append((w, i))
         at = int(w.l4[i])
-        if w.proto[i] == TCP and w.fragment_at[i] == 1 and not again and at + 6 <= min(w.end[i], at + w.l4_bytes[i]):
-            datagram.header = max(20, (w.block.data[at + 4] >> 4) * 4)
+        if w.proto[i] == TCP and w.fragment_at[i] == 1 and at + 6 <= min(w.end[i], at + w.l4_bytes[i]):
+            datagram.header = datagram.header or max(20, (w.block.data[at + 4] >> 4) * 4)
             w.flags[i] = w.block.data[at + 5]
 
     def _datagram(self, w: Work, i: int) -> Datagram:
@@ -124,3 +126,9 @@ class Fragments:
         if len(self._datagrams) > DATAGRAMS_MAX:
             self._datagrams.popitem(last=False)
         return datagram
+
+
+def bytes_below(units: int, end: int) -> int:
+    """How many bytes of those units lie before the byte `end` of the datagram."""
+    whole = units & ((1 << end // 8) - 1)
+    return whole.bit_count() * 8 + (end % 8 if units >> end // 8 & 1 else 0)

@@ -1,11 +1,12 @@
 """A block's packets sorted by conversation, and where one flow ends and the next begins.
 
 Always true
-  - A conversation is (both endpoints, protocol, VLAN, IP version, tunnel), the same for both directions.
+  - A conversation is (both endpoints, protocol, VLAN, IP version, tunnels), the same for both directions.
   - Its packets, in the order of the capture, are cut into flows before one that comes more than idle_s after the one
     ahead of it (or, the clock having gone back, before it); before one that comes more than active_s after the flow's
     first; before one that would be the flow's packets_max + 1st; and before a SYN without ACK once the flow is closed,
-    by RST or by FIN of both sides. What trails after the close (the last ACK, more RSTs) belongs to the flow it closes.
+    by RST or by FIN of both sides, or where it had no SYN at all: then its beginning was missed, and this is another's.
+    What trails after the close (the last ACK, more RSTs) belongs to the flow it closes.
   - A hash groups packets, the keys themselves are compared: no collision can join two conversations.
 """
 
@@ -103,8 +104,9 @@ def segments(s: Sorted, known: Bools, carried: NDArray[Any], limits: Limits) -> 
 
 def _split_on(s: Sorted, new: Bools, begins: Bools, carried: NDArray[Any], limits: Limits) -> None:
     """Mark in `new` the boundaries that depend on what came before in the flow: active time, packets, and a SYN after
-    the close. Whether a stretch between idle gaps can have one at all is told for all at once; those few that can are
-    walked packet by packet."""
+    the close or after a beginning without one. Whether a stretch between idle gaps can have one at all is told for all
+    at once; those few that can are walked packet by packet."""
+    active, most = limits.active_s * NS, limits.packets_max
     first = np.flatnonzero(new | begins)
     count = np.diff(first, append=len(s.ts))
     goes_on = ~new[first]
@@ -115,19 +117,21 @@ def _split_on(s: Sorted, new: Bools, begins: Bools, carried: NDArray[Any], limit
     syn[new] = False  # the flow's own first packet
     closing = np.bitwise_or.reduceat(s.flags, first) & (FIN | RST) != 0
     closing |= goes_on & ((state["closed"] != 0) | (state["fins"] != 0))
-    hard = np.bitwise_or.reduceat(syn, first) & closing
-    hard |= np.maximum.reduceat(s.ts, first) - began > limits.active_s * NS
-    hard |= had + count > limits.packets_max
+    opened = np.where(goes_on, state["syn"], s.flags[first] & SYN != 0)
+    hard = np.bitwise_or.reduceat(syn, first) & (closing | ~opened)
+    hard |= np.maximum.reduceat(s.ts, first) - began > active
+    hard |= had + count > most
     for i in np.flatnonzero(hard).tolist():
         rows = slice(int(first[i]), int(first[i] + count[i]))
         fins, shut = (int(state["fins"][i]), bool(state["closed"][i])) if goes_on[i] else (0, False)
-        since, packets = int(began[i]), int(had[i])
+        since, packets, opened_by = int(began[i]), int(had[i]), int(opened[i]) * SYN
         columns = (column[rows].tolist() for column in (s.ts, s.flags, s.side, syn))
         for at, (now, flag, sender, opens) in enumerate(zip(*columns, strict=True), rows.start):
-            if (shut and opens) or now - since > limits.active_s * NS or packets >= limits.packets_max:
+            if (opens and (shut or not opened_by)) or now - since > active or packets >= most:
                 new[at] = True
-                fins, shut, since, packets = 0, False, now, 0
+                fins, shut, since, packets, opened_by = 0, False, now, 0, 0
             packets += 1
+            opened_by |= flag & SYN
             if flag & FIN:
                 fins |= 1 << sender
             shut = shut or bool(flag & RST) or fins == BOTH_FIN

@@ -29,12 +29,22 @@ class EndReason(IntEnum):
     """Why a flow ended; the number is in the event's `extra`."""
 
     OPEN = 0
-    FIN = 1
+    FIN = 1  # of both sides
     RST = 2
     IDLE = 3
-    ACTIVE = 4
+    ACTIVE = 4  # it was cut while it went on: active_s, packets_max, or a SYN though its own beginning was missed
     EVICTED = 5
-    END = 6
+    END = 6  # the capture ended
+
+
+class TcpState(IntEnum):
+    """How far a TCP flow came by its end; the number is in the event's `extra`, 0 and all others have none."""
+
+    NEW = 1
+    ESTABLISHED = 2  # each side acknowledged the other
+    HALF_CLOSED = 3  # FIN of one side
+    CLOSED = 4  # FIN of both
+    RESET = 5
 
 
 FLOW = np.dtype(
@@ -52,6 +62,7 @@ FLOW = np.dtype(
         ("sampled", "i8", (2,)),  # payload bytes of each endpoint so far
         ("fins", "u1"),  # bit of each endpoint
         ("reason", "u1"),
+        ("syn", "?"),  # one was seen, with ACK or without
         ("closed", "u1"),  # EndReason.FIN or RST once it is, else 0
         ("cut", "?"),  # the capture cut into the sample
         ("open", "?"),
@@ -170,7 +181,9 @@ class FlowTable:
         flow["end"][slot] = np.maximum(flow["end"][slot], np.maximum.reduceat(s.ts, g.first))
         flow["seen"][slot] = self._seen + s.place[last]
         flow["packets"][slot] += g.packets
-        ends = np.flatnonzero(np.bitwise_or.reduceat(s.flags, g.first) & (FIN | RST))
+        flags = np.bitwise_or.reduceat(s.flags, g.first)
+        flow["syn"][slot] |= flags & SYN != 0
+        ends = np.flatnonzero(flags & (FIN | RST))
         if not len(ends):
             return
         at, never = slot[ends], len(s.ts)
@@ -266,6 +279,14 @@ class FlowTable:
         self._chunks, self._stored = [rest], len(rest)
         self._finished, self._finished_packets = [], 0
         return Flows(flows, packets[order], flows["packets"].astype(np.int64), samples)
+
+
+def tcp_state(flows: NDArray[Any], established: Bools) -> NDArray[Any]:
+    """TcpState of flows, whatever their protocol."""
+    closed = flows["closed"]
+    known = (closed == EndReason.RST, closed == EndReason.FIN, flows["fins"] != 0, established)
+    states = (TcpState.RESET, TcpState.CLOSED, TcpState.HALF_CLOSED, TcpState.ESTABLISHED)
+    return np.select(known, [np.uint8(state) for state in states], np.uint8(TcpState.NEW))
 
 
 def protocol(flows: NDArray[Any]) -> I64:

@@ -27,7 +27,8 @@ class SourceSpec(NamedTuple):
     that give local times without an offset; labels: parsed label rules for captures (engine/sources/labels.py);
     hmac_key: 32 bytes that sign rows, b"" where none are; flows: how a capture is cut into flows, None: the defaults;
     join_*: how many records wait for others of their flow, and how long; join: shared with the other files' adapters,
-    None where a file is read on its own."""
+    None where a file is read on its own; interface_mode (0 unknown, 1 host, 2 gateway) and ifindex: what the operator
+    knows of a capture's interface where the capture itself does not say."""
 
     name: str
     file: str = "-"
@@ -40,6 +41,8 @@ class SourceSpec(NamedTuple):
     join_pending_max: int = 65_536
     join_wait_s: int = 60
     join: Join | None = None
+    interface_mode: int | None = None
+    ifindex: int | None = None
 
 
 class Parsed(NamedTuple):

@@ -10,6 +10,7 @@ Always true
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from socket import AF_INET6, inet_ntoa, inet_ntop
@@ -20,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from engine.features import F32, INDEX, pack
+from engine.features import F32, INDEX
 from engine.flows.capture import MAGICS, SECTION, Block, CaptureReader, Problem
 from engine.flows.decode import ICMP, ICMP6, SCTP, TCP, UDP, Packets
 from engine.flows.derived import derive
@@ -28,17 +29,17 @@ from engine.flows.features import compute, pieces, totals
 from engine.flows.names import flow_text
 from engine.flows.packets import Decoder
 from engine.flows.split import TUNNEL_SHIFT, Limits
-from engine.flows.table import EndReason, Flows, FlowTable, protocol
+from engine.flows.table import EndReason, Flows, FlowTable, protocol, tcp_state
 from engine.flows.tunnels import tunnel_name
 from engine.sources.base import Adapter, Parsed, SourceSpec
 from engine.sources.labels import LabelRules
-from ipc.event import Event, FeaturedEvent
+from ipc.event import FEATURE_BYTES, Event, FeaturedEvent
 from ipc.messages import Reject
 
 HELD_MAX = 65_536  # events, about 1.5 KB each
 REJECTS_MAX = 1000  # of a capture; the rest is one line
 
-IFINDEX = INDEX["source_ifindex"]
+IFINDEX, MODE, COMPLETION = INDEX["source_ifindex"], INDEX["interface_mode"], INDEX["flow_completion_rate"]
 REASON_WORDS = [r.name.lower() for r in EndReason]
 
 
@@ -122,7 +123,8 @@ class PcapAdapter(Adapter):
             features = compute(flows)
             derive(features)
             interface = flows.flows["interface"]
-            features[:, IFINDEX] = np.where(interface >= 0, interface, np.nan)
+            features[:, IFINDEX] = np.where(interface >= 0, interface, given(self.spec.ifindex))
+            features[:, MODE] = given(self.spec.interface_mode)
             for event in self._events(flows, features):
                 if self._labels is not None:
                     self._labels.apply(event.event)
@@ -130,31 +132,30 @@ class PcapAdapter(Adapter):
 
     def _events(self, flows: Flows, features: F32) -> Iterator[FeaturedEvent]:
         """Events without their id."""
-        rows = flows.flows
-        ends = zip(_endpoints(rows, rows["initiator"]), _endpoints(rows, 1 - rows["initiator"]), strict=True)
-        names = ("end", "start", "icmp", "reason")
-        columns = zip(ends, protocol(rows).tolist(), *(rows[name].tolist() for name in names), _vlans(rows),
-                      _tunnels(rows), totals(flows).tolist(), flows.samples, features, strict=True)  # fmt: skip
-        for (
-            ((src, src_port), (dst, dst_port)), proto, end, start, icmp, reason, vlan, tunnel, total, samples, row,
-        ) in columns:  # fmt: skip
-            ports: tuple[int | None, int | None] = (src_port, dst_port)
-            if proto in (ICMP, ICMP6):
-                ports = icmp >> 8, icmp & 255
-            elif proto not in (TCP, UDP, SCTP):
-                ports = None, None
-            record = FlowRecord(
-                src, ports[0], dst, ports[1], proto, vlan, start, end, total[0:2], total[2:4], REASON_WORDS[reason],
-                tunnel,
-            )  # fmt: skip
+        rows, packed = flows.flows, features.astype("<f4", copy=False).tobytes()
+        states = tcp_state(rows, features[:, COMPLETION] >= 0.5).tolist()
+        names = ("initiator", "end", "start", "icmp", "reason")
+        columns = zip(*_endpoints(rows), protocol(rows).tolist(), *(rows[name].tolist() for name in names), states,
+                      _vlans(rows), _tunnels(rows), totals(flows).tolist(), flows.samples, strict=True)  # fmt: skip
+        for at, row in enumerate(columns):
+            *ends, proto, swap, end, start, icmp, reason, state, vlan, tunnel, total, samples = row
+            (src, src_port), (dst, dst_port) = reversed(ends) if swap else ends
+            text = flow_text(proto, dst_port, *samples) if samples[0] or samples[1] else ""
+            extra = {"end_reason": reason, "forward_frame_bytes": total[4], "backward_frame_bytes": total[5]}
+            if proto == TCP:
+                extra["tcp_state"] = state
+            elif proto in (ICMP, ICMP6):
+                src_port, dst_port = icmp >> 8, icmp & 255
+            elif proto not in (UDP, SCTP):
+                src_port = dst_port = None
+            record = FlowRecord(src, src_port, dst, dst_port, proto, vlan, start, end, total[0:2], total[2:4],
+                                REASON_WORDS[reason], tunnel)  # fmt: skip
             event = Event(
                 event_id="-", source=self.spec.name, sensor=self.spec.sensor, ts=end, ts_start=start,
-                src_ip=src, dst_ip=dst, src_port=ports[0], dst_port=ports[1], proto=proto, vlan=vlan,
-                tunnel=tunnel,
-                text=flow_text(proto, dst_port, *samples) if samples[0] or samples[1] else "",
-                extra={"end_reason": reason, "forward_frame_bytes": total[4], "backward_frame_bytes": total[5]},
+                src_ip=src, dst_ip=dst, src_port=src_port, dst_port=dst_port, proto=proto, vlan=vlan, tunnel=tunnel,
+                text=text, extra=extra,
             )  # fmt: skip
-            yield FeaturedEvent(event, pack(row), encode(record))
+            yield FeaturedEvent(event, packed[at * FEATURE_BYTES : (at + 1) * FEATURE_BYTES], encode(record))
 
     def _release(self, count: int) -> list[FeaturedEvent]:
         """The earliest `count` events, with their ids."""
@@ -169,13 +170,18 @@ class PcapAdapter(Adapter):
         return out
 
 
-def _endpoints(rows: NDArray[Any], upper: NDArray[Any]) -> Iterator[tuple[str, int]]:
-    """Address and port of the lower or the upper endpoint of each flow."""
+def given(number: int | None) -> float:
+    return math.nan if number is None else number
+
+
+def _endpoints(rows: NDArray[Any]) -> Iterator[Iterator[tuple[str, int]]]:
+    """Address and port of the lower and of the upper endpoint of each flow."""
     keys = rows["key"]
-    hi, lo = np.where(upper, keys[:, 2], keys[:, 0]), np.where(upper, keys[:, 3], keys[:, 1])
-    port = keys[:, 4] >> np.where(upper, 16, 32).astype(np.uint64) & np.uint64(0xFFFF)
-    version = keys[:, 5] >> np.uint64(16) & np.uint64(0xF)
-    return zip(map(_address, version.tolist(), hi.tolist(), lo.tolist()), port.tolist(), strict=True)
+    version = (keys[:, 5] >> np.uint64(16) & np.uint64(0xF)).tolist()
+    for word, shift in ((0, 32), (2, 16)):
+        port = keys[:, 4] >> np.uint64(shift) & np.uint64(0xFFFF)
+        addresses = map(_address, version, keys[:, word].tolist(), keys[:, word + 1].tolist())
+        yield zip(addresses, port.tolist(), strict=True)
 
 
 def _vlans(rows: NDArray[Any]) -> list[int | None]:

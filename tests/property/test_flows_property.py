@@ -68,7 +68,9 @@ def test_same_as_packet_by_packet(rows: list[dict[str, Any]], block: int, monkey
     assert len(events) == sum(map(len, expected.values()))
     for event in events:
         raw = msgspec.json.decode(event.raw)
-        key = (raw["src"], raw["src_port"], raw["proto"], raw["start_ns"], raw["end_ns"], tuple(raw["packets"]))
+        assert event.event.tunnel == raw.get("tunnel", "")
+        ends = raw["src"], raw["src_port"], raw["proto"], event.event.tunnel
+        key = (*ends, raw["start_ns"], raw["end_ns"], tuple(raw["packets"]))
         flows = expected[key]
         row = np.frombuffer(event.features, "<f4")
         assert any(raw["end_reason"] == flow.reason and close(reference(flow), row) for flow in flows), (key, raw)
@@ -78,7 +80,7 @@ def identity(flow: Flow) -> tuple[Any, ...]:
     first, times = flow.packets[0], [p.ts for p in flow.packets]
     port = flow.initiator[1] if first.proto in (6, 17, 132) else None if first.proto == 89 else first.src_port
     n = sum(map(flow.forward, flow.packets))
-    return flow.initiator[0], port, first.proto, min(times), max(times), (n, len(times) - n)
+    return flow.initiator[0], port, first.proto, first.tunnel, min(times), max(times), (n, len(times) - n)
 
 
 def close(expected: dict[str, float], row: Any) -> bool:
