@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -33,7 +33,8 @@ class Piece(NamedTuple):
 
 
 class P(NamedTuple):
-    """One packet. ts in ns; tunnel: as an event says it; header: bytes of layer 4, if not what the protocol has."""
+    """One packet. ts in ns; tunnel: as an event says it; header: bytes of layer 4, if not what the protocol has; mixed:
+    some of its bytes came before."""
 
     ts: int
     src: str = "10.0.0.1"
@@ -46,6 +47,7 @@ class P(NamedTuple):
     tunnel: str = ""
     piece: Piece | None = None
     header: int | None = None
+    mixed: bool = False
 
     @property
     def head(self) -> int:
@@ -250,7 +252,9 @@ def joined(packets: list[P]) -> list[P]:
                 had.clear()
             data = bytes(p.l4[i] for i in sorted(new) if i >= p.head)
             flags = p.flags if 13 in new else 0
-            p = p._replace(payload=data, header=sum(i < p.head for i in new), flags=flags, piece=None)
+            mixed = len(new) < p.piece.stop - p.piece.start
+            header = sum(i < p.head for i in new)
+            p = p._replace(payload=data, header=header, flags=flags, piece=None, mixed=mixed)
         out.append(p)
     return out
 
@@ -299,7 +303,7 @@ def reference(flow: Flow) -> dict[str, float]:
     bits = {"fin": FIN, "syn": SYN, "rst": RST, "psh": PSH, "ack": ACK, "urg": URG, "cwr": CWR, "ece": ECE}
     for name, bit in bits.items():
         out[f"{name}_flag_count"] = sum(bool(p.flags & bit) for p in packets) if tcp else 0
-    sample = b""
+    sample, cut = b"", False
     for way, mine in ways.items():
         size = [float(len(p.payload)) for p in mine]
         out[f"total_{way}_packets"], out[f"total_{way}_bytes"] = len(mine), sum(size)
@@ -311,8 +315,10 @@ def reference(flow: Flow) -> dict[str, float]:
         out[f"{way}_header_length"] = sum(p.head for p in mine)
         out[f"{way}_psh_flags"] = sum(bool(p.flags & PSH) for p in mine) if tcp else 0
         out[f"{way}_urg_flags"] = sum(bool(p.flags & URG) for p in mine) if tcp else 0
-        sample += b"".join(p.payload for p in mine)[:1024]
-    out["entropy"] = entropy(sample) / 8 if sample else NAN
+        for p, before in zip(mine, accumulate((len(p.payload) for p in mine), initial=0), strict=False):
+            sample += p.payload[: max(0, 1024 - before)]
+            cut = cut or (p.mixed and bool(p.payload) and before < 1024)
+    out["entropy"] = entropy(sample) / 8 if sample and not cut else NAN
     out.update(bulks(flow))
     answered = [p for p in ways["backward"] if p.flags & (ACK | RST) == ACK]
     acknowledged = [p for p in ways["forward"] if p.flags & (ACK | RST | SYN) == ACK]

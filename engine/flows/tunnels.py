@@ -56,7 +56,7 @@ class Tunnel(IntEnum):
 
 NAMES = ("", "gre", "pptp", "erspan", "ipip", "6in4", "4in6", "6in6", "vxlan", "geneve", "teredo", "gtp")
 NUMBERED, KIND_SHIFT = 1 << 32, 33  # a tunnel in a word: its number, whether it has one, and its kind
-CAPTURED_MIN = 24  # of what is looked into: GRE and IP, or UDP and the longest fixed header of those in UDP
+CAPTURED_MIN = 20  # of what is looked into: IP, or GRE at its longest, or UDP and the longest fixed header in it
 
 # What a packet may carry, by protocol number and by port; IP in IP is told apart by the version outside.
 P_IPV4, P_IPV6, P_GRE = 4, 41, 47

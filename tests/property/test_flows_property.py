@@ -14,9 +14,24 @@ from hypothesis import strategies as st
 import engine.flows.capture as capture
 from engine.features import INDEX
 from engine.flows.decode import ACK, FIN, PSH, RST, SYN
-from engine.flows.split import KEY_WORDS, group
-from engine.sources.base import Parsed
-from tests.packets import Flow, P, enhanced, ethernet, header, interface, parse, pcap, record, reference, section, split
+from engine.flows.split import KEY_WORDS, Limits, group
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.pcap import PcapAdapter
+from tests.packets import (
+    Flow,
+    P,
+    Piece,
+    enhanced,
+    ethernet,
+    header,
+    interface,
+    parse,
+    pcap,
+    record,
+    reference,
+    section,
+    split,
+)
 
 S = 1_000_000_000
 LONG = bytes(range(251))
@@ -31,8 +46,13 @@ packet: st.SearchStrategy[dict[str, Any]] = st.builds(
     proto=st.sampled_from([6, 6, 6, 17, 1, 132, 89]),
     v6=st.sampled_from([False, False, True]),
     flags=tcp_flags,
+    tunnel=st.one_of(st.just(0), st.integers(0, 9)),
     payload=st.one_of(st.just(b""), st.binary(max_size=40), st.integers(1, 1400).map(lambda n: (LONG * 6)[:n])),
 )
+
+
+TUNNELS4 = ("", "ipip", "4in6", "gre", "gre:0", "gre:7", "pptp", "erspan:3", "vxlan:5/gre:7", "gtp/ipip")
+TUNNELS6 = ("", "6in4", "6in6", "gre", "vxlan:5", "vxlan:6", "geneve:5", "teredo", "gtp", "geneve:1/6in4")
 
 
 def build(rows: list[dict[str, Any]], clock_goes_back: bool = True) -> list[P]:
@@ -43,7 +63,8 @@ def build(rows: list[dict[str, Any]], clock_goes_back: bool = True) -> list[P]:
         pa, pb = (4000 + r["port"], 80) if r["proto"] in (6, 17, 132) else (8, 0) if r["proto"] == 1 else (0, 0)
         if r["turn"]:
             a, b, pa, pb = b, a, *((0, 0) if r["proto"] == 1 else (pb, pa))
-        out.append(P(now, a, b, pa, pb, r["proto"], r["flags"], r["payload"]))
+        tunnel = (TUNNELS6 if r["v6"] else TUNNELS4)[r["tunnel"]]
+        out.append(P(now, a, b, pa, pb, r["proto"], r["flags"], r["payload"], tunnel))
     return out
 
 
@@ -59,8 +80,12 @@ def told(parsed: Parsed) -> list[Any]:
 @given(rows=rows_of_packets)
 @pytest.mark.parametrize("block", [1, 3, 1 << 15])
 def test_same_as_packet_by_packet(rows: list[dict[str, Any]], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    packets = build(rows, clock_goes_back=block > 3)  # a flow that a whole block came after is not taken up again
     monkeypatch.setattr(capture, "BLOCK_PACKETS", block)
+    compare(build(rows, clock_goes_back=block > 3))  # a flow that a whole block came after is not taken up again
+
+
+def compare(packets: list[P]) -> None:
+    """The events of a capture with the flows of the slow table."""
     expected: dict[Any, list[Flow]] = {}
     for flow in split(packets):
         expected.setdefault(identity(flow), []).append(flow)
@@ -74,6 +99,29 @@ def test_same_as_packet_by_packet(rows: list[dict[str, Any]], block: int, monkey
         flows = expected[key]
         row = np.frombuffer(event.features, "<f4")
         assert any(raw["end_reason"] == flow.reason and close(reference(flow), row) for flow in flows), (key, raw)
+
+
+pieces = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.tuples(packet, st.one_of(st.none(), pieces), st.randoms()), min_size=1, max_size=12))
+def test_fragments_same_as_byte_by_byte(rows: list[tuple[dict[str, Any], Any, Any]]) -> None:
+    """Any cuts, in any order, overlapping and twice, whole or not; the first one is among them."""
+    packets: list[P] = []
+    for ident, (row, plan, random) in enumerate(rows):
+        (p,) = build([{**row, "gap": 0}])
+        p = p._replace(ts=p.ts + ident * S)
+        size = len(p.l4)
+        if plan is None or size < 9:
+            packets.append(p)
+            continue
+        cuts = [(8 * a, min(8 * (a + n), size)) for a, n in plan if 8 * a < size]
+        stop = min(8 * plan[0][1], size - 1) // 8 * 8
+        cuts = [c for c in cuts if c != (0, size)] + [(0, stop), (stop, size)]
+        random.shuffle(cuts)
+        packets += [p._replace(ts=p.ts + i, piece=Piece(ident, a, b)) for i, (a, b) in enumerate(cuts)]
+    compare(packets)
 
 
 def identity(flow: Flow) -> tuple[Any, ...]:
@@ -123,12 +171,22 @@ def test_any_bytes_are_taken(data: bytes, frames: list[bytes], linktype: int) ->
 
 
 @settings(max_examples=100, deadline=None)
-@given(packets=captures, flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8))
-def test_flipped_bytes_are_taken(packets: list[P], flips: list[tuple[int, int]]) -> None:
-    data = bytearray(pcap(packets))
+@given(
+    packets=captures,
+    flips=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8),
+    captured=st.one_of(st.none(), st.integers(0, 150)),
+)
+def test_damage_is_taken(packets: list[P], flips: list[tuple[int, int]], captured: int | None) -> None:
+    """Inner or outer, opened or not: the same packets are counted once, or left out with a reason."""
+    data = bytearray(pcap(packets, captured))
     for at, value in flips:
         data[24 + at % (len(data) - 24)] = value
-    parse(bytes(data))
+    for tunnels in ("inner", "outer"):
+        adapter = PcapAdapter(SourceSpec("t"), Limits(tunnels=tunnels))
+        parsed = parse(bytes(data), adapter=adapter)
+        if not flips:
+            counted = sum(sum(msgspec.json.decode(e.raw)["packets"]) for e in parsed.events)
+            assert counted + len(parsed.rejects) == len(packets)
 
 
 def test_conversations_of_one_hash_stay_apart() -> None:

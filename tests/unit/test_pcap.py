@@ -27,7 +27,6 @@ from tests.packets import (
     ethernet,
     header,
     interface,
-    ipv4,
     parse,
     pcap,
     record,
@@ -183,20 +182,6 @@ def test_ipv6_extension_headers() -> None:
     body = head + ip_address("fd00::1").packed + ip_address("fd00::2").packed + chain + l4
     raw = only(framed(ethernet(body, 0x86DD)))
     assert (raw["src"], raw["proto"], raw["dst_port"], raw["bytes"]) == ("fd00::1", 6, 80, [3, 0])
-
-
-def test_later_fragments_join_the_flow_of_the_first() -> None:
-    src, dst = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
-    udp = struct.pack(">HHHH", 5000, 53, 8 + 3000, 0) + bytes(1472)
-    frames = [
-        ethernet(ipv4(src, dst, 17, udp, 0x2000, 77)),
-        ethernet(ipv4(src, dst, 17, bytes(1480), 0x2000 | 185, 77)),
-        ethernet(ipv4(src, dst, 17, bytes(48), 370, 77)),
-    ]
-    parsed = parse(header() + b"".join(record(T + i, f) for i, f in enumerate(frames)))
-    raw = only(parsed)
-    assert (raw["dst_port"], raw["packets"], raw["bytes"]) == (53, [3, 0], [3000, 0])
-    assert feature(parsed, "forward_header_length") == 8
 
 
 def test_icmp_has_type_and_code_for_ports() -> None:
