@@ -70,7 +70,7 @@ class Fragments:
                 w.noted[i] = OVERLAP
                 of_header = min(header, bytes_below(again, size))
                 header, payload = header - of_header, max(0, payload - bytes_below(again, at + part) + of_header)
-                w.l4_bytes[i] = header  # which of its bytes are the new ones is not looked for: none goes into the sample
+                w.l4_bytes[i] = header  # which bytes are new is not looked for: none goes into the sample
                 if w.proto[i] == TCP and again & FLAGS_UNIT:
                     w.flags[i] = 0
             w.header[i], w.payload[i] = header, payload

@@ -2,8 +2,8 @@
 
 Always true
   - The same capture gives the same events with the same ids, however its bytes are cut.
-  - Events come in the order of (ts, event_id): all at the end of a capture of up to HELD_MAX flows; of a longer one the
-    earlier half of those held comes out whenever HELD_MAX are, so that memory is bounded.
+  - Events come in the order of (ts, event_id): all at the end of a capture of up to HELD_MAX flows; of a longer one all
+    but the latest HELD_MAX/2 come out whenever HELD_MAX are held, so that memory is bounded.
   - A restart reads the capture from its beginning: flows reach back. Ids keep what was stored from being stored twice.
 """
 
@@ -87,7 +87,7 @@ class PcapAdapter(Adapter):
         for block in self._reader.feed(data):
             self._add(block)
             if len(self._held) >= HELD_MAX:
-                events += self._release(HELD_MAX // 2)
+                events += self._release(len(self._held) - HELD_MAX // 2)
         self._read = offset + len(data)
         return Parsed(events, self._rejects())
 
