@@ -164,20 +164,21 @@ class CaptureReader:
     def _walk_pcap(self) -> bool:
         """Find records until the block is full (True) or the bytes end."""
         buffer, pos, places, header = self._buffer, self._pos, self._places, self._header
-        length, end, room = self._length.unpack_from, len(self._buffer), BLOCK_PACKETS - len(self._places)
-        while room and pos < BLOCK_BYTES and pos + header <= end:
+        length, append, end, size = self._length.unpack_from, places.append, len(self._buffer), 0
+        last = min(end - header, BLOCK_BYTES - 1)  # where a record may begin
+        for _ in range(BLOCK_PACKETS - len(places)):
+            if pos > last:
+                break
             size = length(buffer, pos + 8)[0]
             after = pos + header + size
-            if size > CAPTURED_MAX:
-                self._problem(pos, f"a record says it is {size} bytes long, at most {CAPTURED_MAX} can be")
+            if after > end or size > CAPTURED_MAX:
                 break
-            if after > end:
-                break
-            places.append(pos)
+            append(pos)
             pos = after
-            room -= 1
         self._pos = pos
-        return not room or pos >= BLOCK_BYTES
+        if size > CAPTURED_MAX:
+            self._problem(pos, f"a record says it is {size} bytes long, at most {CAPTURED_MAX} can be")
+        return len(places) == BLOCK_PACKETS or pos >= BLOCK_BYTES
 
     def _walk_pcapng(self) -> bool:
         buffer, end = self._buffer, len(self._buffer)

@@ -178,9 +178,11 @@ class Work:
 
 def read_link(w: Work) -> None:
     """The link header of every frame of the block."""
-    linktypes = np.array([i.linktype for i in w.block.interfaces], np.int64)[w.block.interface]
-    for linktype in np.unique(linktypes).tolist():
-        rows = np.flatnonzero(linktypes == linktype)
+    linktypes = np.array([i.linktype for i in w.block.interfaces], np.int64)
+    kinds = np.unique(linktypes).tolist()
+    for linktype in kinds:
+        one = len(kinds) == 1
+        rows = np.arange(len(w.bad)) if one else np.flatnonzero(linktypes[w.block.interface] == linktype)
         if linktype == ETHERNET:
             w.step(rows, 14, 12)
         elif linktype == COOKED:
@@ -320,14 +322,12 @@ def _read_l4(w: Work) -> None:
     whole = (w.bad == GOOD) & ~w.later
     first = np.flatnonzero(w.fragment & whole)
     if len(first):
-        w.refuse(first, w.l4_bytes[first] < FIRST_BYTES_MIN, L4_LONG)
+        first = w.refuse(first, w.l4_bytes[first] < FIRST_BYTES_MIN, L4_LONG)
+        short = first[(w.proto[first] == TCP) & (w.l4_bytes[first] < 14)]  # they end before the flags
+        _short_tcp(w, w.fits(short, w.l4, FIRST_BYTES_MIN, L4_CUT))
         whole &= w.bad == GOOD
-    tcp = np.flatnonzero(whole & (w.proto == TCP))
-    short = w.fragment[tcp] & (w.l4_bytes[tcp] < 14)  # a fragment that ends before the flags
-    if short.any():
-        _short_tcp(w, w.fits(tcp[short], w.l4, FIRST_BYTES_MIN, L4_CUT))
-        tcp = tcp[~short]
-    tcp = w.fits(tcp, w.l4, 14, L4_CUT)
+        whole[short] = False
+    tcp = w.fits(np.flatnonzero(whole & (w.proto == TCP)), w.l4, 14, L4_CUT)
     udp = w.fits(np.flatnonzero(whole & (w.proto == UDP)), w.l4, 8, L4_CUT)
     icmp = w.fits(np.flatnonzero(whole & ((w.proto == ICMP) | (w.proto == ICMP6))), w.l4, 2, L4_CUT)
     sctp = w.fits(np.flatnonzero(whole & (w.proto == SCTP)), w.l4, 4, L4_CUT)
@@ -363,4 +363,5 @@ def _payload(w: Work, rows: I64, header: int | I64, size: I64) -> None:
     w.header[rows] = header
     w.l4_bytes[rows] = size
     w.payload[rows] = size - header
-    w.bad[rows[(size < header) & ~w.fragment[rows]]] = L4_LONG
+    wrong = rows[size < header]
+    w.bad[wrong[~w.fragment[wrong]]] = L4_LONG

@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from operator import attrgetter
 from socket import AF_INET6, inet_ntoa, inet_ntop
 from typing import Any
 
@@ -60,6 +61,7 @@ class FlowRecord(Struct, frozen=True, omit_defaults=True):
     tunnel: str = ""
 
 
+TS, EVENT_ID, RAW, FEATURES = map(attrgetter, ("event.ts", "event.event_id", "raw", "features"))
 encode = msgspec.json.Encoder().encode
 
 
@@ -159,14 +161,16 @@ class PcapAdapter(Adapter):
 
     def _release(self, count: int) -> list[FeaturedEvent]:
         """The earliest `count` events, with their ids."""
-        self._held.sort(key=lambda e: (e.event.ts, e.raw, e.features))
+        for key in (FEATURES, RAW, TS):  # by (ts, raw, features): sorts are stable, and tuples would take longer
+            self._held.sort(key=key)
         out, self._held = self._held[:count], self._held[count:]
         head = f"{self.spec.sensor}\0flow\0".encode()
         for event in out:
             self._ordinal = self._ordinal + 1 if event.raw == self._before else 0
             self._before = event.raw
             event.event.event_id = hashlib.sha256(head + event.raw + b"\0%d" % self._ordinal).hexdigest()[:32]
-        out.sort(key=lambda e: (e.event.ts, e.event.event_id))
+        for key in (EVENT_ID, TS):
+            out.sort(key=key)
         return out
 
 

@@ -104,7 +104,7 @@ def compare(packets: list[P]) -> None:
 pieces = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.tuples(packet, st.one_of(st.none(), pieces), st.randoms()), min_size=1, max_size=12))
 def test_fragments_same_as_byte_by_byte(rows: list[tuple[dict[str, Any], Any, Any]]) -> None:
     """Any cuts, in any order, overlapping and twice, whole or not; the first one is among them."""
