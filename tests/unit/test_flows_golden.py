@@ -144,7 +144,7 @@ def test_nfstream(name: str) -> None:
 
 
 def test_nfstream_counts_and_bytes() -> None:
-    """Its own expected results: captures that are the same, not tunnelled and not fragmented agree flow for flow."""
+    """Its own expected results: captures that are the same and not fragmented agree flow for flow, in tunnels too."""
     same = 0
     for path in sorted(shared("pcap_ndpi/expected_nfstream").glob("*.csv")):
         for found in (*path.parents[1].glob(f"*/{path.stem}"), *path.parents[1].glob(f"*/{path.stem}.gz")):
@@ -156,4 +156,4 @@ def test_nfstream_counts_and_bytes() -> None:
                 rows = csv.DictReader(file)
                 theirs = Counter((float(r["bidirectional_packets"]), float(r["bidirectional_bytes"])) for r in rows)
             same += (ours & theirs).total()
-    assert same >= 220
+    assert same >= 235
