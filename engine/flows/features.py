@@ -26,7 +26,7 @@ BULK_PACKETS = 4
 BULK_GAP_NS = 1_000_000_000
 ACTIVE_GAP_US = 5_000_000.0
 SIZE_BINS, BIN_BYTES = 4096, 32
-PIECE_PACKETS = 1 << 16
+PIECE_PACKETS, FLOW_PACKETS = 1 << 16, 8  # a flow takes the room of so many packets more: its 105 columns
 ENTROPY_CHUNK_BYTES = 1 << 20  # of samples looked at together
 
 FLAGS = (("fin", FIN), ("syn", SYN), ("rst", RST), ("psh", PSH), ("ack", ACK), ("urg", URG), ("cwr", CWR), ("ece", ECE))
@@ -95,9 +95,10 @@ def compute(batch: Flows) -> F32:
 
 
 def pieces(batch: Flows) -> Iterator[Flows]:
-    """The same flows, about PIECE_PACKETS packets at a time."""
+    """The same flows, at most about PIECE_PACKETS packets at a time."""
     upto = np.cumsum(batch.counts)
-    cuts = np.flatnonzero(np.diff(upto // PIECE_PACKETS)) + 1
+    room = upto + FLOW_PACKETS * np.arange(len(upto))
+    cuts = np.flatnonzero(np.diff(room // PIECE_PACKETS)) + 1
     at = 0
     for a, b in pairwise([0, *cuts.tolist(), len(upto)]):
         if a < b:
