@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cli.errors import NOT_FOUND, USAGE, CommandError
 from cli.text import clean
 from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, NotReadyError, error_of
-from ipc.event import FeaturedEvent
+from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import Answer, ErrorCode, Failure, Ingest, Ingested, Options, Reject, Request, encode
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ class How(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some events and rejects of one file."""
+    """Some events, rejects and firewall actions of one file."""
 
     format: str
     source: str
     events: Sequence[FeaturedEvent]
     rejects: Sequence[Reject]
+    actions: Sequence[FirewallAction] = ()
 
 
 class Batch(NamedTuple):
@@ -71,13 +72,14 @@ class Batch(NamedTuple):
     source: str
     events: list[FeaturedEvent]
     rejects: list[Reject]
+    actions: list[FirewallAction]
 
 
 class Summary:
     """What became of the events sent so far."""
 
     def __init__(self) -> None:
-        self.accepted = self.duplicates = self.rejected = self.generation = 0
+        self.accepted = self.duplicates = self.rejected = self.generation = self.joined = self.waiting = 0
         self.dead_letters = ""
         self.started_s = time.monotonic()
 
@@ -85,6 +87,8 @@ class Summary:
         self.accepted += reply.accepted
         self.duplicates += reply.duplicates
         self.rejected += reply.rejected
+        self.joined += reply.joined
+        self.waiting = reply.waiting
         self.generation = max(self.generation, reply.generation)
         self.dead_letters = reply.dead_letters or self.dead_letters
 
@@ -94,6 +98,8 @@ class Summary:
             "duplicates": self.duplicates,
             "rejected": self.rejected,
             "dead_letters": self.dead_letters or None,
+            "joined": self.joined,
+            "waiting": self.waiting,
             "generation": self.generation,
             "seconds": round(time.monotonic() - self.started_s, 3),
         }
@@ -181,7 +187,7 @@ def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
         ordered = _in_order(files) if name == "zeek" else files
         parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
         for one in sorted_by_time(parsed):
-            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects])
+            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects], one.actions)
         _say_passed_over(join)
 
 
@@ -243,30 +249,35 @@ def events(paths: Sequence[Path], how: How) -> Iterator[FeaturedEvent]:
 # ---- sending ------------------------------------------------------------------------------------------------------
 def batches(parts: Iterable[Part]) -> Iterator[Batch]:
     """Cut and join parts into messages within bounds; a message has one format and one source."""
-    current, size = Batch("", "", [], []), 0
+    current, size = Batch("", "", [], [], []), 0
     for part in parts:
         if (part.format, part.source) != (current.format, current.source):
-            if current.events or current.rejects:
+            if size:
                 yield current
-            current, size = Batch(part.format, part.source, [], []), 0
-        each: Iterator[FeaturedEvent | Reject] = itertools.chain(part.events, part.rejects)
+            current, size = Batch(part.format, part.source, [], [], []), 0
+        each: Iterator[FeaturedEvent | Reject | FirewallAction]
+        each = itertools.chain(part.events, part.rejects, part.actions)
         for item in each:
             more = len(encode(item))
-            full = len(current.events) >= EVENTS_MAX or len(current.rejects) >= EVENTS_MAX or size + more > BYTES_MAX
-            if full and (current.events or current.rejects):
+            longest = max(len(current.events), len(current.rejects), len(current.actions))
+            if size and (longest >= EVENTS_MAX or size + more > BYTES_MAX):
                 yield current
-                current, size = Batch(part.format, part.source, [], []), 0
+                current, size = Batch(part.format, part.source, [], [], []), 0
             if isinstance(item, FeaturedEvent):
                 current.events.append(item)
+            elif isinstance(item, FirewallAction):
+                current.actions.append(item)
             else:
                 current.rejects.append(item)
             size += more
-    if current.events or current.rejects:
+    if size:
         yield current
 
 
 def _make(batch: Batch) -> Callable[[int, int], Request]:
-    return lambda request_id, left_ms: Ingest(request_id, batch.format, batch.events, batch.rejects, batch.source)
+    return lambda request_id, left_ms: Ingest(
+        request_id, batch.format, batch.events, batch.rejects, batch.source, batch.actions
+    )
 
 
 class Patience:

@@ -258,6 +258,7 @@ _FILTERS = [
     _many("--kind", "kinds", type=Words("KIND", KINDS), help="flow, alert or notice."),
     _many("--decision", "decisions", type=Words("DECISION", DECISIONS), help="What was decided: ALLOW, DROP or ALERT."),
     _many("--label", "labels", type=click.STRING, metavar="LABEL", help="An analyst's label; '' for none yet."),
+    _many("--firewall-action", "firewall_actions", type=click.STRING, metavar="ACTION", help="What a firewall did about it: BLOCK, ...; '' for nothing."),  # noqa: E501
     click.option("--since", type=Instant(), help="Not before: an ISO time (UTC) or an age: 24h, 7d."),
     click.option("--until", type=Instant(), help="Before: an ISO time (UTC) or an age."),
     _many("--src", type=Network(), help="Address or network of the initiator."),
@@ -272,8 +273,9 @@ _FILTERS = [
     click.option("--discrepancy-max", type=SHARE, metavar="0..1", help="The detectors disagree at most so much."),
 ]  # fmt: skip
 _FILTER_NAMES = (
-    "classifications", "families", "sources", "kinds", "decisions", "labels", "since", "until", "src", "dst", "addr",
-    "src_ports", "dst_ports", "protos", "score_min", "score_max", "discrepancy_min", "discrepancy_max",
+    "classifications", "families", "sources", "kinds", "decisions", "labels", "firewall_actions", "since", "until",
+    "src", "dst", "addr", "src_ports", "dst_ports", "protos", "score_min", "score_max", "discrepancy_min",
+    "discrepancy_max",
 )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ SIMILAR = """## What `--json` holds
 An event has all fields of ipc/event.py; times are ISO-8601 UTC with as many digits as they have, then `label`,
 `labelled_by`, `labelled_at`, `firewall_action`, `firewall_ts`, null where nothing was said.
 
-`ingest --json`: `{"accepted": n, "duplicates": n, "rejected": n, "dead_letters": path or null, "generation": g, "seconds": s}`.
+`ingest --json`: `{"accepted": n, "duplicates": n, "rejected": n, "dead_letters": path or null, "joined": n, "waiting": n, "generation": g, "seconds": s}`;
+`joined`: firewall actions said of events; `waiting`: those in the engine that have met no event yet.
 `stats --json`: of each of `sources`: `events`, `duplicates`, `rejected`, `features_filled` (in at least one event, of `coverage_of`), `coverage_mean` (filled in the mean event), `features_constant`, `missing_share` (of all cells), `constant_share` (of the filled features), `groups` {group: [filled, of]}; null where there is no event. With `--features` or `--source`, `features`: [{`feature`, `group`, `unit`, `present` (events), `missing_share`, `zeros` (events), `min`, `max`, `constant`}]. `dead_letters`: `count`, `bytes`, `reasons` [{`reason`, `count`, `source`, `latest_at`, `file`, `offset`}], the most frequent 100, `reasons_more`.
 `dead_letters --json`: [{`at`, `file`, `offset` (-1: refused when it was to be stored), `reason`, `record`, `record_base64`}].
 `list` and `recent --json`: `{"generation": g, "events": [event with seq], "next_seq": s}`, `next_seq` -1 at the end.

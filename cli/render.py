@@ -824,6 +824,10 @@ class Out:
             Span(f"{summary['rejected']:,} rejected", BAD if summary["rejected"] else ""),
             f" in {duration(seconds)}{rate} · generation {summary['generation']}",
         )  # fmt: skip
+        if summary["joined"] or summary["waiting"]:
+            self.to.line(
+                f"firewall actions: {summary['joined']:,} said of events, {summary['waiting']:,} have met no event yet"
+            )
         if summary["rejected"] and summary["dead_letters"]:
             self.to.line(f"what could not be read is in {summary['dead_letters']}")
 

@@ -13,7 +13,8 @@ Tables
   offsets      followed file -> its state          tracker   "checkpoint" -> u64 seq | state of the context tracker
   extents      first seq -> u32 rows, then xxh3_64 of each region's bytes
   meta         "manifest", "names" (families and sources by number), "counters"; for each source "coverage" NUL source
-               (engine/coverage.py) and "letters" NUL source (engine/dead_letters.py)
+               (engine/coverage.py) and "letters" NUL source (engine/dead_letters.py); "action" NUL number u64 BE -> a
+               firewall action that waits for its events (engine/actions.py)
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ class Counters(msgspec.Struct):
     sources: dict[str, SourceCounters] = {}
     conflicts: int = 0  # other content under a known identity
     record_bytes: int = 0
+    actions_joined: int = 0  # to events, each counted once
+    actions_waiting: int = 0  # that have met no event yet
+    actions_unmet: int = 0  # that waited in vain
+    actions_cut: int = 0  # events that were too many for one commit
     counted: int = 0  # events, from the first on, that the stored coverage counts
     letter_bytes: int = -1  # of the dead-letter file that belong to commits; below 0: older than the counting
 

@@ -31,7 +31,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(NORMAL, "benign", 60_000,
         "benign, legitimate, clean, nothreat, none of these"),
     Family(UNKNOWN, "unknown", 60_000,
-        "unk, background, unknown threat, unclassified, unlabelled, unlabeled, n a, other, no label, undefined"),
+        "unk, background, unknown threat, unclassified, unlabelled, unlabeled, n a, other, no label, undefined, "
+        "attack, potential attack, malicious, suspicious, suspicious activity, uncategorized, raw capture"),
     Family("DDoS", "ddos", 10_000,
         "distributed denial of service, ddos attack, level2 ddos, ddos loit, ddos loic http, ddos attack loic udp, "
         "ddos attacks loic http, ddos attack hoic, ddos hoic, ddos loic udp, ddos tcp, ddos udp, ddos http, "
@@ -41,14 +42,14 @@ FAMILIES: tuple[Family, ...] = (
         "dos attacks goldeneye, dos attacks slowloris, dos attacks slowhttptest, dos tcp, dos udp, dos http, "
         "syn flood, neptune, smurf, teardrop, pod, land, back, apache2, processtable, mailbomb, udpstorm"),
     Family("PortScan", "scan", 60_000,
-        "scan, scanning, port scan, port scanning, infiltration portscan, infiltration port scan, "
+        "scan, scanning, port scan, port scanning, port scan attack, infiltration portscan, infiltration port scan, "
         "infiltration nmap portscan, recon, reconnaissance, probe, network scan, host scan, vertical scan, "
         "horizontal scan, part of a horizontal port scan, ipsweep, portsweep, nmap, satan, mscan, saint, "
         "os fingerprint, service scan, fingerprinting, analysis"),
     Family("BruteForce", "ssh_brute", 30_000,
-        "brute force, bruteforcing, ssh brute, ssh brute force, ssh bruteforce, ftp bruteforce, ftp brute force, "
-        "ssh patator, ftp patator, patator, password guessing, credential stuffing, password, guess passwd, "
-        "rdp brute force"),
+        "brute force, bruteforcing, brute force attack, ssh brute, ssh brute force, ssh bruteforce, ftp bruteforce, "
+        "ftp brute force, ssh patator, ftp patator, patator, password guessing, credential stuffing, password, "
+        "guess passwd, rdp brute force"),
     Family("Botnet", "botnet", 60_000,
         "bot, botnet ares, botnet activity, mirai, okiru, torii"),
     Family("C2", "c2", 60_000,
@@ -65,7 +66,7 @@ FAMILIES: tuple[Family, ...] = (
         "theft, data theft, data exfiltration, data exfil, exfil, data leak, keylogging, spy, warezclient, "
         "warezmaster"),
     Family("Ransomware", "ransomware", 60_000,
-        "ransom, crypto ransomware, file encryption, wannacry, level2 ransomware"),
+        "ransom, crypto ransomware, file encryption, wannacry, level2 ransomware, ransomware attack"),
     Family("DNSTunnel", "dns_tunnel", 60_000,
         "dns tunnelling, dns tunneling, dns exfiltration, dns tunnel"),
     Family("Malware", "malware", 60_000,

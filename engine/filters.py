@@ -8,7 +8,7 @@ Always true
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ipc.event import Event
 from ipc.messages import Filter
 
 Test = Callable[[Columns], Mask]
+Marks = Mapping[str, Sequence[str]]
 _U64 = (1 << 64) - 1
 
 
@@ -151,25 +152,37 @@ def other_family(event: Event, snapshot: Snapshot) -> Test:
     return lambda c: ~np.isin(c["family"], own)
 
 
-def mask(snapshot: Snapshot, wanted: Sequence[Test], labels: Sequence[str] = (), view: View | None = None) -> Mask:
-    """bool [snapshot.count]: the rows that pass all tests and bear one of the labels (where any are given)."""
+def marks(wanted: Filter | None) -> Marks:
+    """What an event's annotation must say: one of the words of each field; "" where it says nothing."""
+    if wanted is None:
+        return {}
+    said = {"label": wanted.labels, "firewall_action": wanted.firewall_actions}
+    return {field: words for field, words in said.items() if words}
+
+
+def mask(snapshot: Snapshot, wanted: Sequence[Test], said: Marks | None = None, view: View | None = None) -> Mask:
+    """bool [snapshot.count]: the rows that pass all tests and of which all that `marks` gave is said."""
     out = np.ones(snapshot.count, np.bool_)
     for first, columns in snapshot.columns():
         part = out[first : first + len(columns)]
         for test in wanted:
             part &= test(columns)
-    if labels:
+    for field, words in (said or {}).items():
         assert view is not None
-        labelled = np.zeros(snapshot.count, np.bool_)
-        for label in labels:
-            if label:
-                labelled[[seq for seq in view.marked("label", label) if seq < snapshot.count]] = True
-            else:
-                bare = np.ones(snapshot.count, np.bool_)
-                for key, _ in view.scan("marks", prefix=b"label\0"):
-                    seq = int.from_bytes(key[-8:], "big")
-                    if seq < snapshot.count:
-                        bare[seq] = False
-                labelled |= bare
-        out &= labelled
+        out &= _marked(snapshot, field, words, view)
+    return out
+
+
+def _marked(snapshot: Snapshot, field: str, words: Sequence[str], view: View) -> Mask:
+    out = np.zeros(snapshot.count, np.bool_)
+    for word in words:
+        if word:
+            out[[seq for seq in view.marked(field, word) if seq < snapshot.count]] = True
+        else:
+            bare = np.ones(snapshot.count, np.bool_)
+            for key, _ in view.scan("marks", prefix=f"{field}\0".encode()):
+                seq = int.from_bytes(key[-8:], "big")
+                if seq < snapshot.count:
+                    bare[seq] = False
+            out |= bare
     return out

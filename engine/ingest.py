@@ -142,7 +142,7 @@ class IngestWorker:
                 self._may_write(connection, "label")
                 self.save_all()
                 by = request.by or _user(connection.uid)
-                found_generation = self.publisher.annotate(request.id, "label", request.label, by)
+                found_generation = self.publisher.annotate(request.id, request.label, by)
                 connection.reply(Done(request.request_id, found_generation))
             case AddModel():
                 self._may_write(connection, "models")
@@ -177,7 +177,8 @@ class IngestWorker:
             )
 
     def _on_ingest(self, connection: Connection, request: Ingest) -> None:
-        if self.waiting_events and self.waiting_events + len(request.events) > self.config.ingest.queue_events:
+        size = len(request.events) + len(request.actions)
+        if self.waiting_events and self.waiting_events + size > self.config.ingest.queue_events:
             connection.fail(
                 request.request_id, OverloadedError(f"{self.waiting_events} events wait to be stored; send it again"),
                 retry_after_ms=RETRY_AFTER_MS,
@@ -192,11 +193,15 @@ class IngestWorker:
             connection.reply(
                 Ingested(
                     request.request_id, outcome.generation, outcome.accepted, outcome.duplicates, len(outcome.rejects),
-                    letters,
+                    letters, outcome.joined, outcome.waiting,
                 )
             )  # fmt: skip
 
-        self.submit(Submission(request.format, request.events, request.rejects, done, source=request.source))
+        self.submit(
+            Submission(
+                request.format, request.events, request.rejects, done, source=request.source, actions=request.actions
+            )
+        )
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 
@@ -206,7 +211,7 @@ class IngestWorker:
         if not self.queue:
             self.oldest_s = now
         self.queue.append(submission)
-        self.waiting_events += len(submission.events)
+        self.waiting_events += submission.size
         after_s = self.config.ingest.save_after_ms / 1000
         idle = now - self.last_save_s >= after_s
         if idle or self.waiting_events >= self.config.ingest.save_events:
@@ -225,9 +230,9 @@ class IngestWorker:
         self.timer = None
         batch: list[Submission] = []
         events = 0
-        while self.queue and (not batch or events + len(self.queue[0].events) <= self.config.ingest.commit_events):
+        while self.queue and (not batch or events + self.queue[0].size <= self.config.ingest.commit_events):
             batch.append(self.queue.popleft())
-            events += len(batch[-1].events)
+            events += batch[-1].size
         self.waiting_events -= events
         if batch:
             self._publish(batch)
@@ -327,8 +332,11 @@ class IngestWorker:
         future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
         offsets = {f"{name}\0{batch.key}".encode(): msgspec.msgpack.encode(batch.state)}
         self.submit(
-            Submission(format_name, batch.parsed.events, batch.parsed.rejects, future.set_result, offsets, name)
-        )
+            Submission(
+                format_name, batch.parsed.events, batch.parsed.rejects, future.set_result, offsets, name,
+                batch.parsed.actions,
+            )
+        )  # fmt: skip
         outcome = await future
         return outcome if isinstance(outcome, Exception) else None
 

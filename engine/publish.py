@@ -3,10 +3,12 @@
 Always true
   - One process publishes (it holds writer.lock). A batch is stored whole or not at all; what is stored is visible.
   - The same identity with the same source record again is a no-op; with another record it is refused and counted.
-  - A seq is given to one event for ever. The context tracker moves on only when the commit succeeded.
+  - A seq is given to one event for ever. The context tracker and the waiting firewall actions (engine/actions.py) move
+    on only when the commit succeeded.
 In this order, each step durable before the next
   1. dead letters: appended, fdatasync; rows: pwrite, fdatasync (a new row file: written, synced and renamed before)
-  2. one LMDB commit: records, ids, texts, offsets, extent, counters, coverage, names, tracker, manifest  <- the publish
+  2. one LMDB commit: records, ids, texts, offsets, extent, counters, coverage, names, tracker, actions and what they
+     are joined to, manifest  <- the publish
   3. counter: bump; losing this only makes a reader late
 A death before 2 leaves letters and rows past the committed count, which the next publish overwrites.
 """
@@ -16,7 +18,9 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +30,10 @@ import xxhash
 import zstandard
 from msgspec import Struct
 
+from engine import actions as firewall
 from engine import coverage, dead_letters
 from engine import features as feature_table
+from engine.actions import Actions, Hit, Plan
 from engine.catalog import (
     Batch,
     Catalog,
@@ -54,7 +60,7 @@ from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows
 from engine.normalize import complete
 from engine.rows import Rows, RowWriter
-from ipc.event import Annotation, Event, FeaturedEvent
+from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction
 from ipc.messages import Reject
 
 log = logging.getLogger(__name__)
@@ -65,7 +71,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 class Submission(Struct):
     """Events on their way in from one message or one followed file. offsets: states of followed files to be stored in
-    the same commit. done: called with the outcome when all of it is durable and visible, or with the error."""
+    the same commit. done: called with the outcome when all of it is durable and visible, or with the error. actions: of
+    a firewall, about these events or others."""
 
     format: str
     events: list[FeaturedEvent]
@@ -73,6 +80,11 @@ class Submission(Struct):
     done: Callable[[Outcome | Exception], None]
     offsets: dict[bytes, bytes] = {}
     source: str = ""
+    actions: list[FirewallAction] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.events) + len(self.actions)
 
 
 class Outcome(NamedTuple):
@@ -80,6 +92,8 @@ class Outcome(NamedTuple):
     accepted: int
     duplicates: int
     rejects: list[Reject]  # with those that publishing added
+    joined: int = 0  # firewall actions said of events
+    waiting: int = 0  # firewall actions that have met no event yet, of all submissions
 
 
 def _say_if_full(e: OSError) -> None:
@@ -147,6 +161,7 @@ class Publisher:
             self.counters: Counters = view.counters()
             self.coverage, self.counters.counted = coverage.stored(view, self.counters)
             self.letters = dead_letters.load(view, self.counters)
+            self.actions = Actions.load(view)
         self._writer: RowWriter | None = None
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
         self._compress = zstandard.ZstdCompressor(level=3).compress
@@ -164,10 +179,11 @@ class Publisher:
         accepted: list[_Accepted] = []
         outcomes: list[tuple[int, int, list[Reject]]] = []
         refused: dict[str, list[Reject]] = {}  # by the source that they are counted under
+        actions: dict[FirewallAction, tuple[int, str]] = {}  # the submission that brought it, and its source
         counters = msgspec.msgpack.decode(_encode(self.counters), type=Counters)
         batch_ids: dict[bytes, bytes] = {}
         with self.catalog.read() as view:
-            for submission in submissions:
+            for number, submission in enumerate(submissions):
                 first, duplicates, rejects = len(accepted), 0, list(submission.rejects)
                 self._refuse(refused, counters, submission.source or submission.format, rejects)
                 for item in submission.events:
@@ -183,12 +199,30 @@ class Publisher:
                         self._count(counters, item.event.source).duplicates += 1
                     else:
                         accepted.append(new)
+                for action in submission.actions:
+                    by = submission.source or submission.format
+                    try:
+                        actions.setdefault(firewall.completed(action), (number, by))
+                    except BadRecordError as e:
+                        rejects.append(Reject(submission.source, -1, e.reason, _encode(action)))
+                        self._refuse(refused, counters, by, rejects[-1:])
                 outcomes.append((len(accepted) - first, duplicates, rejects))
         offsets = {k: v for s in submissions for k, v in s.offsets.items()}
-        if accepted or offsets or counters != self.counters:
+        first = self.manifest.count
+        said = [(by, action) for action, (_, by) in actions.items()]
+        plan = self.actions.plan(said, [a.event for a in accepted], first, self.layout, self.manifest, self.names)
+        joined = [0] * len(submissions)
+        if accepted or offsets or plan or counters != self.counters:
+            ends = list(accumulate(stored for stored, _, _ in outcomes))
             letters = self._keep_letters(refused, counters)
-            self._store(accepted, offsets, counters, letters)
-        return [Outcome(self.manifest.generation, *rest) for rest in outcomes]
+            for hit in self._store(accepted, offsets, counters, letters, plan):
+                # An event of this batch counts where it came from, one that was stored where the action came from.
+                arrives = hit.seq >= first
+                joined[bisect_right(ends, hit.seq - first) if arrives else actions[hit.waiting.action][0]] += 1
+        waiting = self.actions.unmet
+        return [
+            Outcome(self.manifest.generation, *rest, n, waiting) for rest, n in zip(outcomes, joined, strict=True)
+        ]
 
     def _admit(
         self, item: FeaturedEvent, format_name: str, view: View, batch_ids: dict[bytes, bytes]
@@ -233,8 +267,9 @@ class Publisher:
 
     def _store(
         self, accepted: list[_Accepted], offsets: dict[bytes, bytes], counters: Counters,
-        letters: dict[str, dead_letters.Tallies],
-    ) -> None:  # fmt: skip
+        letters: dict[str, dead_letters.Tallies], plan: Plan,
+    ) -> list[Hit]:  # fmt: skip
+        """Commit all of it; what the plan's actions were newly said of."""
         names = self._with_names(accepted)
         events = [a.event for a in accepted]
         features = feature_table.unpack([a.features for a in accepted])
@@ -281,15 +316,22 @@ class Publisher:
             covered = self._cover(batch, manifest, names, counters)
             for name, tallies in letters.items():
                 dead_letters.put(batch, name, tallies)
+            joined = self.actions.write(plan, batch)
+            counters.actions_joined += len(joined)
+            counters.actions_unmet += self.actions.left_alone(plan)
+            counters.actions_cut += plan.cut
+            counters.actions_waiting = self.actions.unmet_after(plan)
             batch.put_counters(counters)
             batch.put_manifest(manifest)
             failpoint("publish.before_commit")
         failpoint("publish.committed")
         self.tracker.merge(overlay)
+        self.actions.adopt(plan)
         self.names, self.counters, self._checkpointed = names, counters, checkpointed
         self.coverage |= covered
         self.letters |= letters
         self._adopt(manifest)
+        return joined
 
     def _cover(
         self, batch: Batch, manifest: Manifest, names: Names, counters: Counters,
@@ -378,10 +420,10 @@ class Publisher:
 
     # ---- what changes after the fact ------------------------------------------------------------------------------
 
-    def annotate(self, name: str, field: str, value: str, by: str) -> int:
-        """Set a field of an event's annotation in a generation of its own, which is returned. Raises NotFoundError."""
-        if "\0" in value:
-            raise BadRequestError(f"a {field} cannot hold a NUL character")
+    def annotate(self, name: str, label: str, by: str) -> int:
+        """Give an event a label in a generation of its own, which is returned. Raises NotFoundError."""
+        if "\0" in label:
+            raise BadRequestError("a label cannot hold a NUL character")
         now = time.time_ns()
         with self.catalog.write() as batch:
             seq = batch.find(name)
@@ -389,12 +431,8 @@ class Publisher:
                 raise NotFoundError(f"no event {name!r}; nothing was changed; `flowkin recent` lists some")
             old = batch.annotation(seq)
             new = msgspec.structs.replace(old or Annotation())
-            setattr(new, field, value)
-            if field == "label":
-                new.labelled_by, new.labelled_at = by, now
-            else:
-                new.firewall_ts = now
-            new.history = [*new.history, (now, by, field, value)]
+            new.label, new.labelled_by, new.labelled_at = label, by, now
+            new.history = [*new.history, (now, by, "label", label)]
             batch.put_annotation(seq, old, new)
             manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1)
             batch.put_manifest(manifest)

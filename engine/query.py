@@ -156,8 +156,8 @@ class Answering:
                 wanted.append(filters.before(question.event))
             if options.other_episodes:
                 wanted.append(filters.other_episodes(question.event, snapshot))
-        labels = options.filter.labels if options.filter else []
-        allowed = filters.mask(snapshot, wanted, labels, self.view) if wanted or labels else None
+        said = filters.marks(options.filter)
+        allowed = filters.mask(snapshot, wanted, said, self.view) if wanted or said else None
         if allowed is not None and 0 <= question.seq < snapshot.count:
             allowed[question.seq] = False
         matched = int(allowed.sum()) if allowed is not None else snapshot.count - (question.seq >= 0)

@@ -461,7 +461,7 @@ def _matching(wanted: Filter | None, snapshot: Snapshot, view: View) -> np.ndarr
     """Seqs that pass a filter, ascending."""
     if wanted is None:
         return np.arange(snapshot.count)
-    return np.flatnonzero(filters.mask(snapshot, filters.tests(wanted, snapshot), wanted.labels, view))
+    return np.flatnonzero(filters.mask(snapshot, filters.tests(wanted, snapshot), filters.marks(wanted), view))
 
 
 def _list(request: List, snapshot: Snapshot, view: View) -> Found:

@@ -89,8 +89,23 @@ class FeaturedEvent(Struct, array_like=True):
     raw: Annotated[bytes, Meta(max_length=1 << 20)] = b""
 
 
+class FirewallAction(Struct, array_like=True, frozen=True):
+    """What a firewall did, to be joined to the events that it was done about (engine/actions.py).
+
+    ts: when, ns. family: the source's word for the threat, as in an event's family_raw.
+    """
+
+    ts: Nanoseconds
+    src_ip: Annotated[str, Meta(max_length=45)]
+    dst_ip: Annotated[str, Meta(max_length=45)]
+    family: Word
+    action: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\x00]+$")]  # BLOCK, ...
+    confidence: Share | None = None
+
+
 class Annotation(Struct, omit_defaults=True, kw_only=True):
-    """What was said of an event after it was stored. Never part of the record; history is append-only, oldest first."""
+    """What was said of an event after it was stored. Never part of the record; history is append-only, in the order in
+    which it was said; `at` of a firewall's action is when the firewall acted."""
 
     label: Word = ""
     labelled_by: Word = ""

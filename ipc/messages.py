@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct
 from msgspec.msgpack import Decoder, Encoder
 
-from ipc.event import Annotation, Event, FeaturedEvent, Hit
+from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction, Hit
 
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1
@@ -67,6 +67,7 @@ class Filter(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unkno
     kinds: Names = []
     decisions: Names = []
     labels: Names = []  # an analyst's label; "" matches events without one
+    firewall_actions: Names = []  # what a firewall did; "" matches events of which none says anything
     since: int | None = None
     until: int | None = None
     src: Names = []  # addresses or CIDRs
@@ -187,7 +188,7 @@ class Models(Message, tag=14):       request_id: RequestId
 
 # ---- requests, write socket ---------------------------------------------------------------------------------------
 class Reject(Message):               file: Annotated[str, Meta(max_length=4096)]; offset: int; reason: Annotated[str, Meta(max_length=512)]; record: Annotated[bytes, Meta(max_length=1 << 16)] = b""
-class Ingest(Message, tag=32):       request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""
+class Ingest(Message, tag=32):       request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""; actions: Annotated[list[FirewallAction], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []
 class Label(Message, tag=33):        request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
 class UseModel(Message, tag=34):     request_id: RequestId; version: Name
 class AddModel(Message, tag=35):     request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors and card; checked, stored by sha256
@@ -200,7 +201,7 @@ class Failure(Message, tag=67):      request_id: RequestId; code: ErrorCode; det
 class Found(Message, tag=68):        request_id: RequestId; generation: int; events: list[Stored]; missing: list[str] = []; next_seq: int = -1
 class Answers(Message, tag=69):      request_id: RequestId; generation: int; answers: list[Answer]  # one for each event asked about, in order
 class Explained(Message, tag=70):    request_id: RequestId; generation: int; explanation: Explanation
-class Ingested(Message, tag=73):     request_id: RequestId; generation: int; accepted: int; duplicates: int; rejected: int; dead_letters: str = ""
+class Ingested(Message, tag=73):     request_id: RequestId; generation: int; accepted: int; duplicates: int; rejected: int; dead_letters: str = ""; joined: int = 0; waiting: int = 0  # firewall actions joined by this message; those in the engine that have met no event yet
 class Done(Message, tag=74):         request_id: RequestId; generation: int; facts: dict[str, Any] = {}
 class Generation(Message, tag=75):   request_id: RequestId; generation: int  # to a watcher, at each new one
 # fmt: on

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.features import INDEX, pack
 from engine.sources.ndjson import dump
-from ipc.event import Event, FeaturedEvent, Verdict
+from ipc.event import Event, FeaturedEvent, FirewallAction, Verdict
 
 T0 = 1_700_000_000_000_000_000  # ns
 S = 1_000_000_000
@@ -58,6 +58,16 @@ def make(number: int, *, source: str = "test", **more: object) -> FeaturedEvent:
 
 def several(count: int, first: int = 0, **more: object) -> list[FeaturedEvent]:
     return [make(number, **more) for number in range(first, first + count)]  # type: ignore[arg-type]
+
+
+def blocked(number: int, *, after_s: float = 1.0, **more: object) -> FirewallAction:
+    """What a firewall did about event `number`, so long after it."""
+    event = make(number).event
+    fields: dict[str, object] = {
+        "ts": event.ts + round(after_s * S), "src_ip": event.src_ip, "dst_ip": event.dst_ip, "family": event.family,
+        "action": "BLOCK", "confidence": 0.9,
+    }  # fmt: skip
+    return FirewallAction(**(fields | more))  # type: ignore[arg-type]
 
 
 def line(item: FeaturedEvent) -> bytes:

@@ -27,7 +27,7 @@ from engine.rebuild import rebuild, rows_of
 from engine.recover import open_store
 from engine.rows import REGIONS, RowMap
 from engine.snapshot import Snapshot, Snapshots
-from ipc.event import Event, FeaturedEvent
+from ipc.event import Event, FeaturedEvent, FirewallAction
 from ipc.messages import Answer, Answers, Options, decode_reply, encode
 from tests.wait import eventually
 
@@ -71,8 +71,13 @@ class Store:
 
     # ---- writing
 
-    def publish(self, items: Sequence[FeaturedEvent], offsets: dict[bytes, bytes] | None = None) -> Outcome:
-        submission = Submission("ndjson", list(items), [], lambda outcome: None, offsets or {}, "test")
+    def publish(
+        self, items: Sequence[FeaturedEvent], offsets: dict[bytes, bytes] | None = None,
+        actions: Sequence[FirewallAction] = (), source: str = "test",
+    ) -> Outcome:  # fmt: skip
+        submission = Submission(
+            "ndjson", list(items), [], lambda outcome: None, offsets or {}, source, list(actions)
+        )  # fmt: skip
         return self.publisher.publish([submission])[0]
 
     def index(self) -> None:

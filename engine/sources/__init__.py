@@ -18,6 +18,9 @@ from engine.sources.base import Adapter
 MODULES: dict[str, tuple[str, str]] = {
     "pcap": ("engine.sources.pcap", "PcapAdapter"),
     "eve": ("engine.sources.eve", "EveAdapter"),
+    "argus-rag": ("engine.sources.argus_rag", "ArgusRagAdapter"),
+    "argus": ("engine.sources.argus", "ArgusAdapter"),
+    "argus-firewall": ("engine.sources.argus_firewall", "ArgusFirewallAdapter"),
     "ndjson": ("engine.sources.ndjson", "NdjsonAdapter"),
     "zeek": ("engine.sources.zeek", "ZeekAdapter"),
     "cicflow": ("engine.sources.cicflow", "CicFlowAdapter"),

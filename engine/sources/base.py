@@ -14,7 +14,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from ipc.event import FeaturedEvent
+from msgspec import Struct
+
+from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import Reject
 
 if TYPE_CHECKING:
@@ -45,9 +47,10 @@ class SourceSpec(NamedTuple):
     ifindex: int | None = None
 
 
-class Parsed(NamedTuple):
+class Parsed(Struct):
     events: list[FeaturedEvent]
     rejects: list[Reject]
+    actions: list[FirewallAction] = []  # what was done about events, here or elsewhere (engine/actions.py)
 
 
 class Adapter(ABC):

@@ -194,16 +194,18 @@ class _File:
                 self.adapter.skip(counted, self.position)
             self.position += len(counted)
         if data:
-            parsed = self.adapter.feed(data, self.position)
-            out.events.extend(parsed.events)
-            out.rejects.extend(parsed.rejects)
+            _add(out, self.adapter.feed(data, self.position))
             self.position += len(data)
 
     def finish(self, out: Parsed) -> None:
         if self.adapter is not None:
-            parsed = self.adapter.finish()
-            out.events.extend(parsed.events)
-            out.rejects.extend(parsed.rejects)
+            _add(out, self.adapter.finish())
+
+
+def _add(out: Parsed, more: Parsed) -> None:
+    out.events.extend(more.events)
+    out.rejects.extend(more.rejects)
+    out.actions.extend(more.actions)
 
 
 def _from(stream: Iterator[bytes], offset: int) -> Iterator[bytes]:
@@ -468,7 +470,7 @@ class Follower:
         over = file.archive and (file.over or ended is not None)
         done_size = file.looked[0] if over and offset >= file.position else 0  # what still waits is read again
         changed = (offset, done_size) != (state.offset, state.done_size)
-        if file.stored and not changed and not out.events and not out.rejects:
+        if file.stored and not changed and not (out.events or out.rejects or out.actions):
             return None
         file.stored = True
         tail = state.tail

@@ -27,7 +27,7 @@ def make(target: Path) -> None:
         with Store(data_dir) as store:
             store.publish(several(EVENTS))
             store.index()
-            store.publisher.annotate(LABELLED, "label", "true_positive", "ana")
+            store.publisher.annotate(LABELLED, "true_positive", "ana")
             store.publisher.checkpoint()
         for path in [*(data_dir / "run").iterdir(), *data_dir.glob("catalog/*-lock")]:
             path.unlink()

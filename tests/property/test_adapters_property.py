@@ -15,6 +15,7 @@ from engine.sources import FORMATS
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.ndjson import dump
 from ipc.event import Event
+from tests import argus
 from tests.unit.test_cicflow import JAVA4, ROW
 from tests.unit.test_eve import ALERT, FLOW, HTTP, lines
 from tests.unit.test_zeek import CONN, CONN_JSON, DNS, HEADER, NOTICE_JSON, table
@@ -42,17 +43,24 @@ def run(name: str, data: bytes, cuts: list[int]) -> Parsed:
         parsed = adapter.feed(data[begin:end], begin)
         out.events.extend(parsed.events)
         out.rejects.extend(parsed.rejects)
+        out.actions.extend(parsed.actions)
         assert 0 <= adapter.resume_offset <= end
     parsed = adapter.finish()
     out.events.extend(parsed.events)
     out.rejects.extend(parsed.rejects)
+    out.actions.extend(parsed.actions)
     return out
+
+
+def told(*parts: Parsed) -> set[object]:
+    """What came out, by identity."""
+    return {item.event.event_id for part in parts for item in part.events} | {a for part in parts for a in part.actions}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_have_events_and_rejects(name: str) -> None:
     whole = run(name, SAMPLES[name], [])
-    assert len(whole.events) >= 3 and len(whole.rejects) >= 1
+    assert len(whole.events) + len(whole.actions) >= 3 and len(whole.rejects) >= 1
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -78,8 +86,7 @@ def test_a_restart_yields_what_was_not_returned(name: str, data: st.DataObject) 
     again.skip(sample[:mark], 0)  # type: ignore[attr-defined]
     after = again.feed(sample[mark:], mark)
     last = again.finish()
-    got = {item.event.event_id for item in before.events + after.events + last.events}
-    assert got == {item.event.event_id for item in run(name, sample, []).events}
+    assert told(before, after, last) == told(run(name, sample, []))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -117,18 +124,28 @@ JSON = st.recursive(
 )
 
 
+def changed(base: dict[str, object], data: st.DataObject) -> dict[str, object]:
+    """With any values in some fields, at any depth."""
+    keys = st.sampled_from(sorted(base) + sorted(Event.__struct_fields__))
+    record = {**base, **data.draw(st.dictionaries(keys, JSON, max_size=3))}
+    inner = [key for key, value in record.items() if isinstance(value, dict) and value]
+    if inner and data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(inner))
+        record[key] = changed(record[key], data)  # type: ignore[arg-type]
+    return record
+
+
 @pytest.mark.parametrize(
     ("name", "base"),
     [
         ("eve", FLOW), ("eve", ALERT), ("eve", HTTP), ("ndjson", {"ts": 5, "features": {}}), ("zeek", CONN_JSON),
-        ("zeek", NOTICE_JSON),
+        ("zeek", NOTICE_JSON), ("argus-rag", argus.rag()),
     ],
 )  # fmt: skip
 @PROFILE
 @given(data=st.data())
 def test_any_value_in_any_field(name: str, base: dict[str, object], data: st.DataObject) -> None:
-    keys = st.sampled_from(sorted(base) + sorted(Event.__struct_fields__))
-    record = {**base, **data.draw(st.dictionaries(keys, JSON, max_size=3))}
+    record = changed(base, data)
     line = json.dumps(record).encode()
     got = run(name, line + b"\n", [])
     assert len(got.events) + len(got.rejects) <= 1

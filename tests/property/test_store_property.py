@@ -75,7 +75,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data(), label=st.sampled_from(["", "good", "bad"]))
     def annotate(self, data: Any, label: str) -> None:
         name = data.draw(st.sampled_from(sorted(self.stored)))
-        self.open.publisher.annotate(name, "label", label, "ana")
+        self.open.publisher.annotate(name, label, "ana")
         self.labels[name] = label
 
     @rule()
@@ -134,7 +134,7 @@ class Model(RuleBasedStateMachine):
         snapshot = self.open.snapshot()
         assert (snapshot.generation, snapshot.count) == (self.open.generation, len(self.stored))
         with self.open.catalog.read() as view:
-            labelled = filters.mask(snapshot, filters.tests(Filter(), snapshot), ["good"], view)
+            labelled = filters.mask(snapshot, filters.tests(Filter(), snapshot), {"label": ["good"]}, view)
         assert [list(self.stored)[i] for i in np.flatnonzero(labelled)] == [
             name for name in self.stored if self.labels.get(name) == "good"
         ]

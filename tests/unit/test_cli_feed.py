@@ -113,7 +113,8 @@ def test_everything_is_delivered_and_counted():
     summary, slept = delivered(Engine(), [part(0, 5_000, rejects=3)])
     assert (summary.accepted, summary.duplicates, summary.rejected, slept) == (5_000, 0, 3, [])
     document = summary.document()
-    assert list(document) == ["accepted", "duplicates", "rejected", "dead_letters", "generation", "seconds"]
+    names = ["accepted", "duplicates", "rejected", "dead_letters", "joined", "waiting", "generation", "seconds"]
+    assert list(document) == names
     assert document["dead_letters"] == "dl" and document["generation"] == 10
 
 

@@ -24,7 +24,7 @@ from ipc.errors import BadRequestError
 from ipc.messages import ErrorCode, Found, Stored
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine
-from tests.events import T0, make, several
+from tests.events import T0, blocked, make, several
 from tests.store_fixture import ROWS, Store, flip
 
 
@@ -84,7 +84,7 @@ def test_one_record_that_fits_into_no_reply_is_an_error() -> None:
 
 def test_legacy_files_hold_what_the_store_holds(store: Store, tmp_path: Path) -> None:
     store.publish([*several(100), make(3, source="elsewhere")])
-    store.publisher.annotate("e000005", "firewall_action", "BLOCK", "fw")
+    store.publish([], actions=[blocked(5)])
     store.catalog.env.sync()
     folder = tmp_path / "out"
     store.snapshots.close()

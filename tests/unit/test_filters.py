@@ -25,7 +25,7 @@ EVENTS = [complete(make(n)) for n in range(FILLED)]
 def matching(full: Store, wanted: Filter) -> list[int]:
     snapshot = full.snapshot()
     with full.catalog.read() as view:
-        mask = filters.mask(snapshot, filters.tests(wanted, snapshot), wanted.labels, view)
+        mask = filters.mask(snapshot, filters.tests(wanted, snapshot), filters.marks(wanted), view)
     return [int(i) for i in np.flatnonzero(mask)]
 
 
@@ -120,7 +120,7 @@ def test_values_out_of_any_range_match_nothing(full: Store, wanted: Filter) -> N
 def test_labels_resolve_through_the_catalog(store: Store) -> None:
     store.publish([make(n) for n in range(10)])
     for name, label in (("e000002", "a"), ("e000003", "b"), ("e000004", "a"), ("e000004", "")):
-        store.publisher.annotate(name, "label", label, "ana")
+        store.publisher.annotate(name, label, "ana")
 
     def labelled(*labels: str) -> list[int]:
         return matching(store, Filter(labels=list(labels)))

@@ -20,7 +20,7 @@ from engine.lock import hold
 from engine.publish import Submission
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Reject
-from tests.events import ids, make, several
+from tests.events import blocked, ids, make, several
 from tests.store_fixture import OTHER, ROWS, Store
 
 
@@ -205,9 +205,9 @@ def test_a_switch_that_cannot_be_committed_changes_nothing(store: Store, monkeyp
 def test_labels_keep_their_history_and_touch_no_row(store: Store) -> None:
     store.publish(several(5))
     rows = store.layout.row_file(0, 0).read_bytes()
-    first = store.publisher.annotate("e000003", "label", "good", "ana")
-    second = store.publisher.annotate("test/e000003", "label", "bad", "eva")
-    third = store.publisher.annotate("e000003", "firewall_action", "BLOCK", "fw")
+    first = store.publisher.annotate("e000003", "good", "ana")
+    second = store.publisher.annotate("test/e000003", "bad", "eva")
+    third = store.publish([], actions=[blocked(3)], source="fw").generation
     assert (first, second, third) == (3, 4, 5)
     with store.catalog.read() as view:
         note = view.annotation(3)
@@ -224,9 +224,9 @@ def test_labels_keep_their_history_and_touch_no_row(store: Store) -> None:
 def test_a_label_that_cannot_be_kept_is_refused(store: Store, label: str, error: type[Exception]) -> None:
     store.publish(several(2))
     with pytest.raises(error):
-        store.publisher.annotate("e000001", "label", label, "ana")
+        store.publisher.annotate("e000001", label, "ana")
     with pytest.raises(NotFoundError):
-        store.publisher.annotate("none", "label", "x", "ana")
+        store.publisher.annotate("none", "x", "ana")
     assert store.generation == 2
     assert store.publish([make(5)]).accepted == 1
 
@@ -283,7 +283,7 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
 def test_reopening_finds_everything_as_it_was(tmp_path: Path) -> None:
     with Store(tmp_path / "data") as store:
         store.publish(several(150))
-        store.publisher.annotate("e000003", "label", "x", "ana")
+        store.publisher.annotate("e000003", "x", "ana")
         manifest, counters, names = store.publisher.manifest, store.publisher.counters, store.publisher.names
         state = store.publisher.tracker.dump()
     for _ in range(2):

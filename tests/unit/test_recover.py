@@ -79,7 +79,7 @@ def test_catching_up_ends_at_the_committed_count(store: Store) -> None:
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_row_file_built_again_is_the_same(store: Store, number: int) -> None:
     store.publish(several(150))
-    store.publisher.annotate("e000003", "label", "x", "ana")
+    store.publisher.annotate("e000003", "x", "ana")
     store.index()
     before = {r: v.copy() for r, v in store.files()[number].vectors.items()}
     answer = store.ask("e000140", top_k=30, collapse=False)

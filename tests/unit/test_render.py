@@ -236,7 +236,8 @@ def test_list_says_how_to_go_on():
 
 
 def test_ingest_document_is_passed_through():
-    summary = {"accepted": 3, "duplicates": 0, "rejected": 1, "dead_letters": "/x", "generation": 2, "seconds": 0.5}
+    summary = {"accepted": 3, "duplicates": 0, "rejected": 1, "dead_letters": "/x", "joined": 0, "waiting": 0,
+               "generation": 2, "seconds": 0.5}  # fmt: skip
     assert json.loads(text_of(lambda out: out.ingested(summary), "json")) == summary
     assert "/x" in text_of(lambda out: out.ingested(summary))
 
