@@ -9,7 +9,7 @@ from engine import lock
 from engine.layout import Layout
 from engine.publish import Submission
 from ipc.messages import Reject
-from tests.events import several
+from tests.events import blocked, several
 from tests.store_fixture import Store
 
 
@@ -27,6 +27,10 @@ def main(data_dir: Path, steps: list[str]) -> None:
             rejects = [Reject("file", n, f"bad {n}") for n in map(int, numbers)]
             offsets = {b"file": step.encode()}
             store.publisher.publish([Submission("ndjson", [], rejects, lambda outcome: None, offsets, "test")])
+        elif what == "act":  # on events before, of and after those that are stored with it
+            first, count = map(int, numbers)
+            actions = [blocked(n, after_s=0) for n in range(first - 10, first + count + 10)]
+            store.publish(several(count, first), {b"actions": step.encode()}, actions)
         elif what == "index":
             store.index()
         elif what == "switch":

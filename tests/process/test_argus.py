@@ -9,12 +9,51 @@ from typing import Any
 
 import pytest
 
+from engine import failpoint
 from ipc.event import Annotation, Event
 from ipc.messages import Filter
 from tests.argus import KEY, OTHER_KEY, action, csv, jsonl, key_file, rag, row
 from tests.engine_fixture import Engine, Starter, all_events, ask
-from tests.events import T0, S
+from tests.events import T0, S, several
+from tests.process.test_faults import run_steps
+from tests.store_fixture import Store
 from tests.wait import eventually
+
+
+def firewall(engine: Engine) -> dict[str, int]:
+    with engine.client() as client:
+        found: dict[str, int] = client.stats().facts["firewall"]
+        return found
+
+
+def kept(data_dir: Path) -> tuple[dict[int, Any], set[Any], object]:
+    """Annotations by seq, the actions that wait and whether they met an event, and what of them is counted."""
+    with Store(data_dir) as store, store.catalog.read() as view:
+        c = view.counters()
+        waiting = {(w.action, w.met) for w in store.publisher.actions.waiting.values()}
+        offset = view.get("offsets", b"actions") is not None
+        return (
+            {seq: view.annotation(seq) for seq in range(store.publisher.manifest.count) if view.annotation(seq)},
+            waiting,
+            (c.actions_joined, c.actions_waiting, offset),
+        )
+
+
+@pytest.mark.parametrize("point", [p for p in failpoint.POINTS if p.startswith("publish.")])
+def test_killed_at_any_step_of_a_publish_actions_are_all_said_or_none(tmp_path: Path, point: str) -> None:
+    """With the events and the offset of their file: all of it, or nothing; again, and it is as if never killed."""
+    data_dir, whole = tmp_path / "killed", tmp_path / "whole"
+    for path in (data_dir, whole):
+        with Store(path) as store:
+            store.publish(several(30))
+    assert run_steps(whole, "act:30:20").returncode == 0
+    expected = kept(whole)
+    assert len(expected[0]) >= 30 and len(expected[1]) == 40 and expected[2][1] > 0  # type: ignore[index]
+    assert run_steps(data_dir, "act:30:20", point=point).returncode == -signal.SIGKILL
+    committed = point in ("publish.committed", "publish.bumped")
+    assert kept(data_dir) == (expected if committed else ({}, set(), (0, 0, False)))
+    assert run_steps(data_dir, "act:30:20").returncode == 0
+    assert kept(data_dir) == expected
 
 
 def said(engine: Engine) -> dict[str, list[tuple[int, str]]]:
@@ -108,21 +147,21 @@ def test_followed_files_of_both_kinds_meet_over_kills(start: Starter, tmp_path: 
         f'[sources.firewall]\npath = "{log}"\npoll_ms = 10\nhmac_key_file = "{key}"\n'
     )
     engine = start("--config", str(config))
-    eventually(lambda: engine.facts()["firewall"]["waiting"] == 20, within_s=20)
+    eventually(lambda: firewall(engine)["waiting"] == 20, within_s=20)
     victim = engine.pid("ingest")
     os.kill(victim, signal.SIGKILL)
     engine.replaced("ingest", victim)
     (days / "2023-11-14.csv").write_bytes(csv([row(n, src_ip=f"10.0.0.{n}") for n in range(1, 31)]))
-    eventually(lambda: engine.facts()["firewall"]["joined"] == 20, within_s=20)
+    eventually(lambda: firewall(engine)["joined"] == 20, within_s=20)
     engine.kill()
     with log.open("ab") as file:
         file.write(csv([action(n, src=f"10.0.0.{n}", key=KEY) for n in range(21, 31)]))
         file.write(csv([action(1, src="10.0.0.1", key=OTHER_KEY, what="UNBLOCK", after_ms=2_000)]))
     engine.start("--config", str(config))
-    eventually(lambda: engine.facts()["firewall"]["joined"] == 30, within_s=20)
+    eventually(lambda: firewall(engine)["joined"] == 30, within_s=20)
     eventually(lambda: "its HMAC does not match" in engine.layout.dead_letters.read_text(), within_s=20)
     assert said(engine) == {f"argus-{n}": [(T0 + n * S, "BLOCK")] for n in range(1, 31)}
-    assert engine.facts()["firewall"] == {"joined": 30, "waiting": 0, "unmet": 0, "cut": 0}
+    assert firewall(engine) == {"joined": 30, "waiting": 0, "unmet": 0, "cut": 0}
 
 
 def test_the_rag_log_is_found_by_looking_and_its_events_meet_actions_too(start: Starter, tmp_path: Path) -> None:
