@@ -3,8 +3,8 @@
 Always true
   - An action belongs to an event where both have the same trace id, or the event's source is the action's and their
     times lie at most ACTION_NEAR_S apart.
-  - Of several actions the latest is the event's firewall_action; the history keeps each. An action that is known
-    already changes nothing, so a file read twice is as if read once.
+  - Of several actions the latest is the event's firewall_action; the history keeps each (ACTION_HISTORY_MAX of them).
+    An action that is known already changes nothing, so a file read twice is as if read once.
   - An action is held against every event that is stored, and waits for those to come, met or not: until a batch has
     only events more than ACTION_WAIT_S after it, or ACTIONS_WAITING_MAX younger ones wait. What then leaves without
     ever having met an event is counted and logged.
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from engine.catalog import Batch, Names, View
 from engine.columns import Columns, address
 from engine.errors import BadRecordError, CorruptionError
-from engine.families import UNKNOWN, canonical, trace_window_ms, trace_word
+from engine.families import UNKNOWN, canonical, clean, trace_window_ms, trace_word
 from engine.layout import Layout
 from engine.limits import (
     ACTION_HISTORY_MAX,
@@ -96,11 +96,12 @@ class Plan(NamedTuple):
 
 
 def completed(action: FirewallAction) -> FirewallAction:
-    """With its addresses in their shortest form. Raises BadRecordError."""
-    src = shortest(action.src_ip)[0]
-    if not src:
-        raise BadRecordError("a firewall action without a source address")
-    return msgspec.structs.replace(action, src_ip=src, dst_ip=shortest(action.dst_ip)[0])
+    """With its addresses in their shortest form and its words on one line. Raises BadRecordError."""
+    src, word = shortest(action.src_ip)[0], clean(action.action)
+    if not src or not word:
+        raise BadRecordError("a firewall action without a source address or without a word for it")
+    dst = shortest(action.dst_ip)[0]
+    return FirewallAction(action.ts, src, dst, clean(action.family), word, action.confidence)
 
 
 def said(old: Annotation | None, actions: Iterable[Waiting]) -> tuple[Annotation, list[Waiting]]:

@@ -32,7 +32,7 @@ OTHER_EPISODE_S = 600
 ACTIONS_WAITING_MAX = 65_536  # firewall actions that events to come are held against
 ACTION_WAIT_S = 900  # of event time
 ACTION_NEAR_S = 5  # between an action and an event of the same source
-ACTION_JOINS_MAX = 65_536  # of one commit; what is beyond is counted
+ACTION_JOINS_MAX = 32_768  # of one commit; what is beyond is counted
 ACTION_HISTORY_MAX = 64  # actions in the history of one event
 
 HANDOFF_BACKLOG_MAX = 64  # connections on the way to one worker

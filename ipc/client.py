@@ -27,7 +27,7 @@ from typing import Self, TypeVar, get_args
 from msgspec.structs import replace
 
 from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
-from ipc.event import FeaturedEvent
+from ipc.event import FeaturedEvent, FirewallAction
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
     FRAME_BYTES_MAX,
@@ -416,11 +416,12 @@ class Client:
         *,
         rejects: Sequence[Reject] = (),
         source: str = "",
+        actions: Sequence[FirewallAction] = (),
         timeout_ms: int | None = None,
     ) -> Ingested:
         """Durable and visible when this returns."""
-        batch, refused = builtins.list(events), builtins.list(rejects)
-        return self._expect(Ingested, lambda i, ms: Ingest(i, format, batch, refused, source), timeout_ms)
+        batch, refused, done = builtins.list(events), builtins.list(rejects), builtins.list(actions)
+        return self._expect(Ingested, lambda i, ms: Ingest(i, format, batch, refused, source, done), timeout_ms)
 
     def use_model(self, version: str, *, timeout_ms: int | None = None) -> Done:
         return self._expect(Done, lambda i, ms: UseModel(i, version), timeout_ms)

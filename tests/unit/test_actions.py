@@ -309,6 +309,7 @@ def test_a_row_file_that_cannot_be_read_costs_its_events_only(
     [
         (act(src_ip="nowhere"), "is not an address"),
         (act(src_ip=""), "without a source address"),
+        (act(action="\n\x1b"), "without a word for it"),
         (act(dst_ip="10.0.0"), "is not an address"),
     ],
 )
@@ -317,6 +318,8 @@ def test_a_bad_action_costs_itself_only(store: Store, bad: FirewallAction, reaso
     assert outcome.joined == 1
     assert reason in outcome.rejects[0].reason
     assert store.publisher.counters.sources["fw"].rejected == 1
+    store.publish([], actions=[act(2, action=" RATE\n LIMIT\x1b[2J")])
+    assert note(store, 0).firewall_action == "RATE LIMIT [2J"
 
 
 def test_each_submission_counts_what_is_its_own(store: Store) -> None:

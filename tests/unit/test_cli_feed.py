@@ -9,7 +9,7 @@ import pytest
 
 from cli import feed
 from ipc.errors import ClientError, ConnectError, ConnectionLostError, OverloadedError
-from ipc.event import Event, FeaturedEvent
+from ipc.event import Event, FeaturedEvent, FirewallAction
 from ipc.messages import (
     FRAME_BYTES_MAX,
     Answer,
@@ -103,6 +103,20 @@ def test_messages_stay_within_bounds():
     order = [item.event.event_id for b in made for item in b.events]
     assert order == [item.event.event_id for p in parts for item in p.events]
     assert list(feed.batches([])) == []
+
+
+def test_actions_go_along_within_bounds_and_what_became_of_them_is_counted():
+    actions = [FirewallAction(n, "10.0.0.1", "10.0.0.2", "DDoS", "BLOCK") for n in range(1_300)]
+    made = list(feed.batches([part(0, 3)._replace(actions=actions[:700]), part(3, 1)._replace(actions=actions[700:])]))
+    assert all(0 < len(b.actions) <= 512 for b in made)
+    assert [action for b in made for action in b.actions] == actions
+    assert sum(len(b.events) for b in made) == 4
+    assert list(feed.batches([feed.Part("f", "s", [], [], actions[:1])]))[0].actions == actions[:1]
+    summary = feed.Summary()
+    for joined, waiting in ((3, 9), (4, 2)):
+        summary.add(Ingested(1, 5, 0, 0, 0, "", joined, waiting))
+    document = summary.document()
+    assert (document["joined"], document["waiting"]) == (7, 2)  # in all; now
 
 
 def test_small_parts_are_joined():
