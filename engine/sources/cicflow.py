@@ -9,11 +9,10 @@ Always true
 
 from __future__ import annotations
 
-import csv
 import re
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +22,11 @@ from engine.features import INDEX, empty, pack
 from engine.flows.derived import F64, IDLE_US, derive
 from engine.normalize import address
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.lines import Line, LineAdapter, event_id, event_id_at
+from engine.sources.lines import Line, event_id, event_id_at
+from engine.sources.table import Header, TableAdapter, normalised, split, whole
 from engine.sources.times import fraction_ns, iso_ns, zone
 from ipc.event import Classification, Event, FeaturedEvent
 
-BLOCK_ROWS = 1_024
 TCP, UDP, ICMP = 6, 17, 1
 
 # feature: the normalised names of its column. Not read, because they follow from these: rates, ratios, lengths over
@@ -102,24 +101,11 @@ UNSOUND: dict[str, tuple[str, ...]] = {
 UNSOUND_IN_SECONDS = (*FLAGS, *SIDE_FLAGS, *(name for name in GAPS_US if not name.startswith("backward")))
 UNJUDGED = frozenset({"", "needmanuallabel", "nolabel", "unknown", "cic"})
 _DMY = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)? ?([AaPp][Mm])?")
-_WORD = re.compile(r"[^a-z0-9]+")
-
-
-class Header(NamedTuple):
-    names: tuple[str, ...]  # normalised
-    dialect: str
-    numbers: tuple[str, ...]  # the feature (or NOT_FEATURES) of each number that is read
-    pick: Any  # itemgetter of their cells
-    place: dict[str, int]  # where the other columns are
-
-
-def normalised(name: str) -> str:
-    return _WORD.sub("", name.lower())
 
 
 def header_of(line: bytes) -> Header | None:
     """The header that this line is, or None."""
-    cells = [cell.strip() for cell in _cells(line.decode("utf-8", "replace"))]
+    cells = [cell.strip() for cell in split(line.decode("utf-8", "replace"))]
     names = tuple(normalised(cell) for cell in cells)
     first = {name: i for i, name in reversed(list(enumerate(names)))}
     found = {feature: first[k] for feature, keys in COLUMNS.items() for k in keys if k in first}
@@ -134,66 +120,32 @@ def header_of(line: bytes) -> Header | None:
     return Header(names, dialect, tuple(found), itemgetter(*found.values()), first)
 
 
-class CicFlowAdapter(LineAdapter):
+class CicFlowAdapter(TableAdapter):
     format = "cicflow"
+    title = "CICFlowMeter"
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
-        self._header: Header | None = None
         self._zone = zone(spec.timezone)
 
     @classmethod
-    def sniff(cls, head: bytes, file_name: str) -> bool:
-        return b"," in head and header_of(head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf")) is not None
+    def header_of(cls, record: bytes) -> Header | None:
+        return header_of(record)
 
-    def prime(self, head: bytes) -> None:
-        self._header = header_of(head.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf"))
+    def may_be_header(self, cells: list[str]) -> bool:
+        return normalised(cells[-1]) in ("label", "attemptedcategory") or normalised(cells[0]) in ("flowid", "dstport")
 
-    def read(self, lines: list[Line], out: Parsed) -> None:
-        for start in range(0, len(lines), BLOCK_ROWS):
-            self._block(lines[start : start + BLOCK_ROWS], out)
-
-    def _block(self, lines: list[Line], out: Parsed) -> None:
-        events: list[tuple[Event, bytes]] = []
-        numbers: list[list[float]] = []
-        header = self._header
-        for line in lines:
-            try:
-                cells = _cells(line.record.decode())
-                if header is None or (len(cells) > 1 and _looks_like_header(cells)):
-                    new = header_of(line.record)
-                    if new is None and header is None:
-                        raise BadRecordError("no CICFlowMeter header above this line")
-                    if new is not None and header is not None and new != header:
-                        self._emit(header, events, numbers, out)  # tables were joined, each with its own header
-                        events, numbers = [], []
-                    if new is not None:
-                        self._header = header = new
-                        continue
-                assert header is not None
-                if len(cells) != len(header.names):
-                    raise BadRecordError(f"{len(cells)} columns, the header has {len(header.names)}")
-                event = self._event(header, cells, line)
-                values = _floats(header, cells)
-            except BadRecordError as e:
-                out.rejects.append(self.reject(line.offset, e.reason, line.record))
-                continue
-            events.append((event, line.record))
-            numbers.append(values)
-        if header is not None:
-            self._emit(header, events, numbers, out)
-
-    def _event(self, header: Header, cells: list[str], line: Line) -> Event:
+    def event(self, header: Header, cells: list[str], line: Line) -> Event:
         def cell(*names: str) -> str:
             return next((cells[header.place[name]].strip() for name in names if name in header.place), "")
 
         stamp = cell("timestamp")
         start = timestamp_ns(stamp, self._zone) if stamp else 0
-        proto = _whole("protocol", cell("protocol"), 255) or None  # 0: neither TCP nor UDP, more is not known
-        src_port = _whole("source port", cell("srcport", "sourceport"), 65_535)
-        dst_port = _whole("destination port", cell("dstport", "destinationport"), 65_535)
+        proto = whole("protocol", cell("protocol"), 255) or None  # 0: neither TCP nor UDP, more is not known
+        src_port = whole("source port", cell("srcport", "sourceport"), 65_535)
+        dst_port = whole("destination port", cell("dstport", "destinationport"), 65_535)
         if proto == ICMP and cell("icmptype") not in ("", "-1"):
-            src_port, dst_port = _whole("type", cell("icmptype"), 255), _whole("code", cell("icmpcode"), 255)
+            src_port, dst_port = whole("type", cell("icmptype"), 255), whole("code", cell("icmpcode"), 255)
         family, classification = judged(cell("label"), cell("attemptedcategory"))
         spec = self.spec
         return Event(
@@ -213,9 +165,7 @@ class CicFlowAdapter(LineAdapter):
             family_raw=family,
         )
 
-    def _emit(self, header: Header, events: list[tuple[Event, bytes]], numbers: list[list[float]], out: Parsed) -> None:
-        if not events:
-            return
+    def emit(self, header: Header, events: list[tuple[Event, bytes]], numbers: list[list[float]], out: Parsed) -> None:
         features = featured(header, np.array(numbers, np.float64))
         duration_us = np.array(numbers, np.float64)[:, header.numbers.index("flow_duration")] * _us(header, numbers)
         for (event, record), row, us in zip(events, features, duration_us.tolist(), strict=True):
@@ -322,43 +272,3 @@ def _dmy(text: str, local: Any) -> tuple[int, int]:
         hours = hours % 12 + (12 if half.lower() == "pm" else 0)
     at = f"{year}-{int(month):02}-{int(day):02} {hours:02}:{minute}:{second or '00'}"
     return iso_ns(at, local), fraction_ns(fraction)
-
-
-def _cells(line: str) -> list[str]:
-    if '"' not in line:
-        return line.split(",")
-    try:
-        return next(csv.reader([line]))
-    except (csv.Error, StopIteration) as e:
-        raise BadRecordError("a quoted column does not end") from e
-
-
-def _looks_like_header(cells: list[str]) -> bool:
-    return normalised(cells[-1]) in ("label", "attemptedcategory") or normalised(cells[0]) in ("flowid", "dstport")
-
-
-def _floats(header: Header, cells: list[str]) -> list[float]:
-    picked = header.pick(cells)
-    try:
-        return list(map(float, picked))
-    except ValueError:
-        return [_float(name, cell) for name, cell in zip(header.numbers, picked, strict=True)]
-
-
-def _float(name: str, cell: str) -> float:
-    try:
-        return float(cell) if cell.strip() else float("nan")
-    except ValueError as e:
-        raise BadRecordError(f"the column of {name} is not a number") from e
-
-
-def _whole(name: str, cell: str, largest: int) -> int | None:
-    if not cell:
-        return None
-    try:
-        value = float(cell)
-    except ValueError as e:
-        raise BadRecordError(f"{name} is not a number") from e
-    if not (0.0 <= value <= largest and value.is_integer()):
-        raise BadRecordError(f"{name} is not in 0..{largest}")
-    return int(value)
