@@ -179,3 +179,12 @@ def pack(row: F32) -> bytes:
     blob = np.ascontiguousarray(row, "<f4").tobytes()
     assert len(blob) == FEATURE_BYTES
     return blob
+
+
+def pack_rows(features: F32) -> list[bytes]:
+    """FEATURE_BYTES of each row of float32 [n, 105]."""
+    import numpy as np
+
+    assert features.shape[1:] == (FEATURE_COUNT,)
+    blob = np.ascontiguousarray(features, "<f4").tobytes()
+    return [blob[at : at + FEATURE_BYTES] for at in range(0, len(blob), FEATURE_BYTES)]

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from engine.errors import BadRecordError
 from engine.families import NORMAL, is_attempt
-from engine.features import INDEX, empty, pack
+from engine.features import INDEX, empty, pack_rows
 from engine.flows.derived import F64, IDLE_US, derive
 from engine.normalize import address
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.lines import Line, event_id, event_id_at
-from engine.sources.table import Header, TableAdapter, normalised, split, whole
+from engine.sources.table import Header, TableAdapter, header, normalised, split, whole
 from engine.sources.times import fraction_ns, iso_ns, zone
 from ipc.event import Classification, Event, FeaturedEvent
 
@@ -73,6 +72,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         }.items()
     },
 }
+# What is read as words: time, protocol, ends, the label and the improved edition's category of attempts.
+WORDS = (
+    ("timestamp",), ("protocol",), ("srcip", "sourceip"), ("dstip", "destinationip"), ("srcport", "sourceport"),
+    ("dstport", "destinationport"), ("icmptype",), ("icmpcode",), ("label",), ("attemptedcategory",),
+)  # fmt: skip
 REQUIRED = {"flow_duration", "total_forward_packets", "total_backward_packets", "forward_packet_length_max"}
 NOT_FEATURES = ("idle_max", "flow_packets_per_second")
 
@@ -105,19 +109,20 @@ _DMY = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d\d)(?::(\d\d)(?:\.(
 
 def header_of(line: bytes) -> Header | None:
     """The header that this line is, or None."""
-    cells = [cell.strip() for cell in split(line.decode("utf-8", "replace"))]
-    names = tuple(normalised(cell) for cell in cells)
-    first = {name: i for i, name in reversed(list(enumerate(names)))}
-    found = {feature: first[k] for feature, keys in COLUMNS.items() for k in keys if k in first}
-    if not found.keys() >= REQUIRED:
+    try:
+        cells = [cell.strip() for cell in split(line.decode("utf-8", "replace"))]
+    except BadRecordError:
         return None
-    if "fwdrstflags" in first:
+    names = tuple(map(normalised, cells))
+    if "fwdrstflags" in names:
         dialect = "improved"
     elif "tot_fwd_pkts" in cells:
         dialect = "python"
     else:
-        dialect = "java4" if "cwrflagcount" in first else "java3"
-    return Header(names, dialect, tuple(found), itemgetter(*found.values()), first)
+        dialect = "java4" if "cwrflagcount" in names else "java3"
+    columns = COLUMNS if dialect == "python" else {k: v for k, v in COLUMNS.items() if k != "flow_packets_per_second"}
+    found = header(names, dialect, columns, WORDS)
+    return found if found and REQUIRED.issubset(found.numbers) else None
 
 
 class CicFlowAdapter(TableAdapter):
@@ -132,21 +137,16 @@ class CicFlowAdapter(TableAdapter):
     def header_of(cls, record: bytes) -> Header | None:
         return header_of(record)
 
-    def may_be_header(self, cells: list[str]) -> bool:
-        return normalised(cells[-1]) in ("label", "attemptedcategory") or normalised(cells[0]) in ("flowid", "dstport")
-
-    def event(self, header: Header, cells: list[str], line: Line) -> Event:
-        def cell(*names: str) -> str:
-            return next((cells[header.place[name]].strip() for name in names if name in header.place), "")
-
-        stamp = cell("timestamp")
+    def event(self, header: Header, words: tuple[str, ...], line: Line) -> Event:
+        stamp, protocol, src, dst, src_end, dst_end, icmp_type, icmp_code, label, attempted = words
+        stamp = stamp.strip()
         start = timestamp_ns(stamp, self._zone) if stamp else 0
-        proto = whole("protocol", cell("protocol"), 255) or None  # 0: neither TCP nor UDP, more is not known
-        src_port = whole("source port", cell("srcport", "sourceport"), 65_535)
-        dst_port = whole("destination port", cell("dstport", "destinationport"), 65_535)
-        if proto == ICMP and cell("icmptype") not in ("", "-1"):
-            src_port, dst_port = whole("type", cell("icmptype"), 255), whole("code", cell("icmpcode"), 255)
-        family, classification = judged(cell("label"), cell("attemptedcategory"))
+        proto = whole("protocol", protocol.strip(), 255) or None  # 0: neither TCP nor UDP, more is not known
+        src_port = whole("source port", src_end.strip(), 65_535)
+        dst_port = whole("destination port", dst_end.strip(), 65_535)
+        if proto == ICMP and icmp_type.strip() not in ("", "-1"):
+            src_port, dst_port = whole("type", icmp_type.strip(), 255), whole("code", icmp_code.strip(), 255)
+        family, classification = judged(label.strip(), attempted.strip())
         spec = self.spec
         return Event(
             event_id=event_id(spec.sensor, "flow", line.record, line.ordinal)
@@ -156,8 +156,8 @@ class CicFlowAdapter(TableAdapter):
             sensor=spec.sensor,
             ts=start,
             ts_start=start,
-            src_ip=address(cell("srcip", "sourceip"))[0],
-            dst_ip=address(cell("dstip", "destinationip"))[0],
+            src_ip=address(src)[0],
+            dst_ip=address(dst)[0],
             src_port=src_port,
             dst_port=dst_port,
             proto=proto,
@@ -165,19 +165,19 @@ class CicFlowAdapter(TableAdapter):
             family_raw=family,
         )
 
-    def emit(self, header: Header, events: list[tuple[Event, bytes]], numbers: list[list[float]], out: Parsed) -> None:
-        features = featured(header, np.array(numbers, np.float64))
-        duration_us = np.array(numbers, np.float64)[:, header.numbers.index("flow_duration")] * _us(header, numbers)
-        for (event, record), row, us in zip(events, features, duration_us.tolist(), strict=True):
+    def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
+        blobs = pack_rows(featured(header, numbers))
+        duration_us = numbers[:, header.numbers.index("flow_duration")] * _us(header, numbers)
+        for event, record, blob, us in zip(events, records, blobs, duration_us.tolist(), strict=True):
             if event.ts_start and 0.0 <= us < 1e15:
                 event.ts = event.ts_start + round(us * 1_000)
-            out.events.append(FeaturedEvent(event, pack(row), record))
+            out.events.append(FeaturedEvent(event, blob, record))
 
 
 def featured(header: Header, numbers: F64) -> Any:
     """float32 [n, 105] from float64 [n, len(header.numbers)]."""
     with np.errstate(invalid="ignore"):
-        numbers = np.where(np.isfinite(numbers) & (numbers >= 0.0), numbers, np.nan)
+        numbers = np.where(numbers >= 0.0, numbers, np.nan)
         column = dict(zip(header.numbers, numbers.T, strict=True))
         scale = _us(header, numbers)
         column["flow_duration"] = column["flow_duration"] * scale / 1e6
@@ -222,14 +222,13 @@ def featured(header: Header, numbers: F64) -> Any:
     return features
 
 
-def _us(header: Header, numbers: list[list[float]] | F64) -> Any:
+def _us(header: Header, numbers: F64) -> Any:
     """float64 [n]: microseconds in one of the source's units of time. Only the Python ports changed theirs, without a
     sign of it in the header; each row tells by its rate."""
-    table = np.asarray(numbers, np.float64)
-    if header.dialect != "python" or "flow_packets_per_second" not in header.numbers:
-        return np.ones(len(table))
+    if "flow_packets_per_second" not in header.numbers:
+        return np.ones(len(numbers))
     rate, duration, forward, backward = (
-        table[:, header.numbers.index(name)]
+        numbers[:, header.numbers.index(name)]
         for name in ("flow_packets_per_second", "flow_duration", "total_forward_packets", "total_backward_packets")
     )
     with np.errstate(all="ignore"):
@@ -237,6 +236,7 @@ def _us(header: Header, numbers: list[list[float]] | F64) -> Any:
     return np.where(in_seconds, 1e6, 1.0)
 
 
+@lru_cache(maxsize=4096)
 def judged(label: str, attempted: str = "") -> tuple[str, Classification]:
     """The source's word and the verdict in it. attempted: the improved edition's category, -1 of a real attack."""
     if normalised(label) in UNJUDGED:

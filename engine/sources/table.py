@@ -2,8 +2,9 @@
 
 Always true
   - Columns are found by normalised name, wherever they stand; a line is read by the header above it. Tables may be
-    joined, each with its own header.
-  - A row has as many cells as its header, and every number that is read is a number or empty; else it is a Reject.
+    joined, each with its own header, and a restart finds them again.
+  - A row has as many cells as its header. A number that is read is a number, or missing ("", "-", not finite); else the
+    row is a Reject.
   - Rows become features by the block; how rows are cut into blocks changes nothing.
 """
 
@@ -12,31 +13,57 @@ from __future__ import annotations
 import csv
 import re
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
+import msgspec
+import numpy as np
+
 from engine.errors import BadRecordError
+from engine.flows.derived import F64
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.lines import BOM, Line, LineAdapter
 from ipc.event import Event
 
 BLOCK_ROWS = 1_024
+MISSING = ("", "-")
+NAN = float("nan")
 _WORD = re.compile(r"[^a-z0-9]+")
+_decode = msgspec.json.Decoder(list[float]).decode
+Names = Sequence[str]  # the normalised names that a column has in one dialect or another
 
 
 class Header(NamedTuple):
+    """numbers: what the format calls each number that is read. words, floats: itemgetters of their cells."""
+
     names: tuple[str, ...]  # normalised
     dialect: str
-    numbers: tuple[str, ...]  # what each number that is read is called by the format
-    pick: Any  # itemgetter of their cells
-    place: dict[str, int]  # where the other columns are
+    numbers: tuple[str, ...]
+    words: Any
+    floats: Any
+    delimiter: str = ","
 
 
 def normalised(name: str) -> str:
     return _WORD.sub("", name.lower())
 
 
+def header(
+    names: tuple[str, ...], dialect: str, columns: Mapping[str, Names], words: Sequence[Names], delimiter: str = ","
+) -> Header | None:
+    """None where fewer than two numbers have a column. columns: numbers by the format's name; words: "" without one."""
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    found = {column: first[name] for column, known in columns.items() for name in known if name in first}
+    places = [next((first[name] for name in known if name in first), len(names)) for known in words]
+    if len(found) < 2:
+        return None
+    return Header(names, dialect, tuple(found), itemgetter(*places), itemgetter(*found.values()), delimiter)
+
+
 class TableAdapter(LineAdapter):
-    """A format says what its header is, what event a row is, and what features a block of rows has."""
+    """A format says what its header is, what event the words of a row are, and what features a block of rows has."""
 
     title: ClassVar[str]  # what a reject calls the format
 
@@ -47,98 +74,134 @@ class TableAdapter(LineAdapter):
     @classmethod
     @abstractmethod
     def header_of(cls, record: bytes) -> Header | None:
-        """The header that this line is, or None."""
+        """The header that this line is, or None. It reads at least two words and two numbers."""
 
     @abstractmethod
-    def may_be_header(self, cells: list[str]) -> bool:
-        """A quick look at a row below a header: is it worth asking `header_of`?"""
-
-    @abstractmethod
-    def event(self, header: Header, cells: list[str], line: Line) -> Event:
+    def event(self, header: Header, words: tuple[str, ...], line: Line) -> Event:
         """What the words of a row say. Raises BadRecordError."""
 
     @abstractmethod
-    def emit(self, header: Header, events: list[tuple[Event, bytes]], numbers: list[list[float]], out: Parsed) -> None:
-        """Append the events of a block with their features; numbers: [len(events)][len(header.numbers)]."""
+    def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
+        """Append a block of events with their features; numbers: [len(events), len(header.numbers)], NaN = missing."""
 
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:
-        return b"," in head and cls.header_of(first_line(head)) is not None
+        return cls.header_of(first_line(head)) is not None
 
     def prime(self, head: bytes) -> None:
         self._header = self.header_of(first_line(head))
+
+    def skip(self, data: bytes, offset: int) -> None:
+        for line in self._split(data, offset, []):
+            header = self._header
+            if header is None or not _is_row(header, line.record):
+                self._header = self.header_of(line.record) or header
 
     def read(self, lines: list[Line], out: Parsed) -> None:
         for start in range(0, len(lines), BLOCK_ROWS):
             self._block(lines[start : start + BLOCK_ROWS], out)
 
     def _block(self, lines: list[Line], out: Parsed) -> None:
-        events: list[tuple[Event, bytes]] = []
+        events: list[Event] = []
         numbers: list[list[float]] = []
-        header = self._header
+        records: list[bytes] = []
         for line in lines:
+            header = self._header
             try:
-                cells = split(line.record.decode())
-                if header is None or (len(cells) > 1 and self.may_be_header(cells)):
-                    new = self.header_of(line.record)
-                    if new is None and header is None:
-                        raise BadRecordError(f"no {self.title} header above this line")
-                    if new is not None and header is not None and new != header and events:
-                        self.emit(header, events, numbers, out)  # tables were joined, each with its own header
-                        events, numbers = [], []
-                    if new is not None:
-                        self._header = header = new
-                        continue
-                assert header is not None
+                if header is None:
+                    raise BadRecordError(f"no {self.title} header above this line")
+                cells = split(line.record.decode(), header.delimiter)
                 if len(cells) != len(header.names):
                     raise BadRecordError(f"{len(cells)} columns, the header has {len(header.names)}")
-                event = self.event(header, cells, line)
                 values = _floats(header, cells)
+                cells.append("")  # the word that has no column
+                event = self.event(header, header.words(cells), line)
             except BadRecordError as e:
-                out.rejects.append(self.reject(line.offset, e.reason, line.record))
+                # No header is a row: the names of its numbers are no numbers.
+                new = self.header_of(line.record)
+                if new is None:
+                    out.rejects.append(self.reject(line.offset, e.reason, line.record))
+                    continue
+                self._emit(header, events, numbers, records, out)
+                self._header = new
+                events, numbers, records = [], [], []
                 continue
-            events.append((event, line.record))
+            events.append(event)
             numbers.append(values)
+            records.append(line.record)
+        self._emit(self._header, events, numbers, records, out)
+
+    def _emit(
+        self,
+        header: Header | None,
+        events: list[Event],
+        numbers: list[list[float]],
+        records: list[bytes],
+        out: Parsed,
+    ) -> None:
         if header is not None and events:
-            self.emit(header, events, numbers, out)
+            table = np.fromiter(chain.from_iterable(numbers), np.float64, len(events) * len(header.numbers))
+            table[~np.isfinite(table)] = np.nan
+            self.emit(header, events, table.reshape(len(events), -1), records, out)
 
 
 def first_line(head: bytes) -> bytes:
-    return head.partition(b"\n")[0].removeprefix(BOM)
+    return head.partition(b"\n")[0].removeprefix(BOM).removesuffix(b"\r")
 
 
-def split(line: str) -> list[str]:
+def split(line: str, delimiter: str = ",") -> list[str]:
+    """The cells of a line; raises BadRecordError."""
     if '"' not in line:
-        return line.split(",")
+        return line.split(delimiter)
     try:
-        return next(csv.reader([line]))
+        return next(csv.reader([line], delimiter=delimiter))
     except (csv.Error, StopIteration) as e:
         raise BadRecordError("a quoted column does not end") from e
 
 
 def whole(name: str, cell: str, largest: int) -> int | None:
     """The whole number in a cell, None of an empty one; raises BadRecordError."""
-    if not cell:
+    if cell.isdigit() and cell.isascii() and len(cell) < 10:
+        number = int(cell)
+    elif cell in MISSING:
         return None
-    try:
-        value = float(cell)
-    except ValueError as e:
-        raise BadRecordError(f"{name} is not a number") from e
-    if not (0.0 <= value <= largest and value.is_integer()):
+    else:
+        value = _float(name, cell)
+        if not value.is_integer():
+            raise BadRecordError(f"{name} is not in 0..{largest}")
+        number = int(value)
+    if not 0 <= number <= largest:
         raise BadRecordError(f"{name} is not in 0..{largest}")
-    return int(value)
+    return number
+
+
+def _is_row(header: Header, record: bytes) -> bool:
+    try:
+        cells = split(record.decode(), header.delimiter)
+        return len(cells) == len(header.names) and bool(_floats(header, cells))
+    except BadRecordError:
+        return False
 
 
 def _floats(header: Header, cells: list[str]) -> list[float]:
-    picked = header.pick(cells)
+    picked: tuple[str, ...] = header.floats(cells)
     try:
-        return list(map(float, picked))
-    except ValueError:
-        return [_float(name, cell) for name, cell in zip(header.numbers, picked, strict=True)]
+        # Most rows are numbers as JSON has them, and its parser is the fastest there is.
+        values = _decode(f"[{','.join(picked)}]")
+        if len(values) == len(picked):  # else a quoted cell has a comma
+            return values
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        pass
+    return [_float(name, cell) for name, cell in zip(header.numbers, picked, strict=True)]
 
 
 def _float(name: str, cell: str) -> float:
-    try:
-        return float(cell) if cell.strip() else float("nan")
-    except ValueError as e:
-        raise BadRecordError(f"the column of {name} is not a number") from e
+    cell = cell.strip()
+    if cell in MISSING:
+        return NAN
+    if "_" not in cell and cell.isascii():  # Python reads 1_000, and the digits of every script
+        try:
+            return float(cell)
+        except ValueError:
+            pass
+    raise BadRecordError(f"the column of {name} is not a number")
