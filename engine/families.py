@@ -108,6 +108,7 @@ _ALIASES = {key(word): family.name for family in FAMILIES for word in (family.na
 assert len(_ALIASES) == sum(len({key(w) for w in (f.name, *f.aliases.split(","))}) for f in FAMILIES), "an alias of two"
 
 
+@lru_cache(maxsize=4096)
 def clean(word: str) -> str:
     """One line of printable characters, at most WORD_MAX."""
     return " ".join(_NOT_PRINTABLE.sub(" ", word).split())[:WORD_MAX].rstrip()

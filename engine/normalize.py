@@ -9,10 +9,10 @@ Always true
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from base64 import b64encode
+from binascii import b2a_base64
 from functools import lru_cache
+from math import isfinite
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from struct import Struct as Layout
 
@@ -42,6 +42,7 @@ _ICMP6_ANSWER = {
 }  # fmt: skip
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PORTS = Layout(">HH")
+_F32 = np.dtype("<f4")
 
 
 def complete(item: FeaturedEvent) -> Event:
@@ -69,8 +70,9 @@ def complete(item: FeaturedEvent) -> Event:
 
 
 def _check(event: Event, item: FeaturedEvent) -> None:
-    size = len(event.event_id.encode("utf-8", "replace"))
-    if not 0 < size <= 255 or "\0" in event.event_id or _SURROGATES.search(event.event_id):
+    name = event.event_id
+    size = len(name) if name.isascii() else len(_utf8(name))
+    if not 0 < size <= 255 or "\0" in name:
         raise BadRecordError("event_id must be 1 to 255 bytes of UTF-8 without NUL")
     if not 0 < len(event.source) <= WORD_MAX or "/" in event.source or "\0" in event.source:
         raise BadRecordError("source must have 1 to 128 characters, no '/' and no NUL")
@@ -98,6 +100,14 @@ def _check(event: Event, item: FeaturedEvent) -> None:
         raise BadRecordError(f"the source record is longer than {RAW_BYTES_MAX} bytes")
 
 
+def _utf8(text: str) -> bytes:
+    """Empty where UTF-8 cannot say it."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return b""
+
+
 def _tidy(event: Event) -> None:
     event.text = tidy(event.text, TEXT_MAX)
     event.sensor = tidy(event.sensor, WORD_MAX)
@@ -105,10 +115,13 @@ def _tidy(event: Event) -> None:
     if event.technique:
         event.technique = [tidy(word, WORD_MAX) for word in event.technique]
     if event.extra:
-        event.extra = {tidy(k, WORD_MAX): v for k, v in event.extra.items() if math.isfinite(v)}
-    event.fast_score = score("fast_score", event.fast_score)
-    event.ml_score = score("ml_score", event.ml_score)
-    event.final_score = score("final_score", event.final_score)
+        event.extra = {tidy(k, WORD_MAX): v for k, v in event.extra.items() if isfinite(v)}
+    if event.fast_score is not None:
+        event.fast_score = score("fast_score", event.fast_score)
+    if event.ml_score is not None:
+        event.ml_score = score("ml_score", event.ml_score)
+    if event.final_score is not None:
+        event.final_score = score("final_score", event.final_score)
     for verdict in event.verdicts:
         if verdict.classification not in CLASSIFICATIONS or not 0.0 <= verdict.confidence <= 1.0:
             raise BadRecordError("a verdict's classification or confidence is out of range")
@@ -159,8 +172,14 @@ def discrepancy(verdicts: list[Verdict], fast: float | None = None, ml: float | 
 
 def trace_id(src_ip: str, dst_ip: str, family: str, ts: int) -> str:
     """32 hex digits; the same for all events of a pair and family in one window of time. ts in ns."""
-    window = ts // 1_000_000 // trace_window_ms(family)
-    return hashlib.sha256(f"{src_ip}|{dst_ip}|{trace_word(family)}|{window}".encode()).hexdigest()[:32]
+    word, window_ms = _trace_of(family)
+    window = ts // 1_000_000 // window_ms
+    return hashlib.sha256(f"{src_ip}|{dst_ip}|{word}|{window}".encode()).digest()[:16].hex()
+
+
+@lru_cache(maxsize=4096)
+def _trace_of(family: str) -> tuple[str, int]:
+    return trace_word(family), trace_window_ms(family)
 
 
 def community_id(src: bytes, dst: bytes, src_port: int | None, dst_port: int | None, proto: int | None) -> str:
@@ -184,7 +203,7 @@ def community_id(src: bytes, dst: bytes, src_port: int | None, dst_port: int | N
     seed = b"".join((b"\0\0", src, dst, bytes((proto, 0))))
     if src_port is not None and dst_port is not None:
         seed += _PORTS.pack(src_port, dst_port)
-    return "1:" + b64encode(hashlib.sha1(seed, usedforsecurity=False).digest()).decode()
+    return "1:" + b2a_base64(hashlib.sha1(seed, usedforsecurity=False).digest(), newline=False).decode()
 
 
 def icmp_answer(proto: int, icmp_type: int) -> int | None:
@@ -194,4 +213,4 @@ def icmp_answer(proto: int, icmp_type: int) -> int | None:
 
 def coverage(features: bytes) -> int:
     """How many of the features are present: finite."""
-    return int(np.count_nonzero(np.isfinite(np.frombuffer(features, "<f4")))) if features else 0
+    return int(np.count_nonzero(np.isfinite(np.frombuffer(features, _F32)))) if features else 0

@@ -11,6 +11,7 @@ Always true
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -19,7 +20,7 @@ from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
 
 from engine.errors import BadRecordError
-from engine.features import INDEX, empty, pack
+from engine.features import INDEX, empty, pack_rows
 from engine.flows.derived import derive
 from engine.normalize import TEXT_MAX, address
 from engine.sources.base import Parsed, SourceSpec
@@ -314,51 +315,55 @@ class EveAdapter(LineAdapter):
 
 def _give_features(items: list[tuple[FeaturedEvent, Record]]) -> None:
     features = empty(len(items))
-    for row, (item, record) in zip(features, items, strict=True):
-        event, flow = item.event, record.flow
-        if event.proto is not None:
-            row[INDEX["protocol_number"]] = event.proto
-        if flow is None or event.kind != "flow":  # an alert's counts are those of the flow so far
-            continue
-        row[INDEX["flow_duration"]] = (event.ts - event.ts_start) / NS
-        row[INDEX["total_forward_packets"]] = flow.pkts_toserver
-        row[INDEX["total_backward_packets"]] = flow.pkts_toclient
-        row[INDEX["flow_completion_rate"]] = completion(record)
-        if event.proto != 6:
-            for name in _FLAG_NAMES:
-                row[INDEX[name]] = 0.0
-        elif record.tcp is not None:
-            _absent_flags(row, record.tcp.tcp_flags)
+    table = np.array([_numbers(item.event, record) for item, record in items], np.float64)
+    features[:, _COLUMNS] = table[:, :-1]
+    flags = table[:, -1]
+    known, seen = flags >= 0.0, flags.astype(np.int64)
+    for name, bit in _FLAG_BITS.items():
+        features[known & (seen & bit == 0), INDEX[name]] = 0.0
     derive(features)
-    for row, (item, _) in zip(features, items, strict=True):
-        item.features = pack(row)
+    for (item, _), blob in zip(items, pack_rows(features), strict=True):
+        item.features = blob
 
 
+_COLUMNS = [
+    INDEX[name]
+    for name in (
+        "protocol_number", "flow_duration", "total_forward_packets", "total_backward_packets", "flow_completion_rate",
+    )
+]  # fmt: skip
+# EVE says which flags were seen, not in how many packets: only "in none" is a number.
 _FLAG_BITS = {
     "fin_flag_count": 0x01, "syn_flag_count": 0x02, "rst_flag_count": 0x04, "psh_flag_count": 0x08,
     "ack_flag_count": 0x10, "urg_flag_count": 0x20, "ece_flag_count": 0x40, "cwr_flag_count": 0x80,
+    "forward_psh_flags": 0x08, "backward_psh_flags": 0x08, "forward_urg_flags": 0x20, "backward_urg_flags": 0x20,
 }  # fmt: skip
-_FLAG_NAMES = (*_FLAG_BITS, "forward_psh_flags", "backward_psh_flags", "forward_urg_flags", "backward_urg_flags")
+_NAN = float("nan")
 
 
-def _absent_flags(row: Any, seen: str) -> None:
-    """EVE says which flags were seen, not in how many packets: only "in none" is a number."""
+def _numbers(event: Event, record: Record) -> tuple[float, ...]:
+    """The cells of _COLUMNS, and the flags that were seen, -1 where that is not known."""
+    proto, flow = event.proto, record.flow
+    number = _NAN if proto is None else proto
+    if flow is None or event.kind != "flow":  # an alert's counts are those of the flow so far
+        return number, _NAN, _NAN, _NAN, _NAN, -1
+    seen = 0 if proto != 6 else -1 if record.tcp is None else _flags(record.tcp.tcp_flags)
+    duration_s = (event.ts - event.ts_start) / NS
+    return number, duration_s, flow.pkts_toserver, flow.pkts_toclient, completion(record), seen
+
+
+@lru_cache(maxsize=1024)
+def _flags(seen: str) -> int:
     try:
-        bits = int(seen, 16)
+        return int(seen, 16) & 0xFF
     except ValueError:
-        return
-    for name, bit in _FLAG_BITS.items():
-        if not bits & bit:
-            row[INDEX[name]] = 0.0
-    for name, bit in (("psh_flags", 0x08), ("urg_flags", 0x20)):
-        if not bits & bit:
-            row[INDEX[f"forward_{name}"]] = row[INDEX[f"backward_{name}"]] = 0.0
+        return -1
 
 
 def completion(record: Record) -> float:
     """flow_completion_rate of TCP from Suricata's state; of other protocols it follows from the packets."""
     if record.tcp is None or protocol(record.proto) != 6:
-        return float(np.nan)
+        return _NAN
     state, flags = record.tcp.state, record.tcp.tcp_flags
     if state in ("none", "syn_sent", "syn_recv"):
         return 0.0
@@ -367,16 +372,16 @@ def completion(record: Record) -> float:
     if state == "time_wait":
         return 1.0
     if state == "closed":
-        try:
-            bits = int(flags, 16)
-        except ValueError:
-            return float(np.nan)
+        bits = _flags(flags)
+        if bits < 0:
+            return _NAN
         if not bits & 0x10 or not bits & 0x02 or record.flow is None or not record.flow.pkts_toclient:
             return 0.0
         return 1.0 if bits & 0x01 and not bits & 0x04 else 0.5
-    return float(np.nan)
+    return _NAN
 
 
+@lru_cache(maxsize=1024)
 def protocol(name: str | int) -> int | None:
     if isinstance(name, int):
         return name if 0 <= name <= 255 else None
