@@ -24,6 +24,9 @@ MODULES: dict[str, tuple[str, str]] = {
     "ndjson": ("engine.sources.ndjson", "NdjsonAdapter"),
     "zeek": ("engine.sources.zeek", "ZeekAdapter"),
     "cicflow": ("engine.sources.cicflow", "CicFlowAdapter"),
+    "netflow": ("engine.sources.netflow", "NetflowAdapter"),
+    "unsw": ("engine.sources.unsw", "UnswAdapter"),
+    "binetflow": ("engine.sources.binetflow", "BinetflowAdapter"),
 }
 
 

@@ -22,8 +22,8 @@ from engine.flows.derived import F64, IDLE_US, derive
 from engine.normalize import address
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.lines import Line, event_id, event_id_at
-from engine.sources.table import Header, TableAdapter, header, normalised, split, whole
-from engine.sources.times import fraction_ns, iso_ns, zone
+from engine.sources.table import Header, TableAdapter, cells_of, header, normalised, whole
+from engine.sources.times import epoch_ns, fraction_ns, iso_ns, zone
 from ipc.event import Classification, Event, FeaturedEvent
 
 TCP, UDP, ICMP = 6, 17, 1
@@ -100,8 +100,11 @@ UNSOUND: dict[str, tuple[str, ...]] = {
     # The Python ports (lower-case names) count whole frames, 20 header bytes a packet, and idle periods of their own;
     # their deviations are those of a population, a single gap counts as 0, and CWR is a copy of another column.
     "python": (*LENGTHS, *HEADERS, *BULK, *GAP_STDS, "idle_mean", "cwr_flag_count"),
+    # A port of those to seconds that got most of it right; its lengths are those of IP packets.
+    "netflower": (*LENGTHS, *BULK, "idle_mean"),
 }
-# Since they write seconds, they also take the first packet twice.
+PORTS = ("python", "netflower")
+# Since the other ports write seconds, they also take the first packet twice.
 UNSOUND_IN_SECONDS = (*FLAGS, *SIDE_FLAGS, *(name for name in GAPS_US if not name.startswith("backward")))
 UNJUDGED = frozenset({"", "needmanuallabel", "nolabel", "unknown", "cic"})
 _DMY = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)? ?([AaPp][Mm])?")
@@ -109,18 +112,15 @@ _DMY = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d\d)(?::(\d\d)(?:\.(
 
 def header_of(line: bytes) -> Header | None:
     """The header that this line is, or None."""
-    try:
-        cells = [cell.strip() for cell in split(line.decode("utf-8", "replace"))]
-    except BadRecordError:
-        return None
+    cells = [cell.strip() for cell in cells_of(line)]
     names = tuple(map(normalised, cells))
     if "fwdrstflags" in names:
         dialect = "improved"
     elif "tot_fwd_pkts" in cells:
-        dialect = "python"
+        dialect = "netflower" if names[-1] == "cwrflagcount" else "python"
     else:
         dialect = "java4" if "cwrflagcount" in names else "java3"
-    columns = COLUMNS if dialect == "python" else {k: v for k, v in COLUMNS.items() if k != "flow_packets_per_second"}
+    columns = COLUMNS if dialect in PORTS else {k: v for k, v in COLUMNS.items() if k != "flow_packets_per_second"}
     found = header(names, dialect, columns, WORDS)
     return found if found and REQUIRED.issubset(found.numbers) else None
 
@@ -137,7 +137,7 @@ class CicFlowAdapter(TableAdapter):
     def header_of(cls, record: bytes) -> Header | None:
         return header_of(record)
 
-    def event(self, header: Header, words: tuple[str, ...], line: Line) -> Event:
+    def event(self, header: Header, words: tuple[str, ...], numbers: list[float], line: Line) -> Event:
         stamp, protocol, src, dst, src_end, dst_end, icmp_type, icmp_code, label, attempted = words
         stamp = stamp.strip()
         start = timestamp_ns(stamp, self._zone) if stamp else 0
@@ -251,10 +251,10 @@ def judged(label: str, attempted: str = "") -> tuple[str, Classification]:
 def timestamp_ns(text: str, local: Any) -> int:
     """Nanoseconds of '14/02/2018 10:44:51', '31/03/2015 11:32:18 AM', '7/7/2017 3:30' or ISO 8601.
 
-    Java 3 wrote hours 1 to 12 without AM or PM; what is lost there stays lost.
+    netflower writes seconds since 1970. Java 3 wrote hours 1 to 12 without AM or PM; what is lost there stays lost.
     """
     if "/" not in text[:3]:
-        return iso_ns(text, local)
+        return iso_ns(text, local) if "-" in text else epoch_ns(text)
     second, fraction = _dmy(text, local)
     return second + fraction
 

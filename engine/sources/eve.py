@@ -25,6 +25,7 @@ from engine.flows.derived import derive
 from engine.normalize import TEXT_MAX, address
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.lines import Line, LineAdapter, event_id
+from engine.sources.tcpflags import UNSEEN, give_absent
 from engine.sources.times import NS, iso_ns, zone
 from ipc.event import Classification, Decision, Event, FeaturedEvent, Verdict
 
@@ -317,10 +318,7 @@ def _give_features(items: list[tuple[FeaturedEvent, Record]]) -> None:
     features = empty(len(items))
     table = np.array([_numbers(item.event, record) for item, record in items], np.float64)
     features[:, _COLUMNS] = table[:, :-1]
-    flags = table[:, -1]
-    known, seen = flags >= 0.0, flags.astype(np.int64)
-    for name, bit in _FLAG_BITS.items():
-        features[known & (seen & bit == 0), INDEX[name]] = 0.0
+    give_absent(features, table[:, -1], table[:, -1])
     derive(features)
     for (item, _), blob in zip(items, pack_rows(features), strict=True):
         item.features = blob
@@ -332,22 +330,16 @@ _COLUMNS = [
         "protocol_number", "flow_duration", "total_forward_packets", "total_backward_packets", "flow_completion_rate",
     )
 ]  # fmt: skip
-# EVE says which flags were seen, not in how many packets: only "in none" is a number.
-_FLAG_BITS = {
-    "fin_flag_count": 0x01, "syn_flag_count": 0x02, "rst_flag_count": 0x04, "psh_flag_count": 0x08,
-    "ack_flag_count": 0x10, "urg_flag_count": 0x20, "ece_flag_count": 0x40, "cwr_flag_count": 0x80,
-    "forward_psh_flags": 0x08, "backward_psh_flags": 0x08, "forward_urg_flags": 0x20, "backward_urg_flags": 0x20,
-}  # fmt: skip
 _NAN = float("nan")
 
 
 def _numbers(event: Event, record: Record) -> tuple[float, ...]:
-    """The cells of _COLUMNS, and the flags that were seen, -1 where that is not known."""
+    """The cells of _COLUMNS, and the flags that were seen: EVE does not say in how many packets, nor on which side."""
     proto, flow = event.proto, record.flow
     number = _NAN if proto is None else proto
     if flow is None or event.kind != "flow":  # an alert's counts are those of the flow so far
-        return number, _NAN, _NAN, _NAN, _NAN, -1
-    seen = 0 if proto != 6 else -1 if record.tcp is None else _flags(record.tcp.tcp_flags)
+        return number, _NAN, _NAN, _NAN, _NAN, UNSEEN
+    seen = 0 if proto != 6 else UNSEEN if record.tcp is None else _flags(record.tcp.tcp_flags)
     duration_s = (event.ts - event.ts_start) / NS
     return number, duration_s, flow.pkts_toserver, flow.pkts_toclient, completion(record), seen
 
@@ -357,7 +349,7 @@ def _flags(seen: str) -> int:
     try:
         return int(seen, 16) & 0xFF
     except ValueError:
-        return -1
+        return UNSEEN
 
 
 def completion(record: Record) -> float:

@@ -14,6 +14,7 @@ import csv
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
@@ -22,13 +23,15 @@ import msgspec
 import numpy as np
 
 from engine.errors import BadRecordError
+from engine.families import NORMAL, UNKNOWN, canonical
 from engine.flows.derived import F64
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.lines import BOM, Line, LineAdapter
-from ipc.event import Event
+from ipc.event import Classification, Event
 
 BLOCK_ROWS = 1_024
 MISSING = ("", "-")
+BAD = ("malicious", "attack", "anomaly")
 NAN = float("nan")
 _WORD = re.compile(r"[^a-z0-9]+")
 _decode = msgspec.json.Decoder(list[float]).decode
@@ -66,6 +69,7 @@ class TableAdapter(LineAdapter):
     """A format says what its header is, what event the words of a row are, and what features a block of rows has."""
 
     title: ClassVar[str]  # what a reject calls the format
+    worded: ClassVar[tuple[str, ...]] = ()  # numbers that follow from the words of a row; `event` appends them
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
@@ -76,25 +80,36 @@ class TableAdapter(LineAdapter):
     def header_of(cls, record: bytes) -> Header | None:
         """The header that this line is, or None. It reads at least two words and two numbers."""
 
+    @classmethod
+    def implied(cls, record: bytes) -> Header | None:
+        """The header that this row, the first of a file without one, goes without for certain; or None."""
+        return None
+
     @abstractmethod
-    def event(self, header: Header, words: tuple[str, ...], line: Line) -> Event:
-        """What the words of a row say. Raises BadRecordError."""
+    def event(self, header: Header, words: tuple[str, ...], numbers: list[float], line: Line) -> Event:
+        """What the words of a row say; those of `worded` are appended to its numbers. Raises BadRecordError."""
 
     @abstractmethod
     def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
-        """Append a block of events with their features; numbers: [len(events), len(header.numbers)], NaN = missing."""
+        """Append a block of events with their features; numbers: [n, len(header.numbers + worded)], NaN = missing."""
 
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:
-        return cls.header_of(first_line(head)) is not None
+        return cls._begins(first_line(head)) is not None
 
     def prime(self, head: bytes) -> None:
-        self._header = self.header_of(first_line(head))
+        self._header = self._begins(first_line(head))
+
+    @classmethod
+    def _begins(cls, record: bytes) -> Header | None:
+        return cls.header_of(record) or cls.implied(record)
 
     def skip(self, data: bytes, offset: int) -> None:
         for line in self._split(data, offset, []):
             header = self._header
-            if header is None or not _is_row(header, line.record):
+            if header is None:
+                self._header = self._begins(line.record)
+            elif not _is_row(header, line.record):
                 self._header = self.header_of(line.record) or header
 
     def read(self, lines: list[Line], out: Parsed) -> None:
@@ -106,6 +121,8 @@ class TableAdapter(LineAdapter):
         numbers: list[list[float]] = []
         records: list[bytes] = []
         for line in lines:
+            if self._header is None:
+                self._header = self.implied(line.record)
             header = self._header
             try:
                 if header is None:
@@ -115,7 +132,7 @@ class TableAdapter(LineAdapter):
                     raise BadRecordError(f"{len(cells)} columns, the header has {len(header.names)}")
                 values = _floats(header, cells)
                 cells.append("")  # the word that has no column
-                event = self.event(header, header.words(cells), line)
+                event = self.event(header, header.words(cells), values, line)
             except BadRecordError as e:
                 # No header is a row: the names of its numbers are no numbers.
                 new = self.header_of(line.record)
@@ -140,9 +157,40 @@ class TableAdapter(LineAdapter):
         out: Parsed,
     ) -> None:
         if header is not None and events:
-            table = np.fromiter(chain.from_iterable(numbers), np.float64, len(events) * len(header.numbers))
+            width = len(header.numbers) + len(self.worded)
+            table = np.fromiter(chain.from_iterable(numbers), np.float64, len(events) * width)
             table[~np.isfinite(table)] = np.nan
-            self.emit(header, events, table.reshape(len(events), -1), records, out)
+            self.emit(header, events, table.reshape(-1, width), records, out)
+
+
+def columns(names: Sequence[str], numbers: F64) -> dict[str, F64]:
+    """The columns of a block by name; below 0 is missing: a sentinel, or a count that overflowed."""
+    with np.errstate(invalid="ignore"):
+        return dict(zip(names, np.where(numbers >= 0.0, numbers, np.nan).T, strict=True))
+
+
+def sized(n: int, column: F64 | None) -> F64:
+    """The column, or one of missing cells."""
+    return np.full(n, np.nan) if column is None else column
+
+
+@lru_cache(maxsize=4096)
+def judged(attack: str, label: str) -> tuple[str, Classification]:
+    """The source's word and the verdict, of a column that names the attack and one that says whether it is one."""
+    attack, label = attack.strip(), label.strip()
+    if attack in MISSING:
+        attack = ""
+    word = label.lower()
+    if attack.lower() in BAD:  # it names no attack
+        attack, word = "", "1"
+    bad = word == "1" or word in BAD
+    if not word and canonical(attack) == UNKNOWN:
+        return attack, "UNKNOWN"
+    if bad or (word not in ("0", "benign", "normal") and attack and canonical(attack) != NORMAL):
+        return attack, "MALICIOUS"
+    if attack or word:
+        return attack or ("" if word == "0" else label), "BENIGN"
+    return "", "UNKNOWN"
 
 
 def first_line(head: bytes) -> bytes:
@@ -157,6 +205,14 @@ def split(line: str, delimiter: str = ",") -> list[str]:
         return next(csv.reader([line], delimiter=delimiter))
     except (csv.Error, StopIteration) as e:
         raise BadRecordError("a quoted column does not end") from e
+
+
+def cells_of(record: bytes, delimiter: str = ",") -> list[str]:
+    """The cells of what may be a header, or the first row; none where it cannot be read."""
+    try:
+        return split(record.decode("utf-8", "replace"), delimiter)
+    except BadRecordError:
+        return []
 
 
 def whole(name: str, cell: str, largest: int) -> int | None:

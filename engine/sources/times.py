@@ -20,6 +20,8 @@ _SECOND = timedelta(seconds=1)
 _TS_NS_MAX = (1 << 63) - 1
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d{1,18}))?)? ?(Z|UTC|[+-]\d\d(?::?\d\d)?)?")
 
+_EPOCH_SECONDS = re.compile(r"([0-9]{1,10})(?:\.([0-9]{0,18}))?")
+
 
 def zone(name: str) -> tzinfo:
     """The IANA zone of that name; raises SourceError."""
@@ -44,6 +46,15 @@ def _minute_s(day: str, minute: str, offset: str | None, local: tzinfo) -> int:
 def fraction_ns(digits: str | None) -> int:
     """The digits after the point as nanoseconds; more than nine are cut."""
     return int(digits[:9].ljust(9, "0")) if digits else 0
+
+
+def epoch_ns(text: str) -> int:
+    """Nanoseconds of seconds since 1970 ('1300475167.096535'); raises BadRecordError."""
+    found = _EPOCH_SECONDS.fullmatch(text.strip())
+    ns = int(found[1]) * NS + fraction_ns(found[2]) if found else -1
+    if not 0 <= ns <= _TS_NS_MAX:
+        raise BadRecordError(f"{text[:40]!r} is not a time in seconds since 1970")
+    return ns
 
 
 def iso_ns(text: str, local: tzinfo = UTC) -> int:
