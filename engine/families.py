@@ -60,8 +60,8 @@ FAMILIES: tuple[Family, ...] = (
         "infiltration dropbox download, infiltration communication victim attacker"),
     Family("WebAttack", "web_attack", 60_000,
         "web, web attack brute force, web attack xss, web attack sql injection, web attack sqli, brute force web, "
-        "brute force xss, sql injection, sqli, xss, cross site scripting, command injection, uploading attack, phf, "
-        "web application attack"),
+        "brute force xss, sql injection, sqli, injection, xss, cross site scripting, command injection, "
+        "uploading attack, phf, web application attack"),
     Family("Exfiltration", "exfiltration", 60_000,
         "theft, data theft, data exfiltration, data exfil, exfil, data leak, keylogging, spy, warezclient, "
         "warezmaster"),

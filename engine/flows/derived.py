@@ -18,6 +18,7 @@ from engine.features import F32, INDEX
 F64 = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 TCP = 6.0
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # what is larger is a source's mistake multiplied, and stays missing
 IDLE_US = 5_000_000.0  # a longer gap ends an active period
 
 
@@ -33,7 +34,7 @@ def derive(features: F32, src_internal: Flags | None = None, dst_internal: Flags
 
     def fill(name: str, value: F64) -> None:
         column = get(name)
-        np.copyto(column, value, where=np.isnan(column) & np.isfinite(value))
+        np.copyto(column, value, where=np.isnan(column) & (np.abs(value) <= FLOAT32_MAX))
 
     with np.errstate(all="ignore"):
         _fill(get, fill)

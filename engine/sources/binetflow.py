@@ -18,7 +18,7 @@ import numpy as np
 from engine.errors import BadRecordError
 from engine.families import UNKNOWN
 from engine.features import F32, INDEX, empty, pack_rows
-from engine.flows.derived import F64, Flags, derive
+from engine.flows.derived import F64, FLOAT32_MAX, Flags, derive
 from engine.normalize import TCP, address
 from engine.sources import ra
 from engine.sources.base import Parsed, SourceSpec
@@ -93,8 +93,8 @@ class BinetflowAdapter(TableAdapter):
         proto = ra.protocol(protocol)
         src_port, dst_port = ra.ports(proto, src_end, dst_end)
         src_seen, dst_seen, completed = _flags(state) if proto == TCP else (0, 0, NAN)
-        one_syn_ack = numbers[header.numbers.index("packets")] == 1.0 and src_seen & (SYN | ACK) == SYN | ACK
-        turned = direction in BACK or (proto == TCP and src_seen != UNSEEN and one_syn_ack)
+        lone = numbers[header.numbers.index("packets")] == 1.0 and dst_seen == 0
+        turned = direction in BACK or (lone and proto == TCP and src_seen & (SYN | ACK) == SYN | ACK)
         both = direction in BOTH or (proto == TCP and src_seen > 0 and dst_seen > 0)
         if not protocol:
             src_seen = dst_seen = UNSEEN
@@ -165,7 +165,7 @@ def featured(flags: dict[str, F64], seconds: F64, packets: F64, forward: F64, ba
     put("total_backward_packets", backward)
     with np.errstate(all="ignore"):
         rate = np.where(seconds > 0.0, packets / seconds, np.where(seconds == 0.0, packets * 0.0, np.nan))
-        put("flow_packets_per_second", rate)
+        put("flow_packets_per_second", np.where(rate <= FLOAT32_MAX, rate, np.nan))
         put("flow_inter_arrival_time_mean", np.where(packets > 1.0, seconds * 1e6 / (packets - 1.0), np.nan))
     # Of other protocols than TCP: 1 where both sides spoke.
     put(

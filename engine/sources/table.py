@@ -3,8 +3,8 @@
 Always true
   - Columns are found by normalised name, wherever they stand; a line is read by the header above it. Tables may be
     joined, each with its own header, and a restart finds them again.
-  - A row has as many cells as its header. A number that is read is a number, or missing ("", "-", not finite); else the
-    row is a Reject.
+  - A row has as many cells as its header. A number that is read is a number, or missing ("", "-", not finite, beyond
+    NUMBER_MAX); else the row is a Reject.
   - Rows become features by the block; how rows are cut into blocks changes nothing.
 """
 
@@ -31,6 +31,7 @@ from ipc.event import Classification, Event
 
 BLOCK_ROWS = 1_024
 MISSING = ("", "-")
+NUMBER_MAX = 1e18  # no count, size or time of one flow is larger, and its multiples still are float32
 BAD = ("malicious", "attack", "anomaly")
 NAN = float("nan")
 _WORD = re.compile(r"[^a-z0-9]+")
@@ -159,7 +160,7 @@ class TableAdapter(LineAdapter):
         if header is not None and events:
             width = len(header.numbers) + len(self.worded)
             table = np.fromiter(chain.from_iterable(numbers), np.float64, len(events) * width)
-            table[~np.isfinite(table)] = np.nan
+            table[~(np.abs(table) <= NUMBER_MAX)] = np.nan
             self.emit(header, events, table.reshape(-1, width), records, out)
 
 

@@ -3,8 +3,8 @@
 Always true
   - sbytes and dbytes are Argus's: whole frames. They go to event.extra, and the byte features stay missing; smean and
     the loads follow from them and are not read. Jitter is no deviation of gaps: extra, too.
-  - sinpkt is the mean gap of the source's packets in ms (its multiple is the duration where only the source sent), but
-    Argus counts some gaps twice: where gaps add up to more than the flow lasted it is missing.
+  - sinpkt is the mean gap of the source's packets in ms: where only the source sent it is nearly always the flow's own,
+    which is taken then. Argus counts some gaps twice: where they add up to more than the flow lasted it is missing.
   - Rows with Stime begin then; ts is that plus dur, whole seconds and the fraction of dur. Rows without a time have
     ts 0, and ids by their place in the file.
 """
@@ -26,6 +26,7 @@ from engine.sources.table import (
     MISSING,
     NAN,
     Header,
+    Names,
     TableAdapter,
     cells_of,
     columns,
@@ -38,23 +39,19 @@ from engine.sources.tcpflags import UNSEEN, give_absent
 from engine.sources.times import NS, epoch_ns
 from ipc.event import Event, FeaturedEvent
 
-# feature: the normalised names of its column, and what makes its unit of the column's.
-FEATURES = {
-    "flow_duration": (("dur",), 1.0),
-    "total_forward_packets": (("spkts",), 1.0),
-    "total_backward_packets": (("dpkts",), 1.0),
-    "forward_inter_arrival_time_mean": (("sinpkt", "sintpkt"), 1e3),
-    "backward_inter_arrival_time_mean": (("dinpkt", "dintpkt"), 1e3),
-}
+# feature: the normalised names of its column.
+FEATURES: dict[str, Names] = {"flow_duration": ("dur",), "total_forward_packets": ("spkts",),
+                              "total_backward_packets": ("dpkts",)}  # fmt: skip
+GAPS_MS: dict[str, Names] = {"forward": ("sinpkt", "sintpkt"), "backward": ("dinpkt", "dintpkt")}  # the mean of a side
 # The source's own numbers outside the 105, by our name.
-EXTRA = {
+EXTRA: dict[str, Names] = {
     "frame_bytes_toserver": ("sbytes",), "frame_bytes_toclient": ("dbytes",), "ttl_toserver": ("sttl",),
     "ttl_toclient": ("dttl",), "lost_packets_toserver": ("sloss",), "lost_packets_toclient": ("dloss",),
     "jitter_ms_toserver": ("sjit",), "jitter_ms_toclient": ("djit",), "tcp_window_toserver": ("swin",),
     "tcp_window_toclient": ("dwin",), "tcp_rtt_s": ("tcprtt",), "syn_ack_s": ("synack",), "ack_data_s": ("ackdat",),
     "transaction_depth": ("transdepth",), "response_body_bytes": ("responsebodylen", "resbdylen"),
 }  # fmt: skip
-COLUMNS = {name: names for name, (names, _) in FEATURES.items()} | EXTRA
+COLUMNS = {**FEATURES, **GAPS_MS, **EXTRA}
 WORDS = (
     ("proto",), ("state",), ("service",), ("attackcat",), ("label",), ("srcip",), ("sport",), ("dstip",), ("dsport",),
     ("stime",),
@@ -138,16 +135,17 @@ def featured(column: dict[str, F64], proto: F64, flags: F64, completion: F64) ->
     """float32 [n, 105]."""
     features = empty(len(proto))
     features[:, INDEX["protocol_number"]] = proto
-    for name, (_, factor) in FEATURES.items():
-        features[:, INDEX[name]] = sized(len(proto), column.get(name)) * factor
-    with np.errstate(invalid="ignore"):
+    for name in FEATURES:
+        features[:, INDEX[name]] = column[name]
+    with np.errstate(divide="ignore", invalid="ignore"):
         duration_us = column["flow_duration"] * 1e6
-        for side in ("forward", "backward"):
-            gap_us = features[:, INDEX[f"{side}_inter_arrival_time_mean"]].astype(np.float64)
-            packets = column[f"total_{side}_packets"]
+        for side, other in (("forward", "backward"), ("backward", "forward")):
+            packets, alone = column[f"total_{side}_packets"], column[f"total_{other}_packets"] == 0.0
+            given_us = sized(len(proto), column.get(side)) * 1e3
+            gap_us = np.where(alone & (packets > 1.0), duration_us / (packets - 1.0), given_us)
             total_us = gap_us * (packets - 1.0)
             # Printed to the ns and the us: the sum may be that much too long.
-            sound = (packets >= 2.0) & (total_us <= duration_us * 1.001 + 1.0) & ((gap_us > 0.0) | (duration_us == 0.0))
+            sound = (packets > 1.0) & (total_us <= duration_us * 1.001 + 1.0) & ((gap_us > 0.0) | (duration_us == 0.0))
             features[:, INDEX[f"{side}_inter_arrival_time_mean"]] = np.where(sound, gap_us, np.nan)
             features[:, INDEX[f"{side}_inter_arrival_time_total"]] = np.where(sound, total_us, np.nan)
         # A state says nothing of other protocols that their packets do not say.
