@@ -60,9 +60,9 @@ def epoch_ns(text: str) -> int:
 def iso_ns(text: str, local: tzinfo = UTC) -> int:
     """Nanoseconds of an ISO 8601 date and time ('2021-06-06T15:59:46.457984+0200'); raises BadRecordError."""
     if len(text) in (26, 31) and text[4] == "-" and text[16] == ":" and text[19] == ".":
-        digits = text[20:26]  # as most logs have it: microseconds, and many lines of one second
-        if digits.isdigit() and digits.isascii():
-            ns = _second_ns(text[:19], text[26:], local) + int(digits) * 1_000
+        digits, offset = text[20:26], text[26:]  # as most logs have it: microseconds, and many lines of one second
+        if digits.isdigit() and digits.isascii() and offset[:1] in ("", "+", "-"):
+            ns = _second_ns(text[:19], offset, local) + int(digits) * 1_000
             if ns <= _TS_NS_MAX:
                 return ns
     return _iso_ns(text, local)

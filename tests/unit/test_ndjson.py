@@ -74,6 +74,7 @@ def test_identical_lines_have_ids_of_their_own() -> None:
     ("line", "says"),
     [
         ({"ts": TS, "colour": 1}, "unknown key 'colour'"),
+        ({"ts": TS, "sensor": None}, "sensor"),
         ({"ts": TS, "features": {"speed": 1}}, "unknown feature 'speed'"),
         ({"ts": TS, "features": {"flow_duration": "1"}}, "flow_duration"),
         ({"ts": TS, "features": {"flow_duration": 1e39}}, "flow_duration"),
