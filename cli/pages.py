@@ -16,6 +16,7 @@ import msgspec
 from cli.reference import reference
 from cli.settings import example, page
 from engine import features
+from engine.flows.reference import DIFFERENCES
 from ipc import event, messages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,10 +122,14 @@ connection broke) may be sent again: identity makes it exactly once.
 
 def features_page() -> str:
     """docs/FEATURES.md"""
+    bar = "\\|"  # within a cell
     rows = "\n".join(
         f"| {f.column} | {f.name} | {f.group} | {f.scope} | {f.unit} | {'log1p' if f.heavy else ''} | "
-        f"{f.fact if f.fact != f.name else ''} | {f.definition} |"
+        f"{f.fact if f.fact != f.name else ''} | {f.definition.replace('|', bar)} |"
         for f in features.FEATURES
+    )
+    others = "\n".join(
+        f"| {', '.join(d.tools)} | {', '.join(d.columns)} | {d.theirs} | {d.ours} | {d.why} |" for d in DIFFERENCES
     )
     return f"""# The {len(features.FEATURES)} features
 
@@ -134,6 +139,16 @@ fitted scaler takes first. `same fact as`: counted once in a distance and shown 
 | # | name | group | scope | unit | scale | same fact as | definition |
 |---:|---|---|---|---|---|---|---|
 {rows}
+
+## Where other tools compute otherwise
+
+Generated from engine/flows/reference.py. What is not listed here is the same, on flows of equal boundaries: features 0
+to 64 of CICFlowMeter (its tables of 2018, its last commit) and what NFStream has of them, with payload bytes. Tests
+hold every column to that, and every one that is listed to the tool's own formula, computed from our packets.
+
+| tool | columns | its formula | ours | why it differs |
+|---|---|---|---|---|
+{others}
 """
 
 
