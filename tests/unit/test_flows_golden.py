@@ -38,7 +38,7 @@ CAPTURES = {
     "pcap_zeek_ssh_sshguess.pcap": "pcap_zeek/ssh/sshguess.pcap",
     "pcap_zeek_wikipedia.pcap": "pcap_zeek/wikipedia.pcap",
 }
-LIVE = (  # no tunnels, no later fragments
+LIVE = (  # no tunnels, no later fragments, no IP length of 0 (segmentation offload): NFStream leaves those packets out
     *(f"pcap_ndpi/attack_or_risk/{name}" for name in (
         "dns-tunnel-iodine.pcap", "dos_win98_smb_netbeui.pcap", "icmp-tunnel.pcap.gz", "malware.pcap", "monero.pcap",
         "tcp_scan.pcapng", "tls_malicious_sha1.pcapng", "ultrasurf.pcap.gz",
@@ -48,7 +48,7 @@ LIVE = (  # no tunnels, no later fragments
         "netbios.pcap", "openvpn.pcap", "pgsql.pcap", "sip.pcap", "tftp.pcap",
     )),
     *(f"pcap_zeek/{name}" for name in (
-        "dhcp/dhcp_flood.pcap", "ftp/ipv6.pcap", "ldap/missing_ldap_logs.pcapng.gz", "pppoe.pcap", "smtp.pcap",
+        "dhcp/dhcp_flood.pcap", "ftp/ipv6.pcap", "irc-more-commands.pcap", "pppoe.pcap", "smtp.pcap",
         "tls/heartbleed-encrypted-success.pcap",
     )),
     "pcap_stopddos/pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng.gz", "pcap_stratosphere/test-cc-capture-1.pcap.gz",
@@ -223,8 +223,8 @@ def test_nfstream_features(live: dict[str, list[dict[str, Any]]]) -> None:
                 continue
             matched += 1
             for column, theirs in nfstream_columns(row).items():
-                mine = float(found[column in closed][INDEX[column]])
-                wrong[column] += not same(np.nan_to_num(mine), theirs, judged[column])
+                mine = found[column in closed][INDEX[column]]
+                wrong[column] += not same(mine, theirs, judged[column])
         flows += len(rows)
     print(f"NFStream: {matched} of {flows} flows have our boundaries")
     assert matched >= 0.99 * flows
@@ -232,14 +232,15 @@ def test_nfstream_features(live: dict[str, list[dict[str, Any]]]) -> None:
     assert closed <= nfstream_columns(rows[0]).keys()
 
 
-def on_both_clocks(name: str) -> Iterator[tuple[Key, tuple[Any, Any]]]:
-    """Features of each flow of a capture: by the capture's clock, and by that clock cut to ms."""
+def on_both_clocks(name: str) -> Iterator[tuple[Key, tuple[list[float], list[float]]]]:
+    """Features of each flow of a capture, 0 where missing: by the capture's clock, and by that clock cut to ms."""
     for batch in flows_of(content(name)):
         packets, flows = batch.packets.copy(), batch.flows.copy()
         for times in (packets["ts"], flows["start"], flows["end"]):
             times -= times % 10**6
-        cut_to_ms = compute(batch._replace(flows=flows, packets=packets))
-        yield from zip(flow_keys(batch, 10**6), zip(compute(batch), cut_to_ms, strict=True), strict=True)
+        clocks = (batch, batch._replace(flows=flows, packets=packets))
+        features = zip(*(np.nan_to_num(compute(clock)).tolist() for clock in clocks), strict=True)
+        yield from zip(flow_keys(batch, 10**6), features, strict=True)
 
 
 def nfstream_columns(row: dict[str, Any]) -> dict[str, float]:
