@@ -1,4 +1,4 @@
-"""CICFlowMeter's flows, columns and formulas, from packets as engine/flows decodes them.
+"""CICFlowMeter's flows, columns and formulas, from the packets of our own flows.
 
 Its editions end flows each in their own way (96, 86 and 57 flows on its own capture), and none as we do. To compare
 features and not boundaries, `cut` ends flows where an edition does, and engine/flows/features.py computes ours from
@@ -20,15 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.features import FEATURES, INDEX
-from engine.flows.decode import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, UDP, URG, Packets
+from engine.flows.decode import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, UDP, URG
 from engine.flows.derived import derive
 from engine.flows.features import compute
 from engine.flows.reference import CICFLOWMETER, CICFLOWMETER_2018
-from engine.flows.split import canonical_keys
-from engine.flows.table import FLOW, PACKET, Flows
+from engine.flows.table import FLOW, PACKET, Flows, protocol
 from engine.sources.cicflow import COLUMNS as READ
 from engine.sources.cicflow import normalised
-from tests.packets import flow_keys
+from tests.captures import flow_keys
 
 TIMEOUT_US = 120_000_000  # of a flow, after its first packet
 IDLE_US = 5_000_000
@@ -120,66 +119,70 @@ def pairs(batch: Flows, rows: Iterable[Row], edition: Edition) -> Iterator[Pair]
 # ---- where it cuts --------------------------------------------------------------------------------------------------
 
 
-class Flow:
-    """A flow as the tool has it under way. rows: its packets."""
-
-    def __init__(self, row: int, source: int, us: int) -> None:
-        self.source, self.start_us, self.rows = source, us, [row]
-        self.fins: set[bool] = set()  # directions that sent one
-
-
-def cut(p: Packets, edition: Edition) -> Flows:
-    """TCP and UDP over IPv4, flows of more than one packet, in the order of their first packets."""
-    layered = (p.version == 4) & ((p.proto == TCP) | (p.proto == UDP)) & (p.header > 0)
-    p = Packets(*(column[layered] for column in p))
-    found = sorted((flow for flow in _cut(p, edition) if len(flow.rows) > 1), key=lambda flow: flow.rows[0])
-    keys, upper = canonical_keys(p)
-    counts = np.array([len(flow.rows) for flow in found], np.int64)
-    flows, packets = np.zeros(len(found), FLOW), np.zeros(counts.sum(), PACKET)
-    order = np.array([row for flow in found for row in flow.rows], np.int64)
-    firsts, sources = np.cumsum(counts) - counts, np.array([flow.source for flow in found], np.uint64)
-    packets["side"] = p.src_lo[order] != np.repeat(sources, counts)
-    for name in ("flags", "ts", "length", "header", "frame"):
-        packets[name] = getattr(p, name)[order]
-    if len(found):
-        first = order[firsts]
-        flows["key"], flows["first"] = keys[first], p.ts[first]
-        flows["initiator"] = upper[first] ^ packets["side"][firsts]
-        flows["start"] = np.minimum.reduceat(packets["ts"], firsts)
-        flows["end"] = np.maximum.reduceat(packets["ts"], firsts)
-    return Flows(flows, packets, counts, [(b"", b"")] * len(found))
+def cut(batches: Iterable[Flows], edition: Edition) -> Flows:
+    """Our flows of TCP and UDP over IPv4, joined to conversations and cut as the tool cuts them: flows of more than one
+    packet. It tells a direction by the address alone."""
+    rows, packets = [], []
+    for row, members in _conversations(batches):
+        lower, upper = int(row["key"][1]), int(row["key"][3])
+        senders = np.where(members["side"], upper, lower)
+        for source, places in _cut(senders.tolist(), members, edition):
+            mine, row = members[places], row.copy()
+            row["initiator"] = source == upper
+            row["first"], row["start"], row["end"] = mine["ts"][0], mine["ts"].min(), mine["ts"].max()
+            mine["side"] = senders[places] != source
+            rows.append(row)
+            packets.append(mine)
+    counts = np.array([len(mine) for mine in packets], np.int64)
+    flows = np.array(rows, FLOW)
+    return Flows(flows, np.concatenate([*packets, np.zeros(0, PACKET)]), counts, [(b"", b"")] * len(rows))
 
 
-def _cut(p: Packets, edition: Edition) -> Iterator[Flow]:
-    """Flows as the tool ends them. It tells a direction by the address alone; what is left open goes on after a timeout
-    with the source that it had."""
-    under_way: dict[Any, Flow] = {}
-    columns = (p.src_lo, p.dst_lo, p.src_port, p.dst_port, p.proto, p.flags, p.ts // 1000)
-    packets = zip(*(column.tolist() for column in columns), strict=True)
-    for row, (src, dst, src_port, dst_port, proto, flags, us) in enumerate(packets):
-        key = (frozenset({(src, src_port), (dst, dst_port)}), proto)
-        flow = under_way.get(key)
-        if flow is None:
-            under_way[key] = Flow(row, src, us)
+def _conversations(batches: Iterable[Flows]) -> Iterator[tuple[Any, Any]]:
+    """A flow's row and all packets, `side` 1 being from the upper endpoint, of what has one key."""
+    flows: dict[bytes, list[tuple[int, Any, Any]]] = defaultdict(list)
+    for batch in batches:
+        begins = np.cumsum(batch.counts) - batch.counts
+        ipv4 = batch.flows["key"][:, 5] >> np.uint64(16) & np.uint64(0xF) == 4
+        for i in np.flatnonzero(ipv4 & np.isin(protocol(batch.flows), (TCP, UDP))).tolist():
+            row, mine = batch.flows[i], batch.packets[begins[i] : begins[i] + batch.counts[i]].copy()
+            mine = mine[mine["header"] > 0]  # not a later fragment
+            mine["side"] ^= row["initiator"]
+            flows[row["key"].tobytes()].append((int(row["seen"]), row, mine))
+    for same in flows.values():
+        same.sort(key=lambda flow: flow[0])
+        yield same[0][1], np.concatenate([mine for _, _, mine in same])
+
+
+def _cut(senders: list[int], packets: Any, edition: Edition) -> Iterator[tuple[int, list[int]]]:
+    """Where each flow's packets are in the conversation, and its source. What is cut by the timeout goes on with the
+    source that it had."""
+    source, places, fins = -1, [], set()
+    columns = (packets["ts"] // 1000).tolist(), packets["flags"].tolist()
+    for i, (sender, us, flags) in enumerate(zip(senders, *columns, strict=True)):
+        if not places:
+            source, places, fins, start_us = sender, [i], set(), us
             continue
-        if us - flow.start_us > TIMEOUT_US:
-            yield flow
-            under_way[key] = Flow(row, flow.source, us)
+        if us - start_us > TIMEOUT_US:
+            if len(places) > 1:
+                yield source, places
+            places, fins, start_us = [i], set(), us
             continue
-        forward = src == flow.source
-        if edition is Edition.JAVA and flags & FIN and forward in flow.fins:
-            continue  # a second FIN of a direction is left out
-        flow.rows.append(row)
+        if edition is Edition.JAVA and flags & FIN and sender in fins:
+            continue  # a second FIN of one side is left out
+        places.append(i)
         if edition is Edition.OFFICIAL:
-            ends = flags & FIN
+            over = flags & FIN
         elif flags & FIN:
-            flow.fins.add(forward)
-            ends = not forward  # the initiator's FIN alone ends nothing
+            fins.add(sender)
+            over = sender != source  # the initiator's FIN alone ends nothing
         else:
-            ends = flags & RST
-        if ends:
-            yield under_way.pop(key)
-    yield from under_way.values()
+            over = flags & RST
+        if over:
+            yield source, places
+            places = []
+    if len(places) > 1:
+        yield source, places
 
 
 # ---- what it computes -----------------------------------------------------------------------------------------------

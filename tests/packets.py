@@ -1,4 +1,4 @@
-"""Captures made by hand, captures taken apart, and a slow flow table to compare the fast one with.
+"""Captures made by hand, and a slow flow table to compare the fast one with.
 
 `split`, `joined` and `reference` follow the words of FEATURES.md, engine/flows/split.py and engine/flows/fragments.py
 packet by packet, in plain Python.
@@ -15,12 +15,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from engine.flows.capture import CaptureReader
-from engine.flows.decode import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG, Decoder, Packets
-from engine.flows.features import totals
-from engine.flows.table import Flows, FlowTable, protocol
+from engine.flows.decode import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.pcap import PcapAdapter
 
@@ -194,34 +189,6 @@ def parse(data: bytes, cuts: list[int] | None = None, adapter: PcapAdapter | Non
         rejects += parsed.rejects
     parsed = adapter.finish()
     return Parsed(events + parsed.events, rejects + parsed.rejects)
-
-
-def decoded(data: bytes) -> Packets:
-    """All packets of a capture that can be read."""
-    reader, decoder = CaptureReader(), Decoder()
-    blocks = [*reader.feed(data), *reader.finish()]
-    return Packets(*map(np.concatenate, zip(*(decoder.decode(block, 0) for block in blocks), strict=True)))
-
-
-def flows_of(data: bytes) -> list[Flows]:
-    """All flows of a capture with their packets, as the features are computed from them."""
-    reader, decoder, table = CaptureReader(), Decoder(), FlowTable()
-    done = [table.add(decoder.decode(b, 0), b.data) for b in (*reader.feed(data), *reader.finish())]
-    return [*(flows for flows in done if flows is not None), table.finish()]
-
-
-def flow_keys(batch: Flows, tick_ns: int) -> list[tuple[int, ...]]:
-    """Of each flow: source address as a number, port, destination, port (0 of ICMP), protocol, tick of its first
-    packet, packets forward and backward."""
-    rows, keys = batch.flows, batch.flows["key"]
-    ports = keys[:, 4] >> np.uint64(32) & np.uint64(0xFFFF), keys[:, 4] >> np.uint64(16) & np.uint64(0xFFFF)
-    columns = (*keys[:, :4].T, *ports, protocol(rows), rows["first"] // tick_ns, rows["initiator"])
-    out = []
-    for row, (forward, backward, *_) in zip(zip(*(c.tolist() for c in columns)), totals(batch).tolist(), strict=True):
-        hi, lo, upper_hi, upper_lo, port, upper_port, proto, first, swap = row
-        ends = [(hi << 64 | lo, port), (upper_hi << 64 | upper_lo, upper_port)]
-        out.append((*ends[swap], *ends[1 - swap], proto, first, forward, backward))
-    return out
 
 
 # ---- the slow way ---------------------------------------------------------------------------------------------------

@@ -25,10 +25,11 @@ from engine.features import FEATURES, INDEX, Feature
 from engine.flows.features import compute
 from engine.flows.reference import NFSTREAM, differing
 from ipc.event import FeaturedEvent
+from tests.captures import flow_keys, flows_of
 from tests.cicflowmeter import BASE, Edition, Pair, Row, cut, pairs, read_table
 from tests.data import SHARED, content, shared
 from tests.nfstream_rows import nfstream
-from tests.packets import decoded, flow_keys, flows_of, parse
+from tests.packets import parse
 
 CAPTURES = {
     "cicflowmeter_official_test.pcap": "cicflowmeter_official/test.pcap.gz",
@@ -113,7 +114,7 @@ def judge(found: list[Pair], edition: Edition) -> None:
 def cut_like_java(java: dict[str, list[Row]]) -> list[Pair]:
     """Flows that end where the tool ends them."""
     return [
-        p for path, rows in java.items() for p in pairs(cut(decoded(content(path)), Edition.JAVA), rows, Edition.JAVA)
+        p for path, rows in java.items() for p in pairs(cut(flows_of(content(path)), Edition.JAVA), rows, Edition.JAVA)
     ]
 
 
@@ -126,7 +127,7 @@ def test_cicflowmeter_features_on_its_own_flows(java: dict[str, list[Row]], cut_
 
 @pytest.mark.parametrize("name", ["expected_v3_2018-02_test.pcap.csv", "expected_v4_2018-02_test.csv"])
 def test_cicflowmeter_features_on_its_official_flows(name: str) -> None:
-    flows = cut(decoded(content("cicflowmeter_official/test.pcap.gz")), Edition.OFFICIAL)
+    flows = cut(flows_of(content("cicflowmeter_official/test.pcap.gz")), Edition.OFFICIAL)
     rows = official(name)
     found = list(pairs(flows, rows, Edition.OFFICIAL))
     assert len(found) == len(rows) == len(flows.counts) == 96
