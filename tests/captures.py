@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.flows.features import totals
+from engine.flows.split import Limits
 from engine.flows.table import Flows, protocol
 from engine.sources.base import SourceSpec
 from engine.sources.pcap import PcapAdapter
@@ -13,16 +14,16 @@ from engine.sources.pcap import PcapAdapter
 class _Flows(PcapAdapter):
     """Keeps what it would make events of."""
 
-    def __init__(self) -> None:
-        super().__init__(SourceSpec("test"))
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(SourceSpec("test"), limits)
         self.batches: list[Flows] = []
 
     def _hold(self, batch: Flows) -> None:
         self.batches.append(batch)
 
 
-def flows_of(data: bytes) -> list[Flows]:
-    adapter = _Flows()
+def flows_of(data: bytes, tunnels: str = "inner") -> list[Flows]:
+    adapter = _Flows(Limits(tunnels=tunnels))
     adapter.feed(data, 0)
     adapter.finish()
     return adapter.batches
