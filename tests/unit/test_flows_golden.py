@@ -4,7 +4,8 @@ engine/flows/reference.py says what differs, and the tool's formula, computed fr
 What differs in the flows themselves:
   - CICFlowMeter ends a flow 120 s after its start and, by edition, at the first FIN, or at the responder's first FIN or
     a RST; last ACKs make flows of their own. It leaves out flows of one packet, knows TCP and UDP over IPv4 only
-    (others are protocol 0, without lengths), opens no tunnel, tells a direction by the address alone, cuts clocks to microseconds.
+    (others are protocol 0, without lengths), opens no tunnels, tells a direction by the address alone, and cuts times
+    to microseconds.
   - NFStream leaves later fragments out, opens tunnels, does not flip a SYN-ACK, and cuts times to milliseconds.
 """
 
