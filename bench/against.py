@@ -1,0 +1,117 @@
+"""flowkin beside NFStream on one capture: `python -m bench.flows --against nfstream` runs this.
+
+Each run is a process of its own, the tools take turns (A B A B A B), and each figure is the median of a tool's runs.
+flowkin: bytes to events, with names, ids and records, then the context: all 105 features. NFStream: its statistical
+features, payload bytes, no dissection, equal timeouts, one meter; the meter and the process that takes its flows are
+two, and their CPU seconds are added.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.harness import Child, ChildSide
+from engine.config import CIDRS_INTERNAL
+from engine.context import Tracker
+from engine.features import unpack
+from engine.featurize import featurize
+from engine.flows.split import Limits
+from engine.sources.base import Parsed, SourceSpec
+from engine.sources.pcap import PcapAdapter
+
+FEED_BYTES = 1 << 20
+RUNS = 3
+
+
+def flowkin(path: Path) -> int:
+    """Flows."""
+    adapter, tracker, flows = PcapAdapter(SourceSpec("bench")), Tracker(CIDRS_INTERNAL), 0
+
+    def take(parsed: Parsed) -> int:
+        features = unpack([item.features for item in parsed.events])
+        featurize([item.event for item in parsed.events], features, tracker)
+        return len(features)
+
+    with path.open("rb") as file:
+        while data := file.read(FEED_BYTES):
+            flows += take(adapter.feed(data, file.tell() - len(data)))
+    return flows + take(adapter.finish())
+
+
+def nfstream(path: Path) -> int:
+    """Flows."""
+    from nfstream import NFStreamer
+
+    limits = Limits()
+    return sum(
+        1
+        for _ in NFStreamer(
+            source=str(path),
+            accounting_mode=3,
+            statistical_analysis=True,
+            n_dissections=0,
+            idle_timeout=limits.idle_s,
+            active_timeout=limits.active_s,
+            snapshot_length=1 << 16,
+            n_meters=1,
+        )
+    )
+
+
+TOOLS = {"flowkin": flowkin, "nfstream": nfstream}
+
+
+def compare(capture: bytes, packets: int, tool: str, runs: int = RUNS) -> dict[str, Any]:
+    """Figures of both, and how many times as many packets a CPU second flowkin does."""
+    if find_spec(tool) is None:
+        raise SystemExit(f"{tool} is not installed: pip install {tool}")
+    taken: dict[str, list[dict[str, float]]] = {"flowkin": [], tool: []}
+    with tempfile.NamedTemporaryFile(prefix="flowkin-bench-", suffix=".pcap") as file:
+        file.write(capture)
+        file.flush()
+        for name in [*taken] * runs:
+            taken[name].append(Child(__name__, {"tool": name, "path": file.name}).result())
+    out: dict[str, Any] = {"packets": packets, "bytes": len(capture)}
+    for name, results in taken.items():
+        out[name] = {key: median(result[key] for result in results) for key in results[0]}
+        out[name]["packets_per_cpu_s"] = round(packets / out[name]["cpu_s"])
+        out[name]["packets_per_wall_s"] = round(packets / out[name]["wall_s"])
+        out[name]["cpu_s_runs"] = [result["cpu_s"] for result in results]
+    for clock in ("cpu", "wall"):
+        out[f"ratio_{clock}"] = round(out[tool][f"{clock}_s"] / out["flowkin"][f"{clock}_s"], 2)
+    return out
+
+
+def child() -> None:
+    side = ChildSide()
+    run = TOOLS[side.job["tool"]]
+    side.ready()
+    start_s, cpu_s = time.perf_counter(), cpu()
+    flows = run(Path(side.job["path"]))
+    peaks = [resource.getrusage(who).ru_maxrss >> 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    side.done(
+        {
+            "wall_s": round(time.perf_counter() - start_s, 3),
+            "cpu_s": round(cpu() - cpu_s, 3),
+            "flows": flows,
+            "rss_mib_max": max(peaks),
+        }
+    )
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of those that it started and that ended."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+if __name__ == "__main__":
+    child()
