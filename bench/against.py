@@ -11,12 +11,13 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.harness import Child, ChildSide
+from bench.harness import Child, ChildSide, commit, keep, print_table
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.features import unpack
@@ -69,19 +70,28 @@ def nfstream(path: Path) -> dict[str, float]:
 
 
 TOOLS = {"flowkin": flowkin, "nfstream": nfstream}
+OTHERS = sorted(TOOLS.keys() - {"flowkin"})
 
 
-def compare(capture: bytes, packets: int, tool: str, runs: int = RUNS) -> dict[str, Any]:
-    """Figures of both, and how many times as many packets a CPU second flowkin does."""
+def in_time(records: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """bench.flows.load's, in the order in which a lap of bench.flows.repeat plays them: clocks do not go back."""
+    first = min(second for second, _ in records)
+    return sorted(records, key=lambda r: ((r[0] - first) % 3600, int.from_bytes(r[1][:4], "little")))
+
+
+def against(tool: str, capture: Iterable[bytes], packets: int, kept: bool) -> None:
+    """Run both on the capture, print the figures and keep them."""
     if find_spec(tool) is None:
         raise SystemExit(f"{tool} is not installed: pip install {tool}")
+    commit()  # of the tree as it is now
     taken: dict[str, list[dict[str, float]]] = {"flowkin": [], tool: []}
     with tempfile.NamedTemporaryFile(prefix="flowkin-bench-", suffix=".pcap") as file:
-        file.write(capture)
+        file.writelines(capture)
         file.flush()
-        for name in [*taken] * runs:
+        size = file.tell()
+        for name in [*taken] * RUNS:
             taken[name].append(Child(__name__, {"tool": name, "path": file.name}).result())
-    out: dict[str, Any] = {"packets": packets, "bytes": len(capture)}
+    out: dict[str, Any] = {"packets": packets, "bytes": size}
     for name, results in taken.items():
         out[name] = {key: median(result[key] for result in results) for key in results[0]}
         out[name]["packets_per_cpu_s"] = round(packets / out[name]["cpu_s"])
@@ -89,7 +99,9 @@ def compare(capture: bytes, packets: int, tool: str, runs: int = RUNS) -> dict[s
         out[name]["cpu_s_runs"] = [result["cpu_s"] for result in results]
     for clock in ("cpu", "wall"):
         out[f"ratio_{clock}"] = round(out[tool][f"{clock}_s"] / out["flowkin"][f"{clock}_s"], 2)
-    return out
+    print_table(out)
+    if kept:
+        keep("flows", {"packets": packets, "against": tool, "runs": RUNS}, out)
 
 
 def child() -> None:
