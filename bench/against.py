@@ -99,6 +99,8 @@ def against(tool: str, capture: Iterable[bytes], packets: int, kept: bool) -> No
         out[name]["cpu_s_runs"] = [result["cpu_s"] for result in results]
     for clock in ("cpu", "wall"):
         out[f"ratio_{clock}"] = round(out[tool][f"{clock}_s"] / out["flowkin"][f"{clock}_s"], 2)
+    ours = out["flowkin"]
+    out["ratio_cpu_without_context"] = round(out[tool]["cpu_s"] / (ours["cpu_s"] - ours["context_cpu_s"]), 2)
     print_table(out)
     if kept:
         keep("flows", {"packets": packets, "against": tool, "runs": RUNS}, out)
