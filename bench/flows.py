@@ -2,11 +2,12 @@
 
     python -m bench.flows [--packets 1000000] [--events] CAPTURE...
     python -m bench.flows --flood 1600000
+    python -m bench.flows --against nfstream
 
 The captures (pcap, little-endian, microseconds; .gz too) are repeated, each time a later hour, until there are so many
 packets. Times are CPU seconds of this process, so that a busy neighbour does not count. --flood makes a capture of so
 many flows of one to four packets, more than the table has room for, and says how memory goes. Neither is ever held as
-a whole: what is made is fed, a piece at a time.
+a whole: what is made is fed, a piece at a time. --against: another tool on the same file (bench/against.py).
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import itertools
-import json
-import os
-import platform
 import resource
 import struct
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from bench.against import OTHERS, against, in_time
+from bench.harness import keep, print_table
 from engine.flows.capture import Block, CaptureReader
 from engine.flows.decode import Packets
 from engine.flows.features import compute, pieces
@@ -41,7 +41,6 @@ DEFAULT = (
 )
 FEED_BYTES = 1 << 20
 LAP_S = 4000
-RESULTS = Path(__file__).parent / "results" / "flows.jsonl"
 
 
 def load(paths: list[Path]) -> list[tuple[int, bytes]]:
@@ -153,17 +152,21 @@ def main() -> None:
     parser.add_argument("--packets", type=int, default=1_000_000)
     parser.add_argument("--events", action="store_true", help="through the adapter: names, ids, records and order too")
     parser.add_argument("--flood", type=int, default=0, metavar="FLOWS", help="how memory goes over so many flows")
-    parser.add_argument("--keep", action="store_true", help=f"append the result to {RESULTS.name}")
+    parser.add_argument("--against", choices=OTHERS, help="beside another tool, on the same file")
+    parser.add_argument("--keep", action="store_true", help="append the result to bench/results")
     args = parser.parse_args()
+    if args.against:
+        records = in_time(load(args.captures or [SHARED / name for name in DEFAULT]))
+        packets = -(-args.packets // len(records)) * len(records)
+        against(args.against, repeat(records, args.packets), packets, args.keep)
+        return
     if args.flood:
         result = memory(args.flood)
     else:
         result = measure(load(args.captures or [SHARED / name for name in DEFAULT]), args.packets, args.events)
-    result |= {"at": int(time.time()), "cores": os.cpu_count(), "machine": platform.processor() or platform.machine()}
-    print(json.dumps(result))
+    print_table(result)
     if args.keep:
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        keep("flows", {"packets": args.packets, "events": args.events, "flood": args.flood}, result)
 
 
 def measure(records: list[tuple[int, bytes]], packets: int, events: bool) -> dict[str, object]:
@@ -180,8 +183,6 @@ def measure(records: list[tuple[int, bytes]], packets: int, events: bool) -> dic
         assert stages.packets == packets
         seconds, flows, cpu_s = stages.seconds, stages.flows, sum(stages.seconds.values())
     return {
-        "bench": "flows",
-        "events": events,
         "packets": packets,
         "flows": int(flows),
         "packets_per_s": round(packets / cpu_s),
