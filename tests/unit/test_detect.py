@@ -26,7 +26,7 @@ EXPECTED: dict[str, str | None] = {
     "ground_truth_flows/cicflowmeter_": "cicflow",
     "ground_truth_flows/netflower_1.1.0": "cicflow",
     "ground_truth_flows/nfstream_6.6.0": None,
-    "iot23": None,
+    "iot23": "zeek",
     "nf_bot_iot_v2": "netflow",
     "nfdump": "netflow",
     "nfdump/test1-malicious.nfdump": None,  # nfcapd's binary files
@@ -35,20 +35,16 @@ EXPECTED: dict[str, str | None] = {
     "pcap_": "pcap",
     "suricata_eve": "eve",
     "unsw_nb15": "unsw",
-    "zeek_": None,
+    "zeek_": "zeek",
 }
-PARTS = {"expected_ndpi": None, "expected_nfstream": None, "expected_zeek": None}  # what came with the captures
-# Where an adapter is being written, its name is as good as none.
-ALSO: dict[str, str] = {"zeek_": "zeek", "iot23": "zeek", "expected_zeek": "zeek"}
+PARTS = {"expected_ndpi": None, "expected_nfstream": None, "expected_zeek": "zeek"}  # what came with the captures
 
 
-def expected(path: str) -> tuple[str, str | None]:
-    """The key of the table, and the format."""
+def expected(path: str) -> str | None:
     for part, format in PARTS.items():
         if f"/{part}/" in path:
-            return part, format
-    key = max((key for key in EXPECTED if path.startswith(key)), key=len)
-    return key, EXPECTED[key]
+            return format
+    return EXPECTED[max((key for key in EXPECTED if path.startswith(key)), key=len)]
 
 
 def head(path: Path) -> bytes:
@@ -73,10 +69,9 @@ def test_every_real_file_goes_to_its_own_adapter(folder: str) -> None:
             or not path.stat().st_size
         ):
             continue
-        key, format = expected(name)
         try:
             found: str | None = detect(head(path), path.name)
         except SourceError:
             found = None
-        assert found == format or (found is not None and found == ALSO.get(key)), name
+        assert found == expected(name), name
     assert set(EXPECTED.values()) - {None} <= set(MODULES)
