@@ -77,10 +77,10 @@ Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class FlowPart(Struct):
-    pkts_toserver: Count = 0
-    pkts_toclient: Count = 0
-    bytes_toserver: Count = 0
-    bytes_toclient: Count = 0
+    pkts_toserver: Count | None = None
+    pkts_toclient: Count | None = None
+    bytes_toserver: Count | None = None
+    bytes_toclient: Count | None = None
     start: str = ""
     end: str = ""
     alerted: bool = False
@@ -139,7 +139,7 @@ class EveAdapter(LineAdapter):
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
         self._zone = zone(spec.timezone)
-        self._decode = Decoder(Record).decode
+        self._decode = Decoder(Record, strict=False).decode  # what a log went through may have put numbers in quotes
         self._waiting: dict[int, Waiting] = {}  # by flow_id, oldest first
         self._waiting_size = 0
         self._array: bytearray | None = None  # the file is one JSON array: its bytes so far
@@ -341,7 +341,8 @@ def _numbers(event: Event, record: Record) -> tuple[float, ...]:
         return number, _NAN, _NAN, _NAN, _NAN, UNSEEN
     seen = 0 if proto != 6 else UNSEEN if record.tcp is None else _flags(record.tcp.tcp_flags)
     duration_s = (event.ts - event.ts_start) / NS
-    return number, duration_s, flow.pkts_toserver, flow.pkts_toclient, completion(record), seen
+    forward, backward = (_NAN if n is None else n for n in (flow.pkts_toserver, flow.pkts_toclient))
+    return number, duration_s, forward, backward, completion(record), seen
 
 
 @lru_cache(maxsize=1024)
@@ -365,9 +366,9 @@ def completion(record: Record) -> float:
         return 1.0
     if state == "closed":
         bits = _flags(flags)
-        if bits < 0:
+        if bits < 0 or record.flow is None or record.flow.pkts_toclient is None:
             return _NAN
-        if not bits & 0x10 or not bits & 0x02 or record.flow is None or not record.flow.pkts_toclient:
+        if not bits & 0x10 or not bits & 0x02 or not record.flow.pkts_toclient:
             return 0.0
         return 1.0 if bits & 0x01 and not bits & 0x04 else 0.5
     return _NAN
@@ -402,7 +403,8 @@ def _techniques(metadata: Any) -> list[str]:
 
 
 def _frame_counts(flow: FlowPart) -> dict[str, float]:
-    return {"frame_bytes_toserver": float(flow.bytes_toserver), "frame_bytes_toclient": float(flow.bytes_toclient)}
+    both = (("frame_bytes_toserver", flow.bytes_toserver), ("frame_bytes_toclient", flow.bytes_toclient))
+    return {name: float(count) for name, count in both if count is not None}
 
 
 def _words(record: Record) -> list[str]:

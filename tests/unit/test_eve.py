@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.features import INDEX, unpack
+from engine.limits import RECORD_BYTES_MAX
 from engine.normalize import complete
 from engine.sources import eve
 from engine.sources.base import Parsed, SourceSpec
@@ -152,6 +153,84 @@ def test_words_of_suricata() -> None:
     assert family_of("ET SCAN SSH Brute Force", "") == "BruteForce"
     assert family_of("SURICATA STREAM 3way", "Generic Protocol Command Decode") == ""
     assert family_of("Custom", "Web Application Attack") == "WebAttack"
+
+
+def test_numbers_in_quotes_are_numbers() -> None:
+    """As after Logstash and its like."""
+
+    def quoted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: quoted(v) for k, v in value.items()}
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    plain, other = read(lines(HTTP, FLOW, ALERT)), read(lines(*map(quoted, (HTTP, FLOW, ALERT))))
+    assert not other.rejects and len(other.events) == 2
+    for a, b in zip(plain.events, other.events, strict=True):
+        b.event.event_id = a.event.event_id  # of the record, which differs
+        assert (a.event, a.features) == (b.event, b.features)
+
+
+def test_a_count_that_is_not_given_is_missing_not_0() -> None:
+    (item,) = read(lines({**FLOW, "flow": {"start": FLOW["flow"]["start"], "pkts_toserver": 3}})).events
+    assert feature(item, "total_forward_packets") == 3
+    assert np.isnan(feature(item, "total_backward_packets")) and np.isnan(feature(item, "flow_completion_rate"))
+    assert "frame_bytes_toserver" not in item.event.extra
+
+
+@pytest.mark.parametrize(
+    ("text", "timezone", "expected"),
+    [
+        ("2021-06-06T16:00:10.000000+0200", "UTC", 1_622_988_010),
+        ("2021-06-06T14:00:10.000000Z", "UTC", 1_622_988_010),
+        ("2021-06-06T14:00:10.000000+00:00", "Asia/Tokyo", 1_622_988_010),
+        ("2021-06-06T19:30:10+0530", "UTC", 1_622_988_010),
+        ("2021-06-06T10:00:10.000000-0400", "UTC", 1_622_988_010),
+        ("2021-06-06T16:00:10.000000", "Europe/Madrid", 1_622_988_010),
+    ],
+)
+def test_times_in_any_zone(text: str, timezone: str, expected: int) -> None:
+    (item,) = read(lines({**ALERT, "timestamp": text}), EveAdapter(SourceSpec("t", timezone=timezone))).events
+    assert item.event.ts == expected * 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    "dns",
+    [
+        {"type": "query", "id": 1, "rrname": "a.example", "rrtype": "A", "tx_id": 0},
+        {"version": 2, "type": "answer", "rrname": "a.example", "rrtype": "A", "rcode": "NOERROR",
+         "answers": [{"rrname": "a.example", "rrtype": "A", "rdata": "1.2.3.4"}], "grouped": {"A": ["1.2.3.4"]}},
+        {"version": 3, "type": "request", "id": 1, "queries": [{"rrname": "a.example", "rrtype": "A"}]},
+        {"version": 3, "type": "response", "rcode": "NOERROR", "queries": [{"rrname": "a.example", "rrtype": "A"}],
+         "answers": [{"rrname": "a.example", "rrtype": "A", "ttl": 5, "rdata": "1.2.3.4"}]},
+    ],
+    ids=["v1", "v2 answer", "v3 request", "v3 response"],
+)  # fmt: skip
+def test_names_of_every_version_of_dns_join_their_flow(dns: dict[str, Any]) -> None:
+    """Versions 1 and 2 of Suricata up to 7, 3 of Suricata 8."""
+    flow = {**FLOW, "app_proto": "dns", "proto": "UDP"}
+    (item,) = read(lines({**HTTP, "event_type": "dns", "dns": dns}, flow)).events
+    assert "a.example | A" in item.event.text
+
+
+def test_alerts_of_one_moment_flow_and_type_are_events_of_their_own() -> None:
+    """Of 1,181 real alerts 95 agree in flow id, time and type with another."""
+    data = content("suricata_eve/slips_test6_eve.json.gz")
+    alerts = [r for r in map(json.loads, data.splitlines()) if r["event_type"] == "alert"]
+    same = Counter((r["flow_id"], r["timestamp"], r["event_type"]) for r in alerts)
+    assert len(same) < len(alerts)
+    got = [item.event.event_id for item in read(data).events if item.event.kind == "alert"]
+    assert len(set(got)) == len(got) == len(alerts)
+
+
+def test_lines_that_are_no_text_or_too_long_cost_themselves_only() -> None:
+    long = lines({**ALERT, "payload": "x" * RECORD_BYTES_MAX})
+    odd = [long, lines(ALERT)[:20] + b"\0" + lines(ALERT)[20:], lines(ALERT)[:20] + b"\xff" + lines(ALERT)[20:]]
+    got = read(b"".join(part + lines({**ALERT, "src_port": i}) for i, part in enumerate(odd)))
+    assert [item.event.src_port for item in got.events] == [0, 1, 2]
+    reasons = ["line is longer than 1048576 bytes", "line has a NUL byte", "line is not UTF-8 at byte 20"]
+    assert [r.reason for r in got.rejects] == reasons
+    widest = lines({**ALERT, "payload": "x" * (RECORD_BYTES_MAX - len(lines({**ALERT, "payload": ""})) + 1)})
+    assert len(widest) == RECORD_BYTES_MAX + 1 and len(read(widest).events) == 1  # 1 MiB and its line end
 
 
 def test_bad_records() -> None:
