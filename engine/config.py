@@ -115,7 +115,11 @@ class Source(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     path: Annotated[str, Meta(description="File or directory to follow. The engine opens nothing beyond it.")] = ""
     listen: Annotated[
-        str, Meta(description="Instead of path: a Unix stream socket that a detector connects to and writes lines.")
+        str,
+        Meta(
+            description="Instead of path: a Unix stream socket that a detector connects to and writes lines. Mode and "
+            "group are those of the write socket; a relative path is beneath DATA_DIR/run."
+        ),
     ] = ""
     hmac_key_file: Annotated[
         str, Meta(description="File with the 64 hex characters that sign each row (aRGus CSV); others are refused.")
@@ -166,6 +170,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"sources.{name}: needs either path or listen")
             if source.listen and source.format == "auto":
                 raise ValueError(f"sources.{name}: listen needs a format, such as eve")
+            if ".." in Path(source.listen).parts:
+                raise ValueError(f"sources.{name}: listen has no '..'; it is absolute, or beneath DATA_DIR/run")
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from engine import coverage, dead_letters, heartbeat, index
+from engine import coverage, dead_letters, heartbeat, index, lag
 from engine.catalog import TABLES, Catalog, Counters, Names
 from engine.embed import models as embed_models
 from engine.embed import text as embed_text
@@ -48,7 +49,7 @@ class Finding(Struct):
 
 def run(layout: Layout, *, deep: bool = False, fix: bool = False) -> list[Finding]:
     """All findings. deep: every value, row and file against its checksum."""
-    return [*_environment(layout), *_files(layout, deep=deep, fix=fix)]
+    return [*_environment(layout), *_files(layout, deep=deep, fix=fix), *_intakes(layout)]
 
 
 def _environment(layout: Layout) -> Iterator[Finding]:
@@ -226,6 +227,14 @@ def _recounted(
         yield Finding("note", f"source {source}", "its coverage is not what the row files hold; stats may mislead")
     if not wrong:
         yield Finding("ok", "coverage", f"of {len(covered)} sources is what the row files hold")
+
+
+def _intakes(layout: Layout) -> Iterator[Finding]:
+    """What a running engine says of the files and sockets it takes in."""
+    report = lag.read(layout)
+    if report is not None and _engine_runs(layout):
+        for trouble in lag.troubles(report, time.time_ns()):
+            yield Finding(*trouble)
 
 
 def _engine_runs(layout: Layout) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import coverage, dead_letters, heartbeat
+from engine import coverage, dead_letters, heartbeat, lag
 from engine.catalog import Counters, View
 from engine.config import Config
 from engine.embed.base import SPACES
@@ -111,6 +111,7 @@ def stats(layout: Layout, view: View, features: Sequence[str] = ()) -> dict[str,
             "record_bytes": counters.record_bytes,
             "texts": environment_entries(view, "texts"),
         },
+        **lag.facts(layout),
     }  # fmt: skip
 
 

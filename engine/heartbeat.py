@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +37,14 @@ class Beat(NamedTuple):
     searching: str = ""
 
 
-SLOTS = {name: number for number, name in enumerate(Beat._fields[:-1])}
+SLOTS = Beat._fields[:-1]
 
 
-class Heartbeat:
-    """An open page. Raises OSError when it cannot be opened; a link in its place is refused."""
+class Page:
+    """A mapped page of named 8-byte slots, which outlives the process that writes it. Raises OSError when it cannot be
+    opened; a link in its place is refused."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, names: Sequence[str], *, create: bool = False) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         fd = os.open(path, flags, 0o600)
         try:
@@ -54,14 +56,33 @@ class Heartbeat:
         finally:
             os.close(fd)
         self._slots = memoryview(self._map).cast("Q")
+        self._numbers = {name: number for number, name in enumerate(names)}
+
+    def put(self, **values: int) -> None:
+        """put(generation=7, requests=12): slots by their names."""
+        for name, value in values.items():
+            self._slots[self._numbers[name]] = value
+
+    def add(self, name: str, value: int = 1) -> None:
+        """For the one thread that writes this slot."""
+        self._slots[self._numbers[name]] += value
+
+    def values(self) -> dict[str, int]:
+        return {name: self._slots[slot] for name, slot in self._numbers.items()}
+
+    def close(self) -> None:
+        self._slots.release()
+        self._map.close()
+
+
+class Heartbeat(Page):
+    """The page of one worker."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        super().__init__(path, SLOTS, create=create)
 
     def stamp(self) -> None:
         self._slots[0] = time.monotonic_ns()
-
-    def put(self, **values: int) -> None:
-        """put(generation=7, requests=12): slots by their name in Beat."""
-        for name, value in values.items():
-            self._slots[SLOTS[name]] = value
 
     def searching(self, text: str) -> None:
         """What a crash from now on should be blamed on."""
@@ -73,8 +94,7 @@ class Heartbeat:
     def start(self, restarts: int) -> None:
         """By the supervisor, before it spawns: a clean page, stamped now."""
         now_ns = time.monotonic_ns()
-        for slot in range(len(SLOTS)):
-            self._slots[slot] = 0
+        self.put(**dict.fromkeys(self._numbers, 0))
         self.searching("")
         self.put(stamp_ns=now_ns, started_ns=now_ns, restarts=restarts)
 
@@ -85,11 +105,7 @@ class Heartbeat:
     def read(self) -> Beat:
         size = self._map[TEXT_AT]
         text = self._map[TEXT_AT + 1 : TEXT_AT + 1 + size].decode("utf-8", "replace")
-        return Beat(**{name: self._slots[slot] for name, slot in SLOTS.items()}, searching=text)
-
-    def close(self) -> None:
-        self._slots.release()
-        self._map.close()
+        return Beat(**self.values(), searching=text)
 
 
 def read(path: Path) -> Beat | None:

@@ -19,19 +19,20 @@ import os
 import pwd
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine import facts, lock
+from engine import facts, lag, listen, lock
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
     BadRequestError,
     BootError,
     DeniedError,
+    EngineError,
     NoSpaceError,
     OverloadedError,
     SourceError,
@@ -39,7 +40,7 @@ from engine.errors import (
 from engine.flows.split import Limits
 from engine.publish import Outcome, Publisher, Submission
 from engine.recover import open_store
-from engine.sources.base import SourceSpec
+from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import hmac_key
 from engine.sources.follow import Batch, FileState, Follower
 from engine.upkeep import Upkeep
@@ -66,7 +67,10 @@ log = logging.getLogger(__name__)
 READER_CHECK_S = 3.0
 RETRY_AFTER_MS = 50
 NO_SPACE_RETRY_S = 1.0
-FOLLOW_AGAIN_S = 10.0
+FOLLOW_BYTES = 1 << 18  # read and stored at once: embedding new texts holds up the loop for 10 ms each
+AGAIN_S = 10.0  # a source that failed is begun again
+LAG_EVERY_S = 1.0
+LAG_SHARE_MAX = 0.02  # of the time is spent on reporting it
 
 
 class IngestWorker:
@@ -81,6 +85,10 @@ class IngestWorker:
         self.upkeep = Upkeep(worker, publisher)
         self.writers = _writers(self.config.sockets.writers, self.config.sockets.write_group)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.followers: dict[str, Follower] = {}
+        self.listeners: dict[str, listen.Listener] = {}
+        self.listening: list[asyncio.Task[None]] = []
+        self.lag = lag.Book(worker.layout, self.config)
         self.server = Server(
             role="write", handle=self.handle, generation=lambda: self.publisher.manifest.generation,
             name=worker.role, version=VERSION, other_socket=str(worker.layout.query_socket),
@@ -93,10 +101,12 @@ class IngestWorker:
         worker.on_suspect(self._on_suspect)
         self._spawn(self.upkeep.run())
         self._spawn(self._check_readers())
-        self._start_followers()
+        self._start_sources()
+        await asyncio.sleep(0)  # now its sockets are bound
         worker.ready()
         log.info("ready: generation %d, %d events", self.publisher.manifest.generation, self.publisher.manifest.count)
         await worker.stopping.wait()
+        await self._stop_listening()
         self.upkeep.kill()
         for task in self.tasks:
             task.cancel()
@@ -111,10 +121,11 @@ class IngestWorker:
         self.publisher.close()
         self.publisher.catalog.close()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -279,66 +290,131 @@ class IngestWorker:
             await asyncio.sleep(READER_CHECK_S)
             self.publisher.catalog.env.reader_check()
 
-    # ---- followed files -------------------------------------------------------------------------------------------
+    # ---- followed files and listening sockets ---------------------------------------------------------------------
 
-    def _start_followers(self) -> None:
+    def _start_sources(self) -> None:
         for name, source in self.config.sources.items():
-            self._spawn(self._follow_always(name, source))
+            if source.listen:
+                self.listening.append(self._spawn(self._always(name, self._listen, source)))
+            else:
+                self._spawn(self._always(name, self._follow_stored, source))
+        self._spawn(self._tell_lag())
 
-    async def _follow_always(self, name: str, source: Source) -> None:
-        """Follow one source; after an error that it does not know, from the stored states again."""
-        prefix = f"{name}\0".encode()
+    async def _always(
+        self, name: str, work: Callable[[str, Source], Coroutine[Any, Any, None]], source: Source
+    ) -> None:
+        """Follow or listen until the end; after an error that it does not know, begin again."""
         while True:
-            with self.publisher.catalog.read() as view:
-                states = {
-                    key[len(prefix) :].decode(): msgspec.msgpack.decode(state, type=FileState)
-                    for key, state in view.scan("offsets", prefix=prefix)
-                }
-            follower = Follower(
-                source.path, spec_of(name, source, self.config), format=source.format, pattern=source.pattern,
-                states=states,
-            )  # fmt: skip
             try:
-                await self._follow(name, source, follower)
+                await work(name, source)
             except Exception as e:
-                log.error("source %s: %r; begun again in %.0f s", name, e, FOLLOW_AGAIN_S, exc_info=e)
-                await asyncio.sleep(FOLLOW_AGAIN_S)
-            finally:
-                follower.close()
+                if self.lag.error(name, str(e) or repr(e)):
+                    log.error("source %s: %s; tried again every %.0f s", name, e, AGAIN_S, exc_info=not _is_ours(e))
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+    async def _follow_stored(self, name: str, source: Source) -> None:
+        """Follow one source from its stored states."""
+        prefix = f"{name}\0".encode()
+        with self.publisher.catalog.read() as view:
+            states = {
+                key[len(prefix) :].decode(): msgspec.msgpack.decode(state, type=FileState)
+                for key, state in view.scan("offsets", prefix=prefix)
+            }
+        follower = self.followers[name] = Follower(
+            source.path, spec_of(name, source, self.config), format=source.format, pattern=source.pattern,
+            states=states,
+        )  # fmt: skip
+        try:
+            await self._follow(name, source, follower)
+        finally:
+            del self.followers[name]
+            follower.close()
 
     async def _follow(self, name: str, source: Source, follower: Follower) -> None:
         """Store what is new, batch by batch; the next look comes when the last batch is durable."""
-        failing = False
         while True:
             batches: list[Batch] = []
             try:
-                batches = follower.poll(now_s=time.monotonic())
-                failing = False
+                batches = follower.poll(FOLLOW_BYTES, time.monotonic())
+                self.lag.error(name)
             except SourceError as e:
-                if not failing:
+                if self.lag.error(name, str(e)):
                     log.error("source %s: %s; looking again every %d ms", name, e, source.poll_ms)
-                failing = True
             for batch in batches:
-                while isinstance(error := await self._stored(name, source.format, batch), NoSpaceError):
-                    log.error("source %s: %s; trying again", name, error)
-                    await asyncio.sleep(NO_SPACE_RETRY_S)
-                if error is not None:
-                    raise error
+                state = b"" if batch.state is None else msgspec.msgpack.encode(batch.state)
+                await self._store(name, source.format, batch.parsed, {f"{name}\0{batch.key}".encode(): state})
+                self.lag.stored(name, batch)
             if not follower.behind:
                 await asyncio.sleep(source.poll_ms / 1000)
 
-    async def _stored(self, name: str, format_name: str, batch: Batch) -> Exception | None:
-        """Submit a batch with its file's state and wait for it; the error where it was not stored."""
-        future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
-        offsets = {f"{name}\0{batch.key}".encode(): msgspec.msgpack.encode(batch.state)}
-        self.submit(
-            Submission(
-                format_name, batch.parsed.events, batch.parsed.rejects, future.set_result, offsets, name,
-                batch.parsed.actions,
-            )
+    async def _listen(self, name: str, source: Source) -> None:
+        """Store what comes over a socket until it is stopped and all that was read is stored."""
+        came, loop, sockets = asyncio.Event(), self.worker.loop, self.config.sockets
+
+        def on_data() -> None:
+            loop.call_soon_threadsafe(came.set)
+
+        intake = listen.Intake(spec_of(name, source, self.config), source.format)
+        listener = self.listeners[name] = listen.Listener(
+            lag.listen_path(self.worker.layout, source), int(sockets.write_mode, 8), sockets.write_group,
+            self.worker.layout.listen_counts(name), self.writers.__contains__, on_data,
         )  # fmt: skip
-        outcome = await future
-        return outcome if isinstance(outcome, Exception) else None
+        self.lag.error(name)
+        try:
+            while not listener.over:
+                await came.wait()
+                came.clear()
+                while (piece := listener.take()) is not None:
+                    await self._store(name, source.format, intake.parse(piece), {})
+                    listener.stored(piece)
+        finally:
+            del self.listeners[name]
+            listener.close()
+        if listener.failure is not None:
+            raise listener.failure
+
+    async def _stop_listening(self) -> None:
+        """What was read is stored first, as far as the time for draining allows; the rest is counted as lost."""
+        for listener in self.listeners.values():
+            listener.stop()
+        if self.listening:
+            await asyncio.wait(self.listening, timeout=self.config.drain_ms / 2_000)
+
+    async def _store(self, name: str, format_name: str, parsed: Parsed, offsets: dict[bytes, bytes]) -> None:
+        """Submit it and wait until it is durable, a full disk included. Raises what else went wrong."""
+        while parsed.events or parsed.rejects or parsed.actions or offsets:
+            future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
+
+            def done(outcome: Outcome | Exception, future: asyncio.Future[Outcome | Exception] = future) -> None:
+                if not future.cancelled():
+                    future.set_result(outcome)
+
+            self.submit(
+                Submission(format_name, parsed.events, parsed.rejects, done, offsets, name, parsed.actions)
+            )  # fmt: skip
+            outcome = await future
+            if not isinstance(outcome, Exception):
+                return
+            if not isinstance(outcome, NoSpaceError):
+                raise outcome
+            log.error("source %s: %s; trying again", name, outcome)
+            await asyncio.sleep(NO_SPACE_RETRY_S)
+
+    async def _tell_lag(self) -> None:
+        while True:
+            start_s = time.monotonic()
+            try:
+                self.lag.write(self.followers, self.listeners)
+            except OSError as e:
+                log.warning("%s cannot be written: %s", self.worker.layout.sources, e)
+            await asyncio.sleep(max(LAG_EVERY_S, (time.monotonic() - start_s) / LAG_SHARE_MAX))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Its words say all; of others the place matters, too."""
+    return isinstance(error, EngineError | OSError)
 
 
 def spec_of(name: str, source: Source, config: Config) -> SourceSpec:

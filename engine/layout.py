@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,15 @@ class Layout(NamedTuple):
     def heartbeat(self, role: str) -> Path:
         """One mapped page a worker stamps (engine/heartbeat.py)."""
         return self.run / f"{role}.heartbeat"
+
+    @property
+    def sources(self) -> Path:
+        """What the ingest worker follows and listens on, as it last said (engine/lag.py)."""
+        return self.run / "sources.json"
+
+    def listen_counts(self, source: str) -> Path:
+        """One mapped page a listening source (engine/listen.py); any name fits."""
+        return self.run / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.listen"
 
     @property
     def config(self) -> Path:

@@ -39,6 +39,11 @@ HANDOFF_BACKLOG_MAX = 64  # connections on the way to one worker
 PENDING_REQUESTS_MAX = 1_024  # of one reader
 PENDING_PER_CONNECTION_MAX = 256
 
+LISTEN_BYTES_MAX = 64 << 20  # of one listening source, read and not stored yet; what comes beyond is dropped
+LISTEN_CONNECTIONS_MAX = 64  # of one listening source
+LISTEN_READ_BYTES = 1 << 18  # at once; the most that is parsed at once, too
+
 assert EVENTS_PER_MESSAGE_MAX <= COMMIT_EVENTS_MAX
 assert RECORD_BYTES_MAX < FRAME_BYTES_MAX
+assert RECORD_BYTES_MAX + LISTEN_READ_BYTES < LISTEN_BYTES_MAX
 assert ROW_FILE_ROWS % ROW_FILE_ROWS_MIN == 0

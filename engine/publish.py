@@ -70,9 +70,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Submission(Struct):
-    """Events on their way in from one message or one followed file. offsets: states of followed files to be stored in
-    the same commit. done: called with the outcome when all of it is durable and visible, or with the error. actions: of
-    a firewall, about these events or others."""
+    """Events on their way in from one message or one source. offsets: states of followed files to be stored in the same
+    commit, b"": to be forgotten. done: called with the outcome when all is durable and visible, or with the error.
+    actions: of a firewall, about these events or others."""
 
     format: str
     events: list[FeaturedEvent]
@@ -131,13 +131,15 @@ class TextMemo:
             return [None if vector is None else bytes(vector) for vector in found]
 
 
-def load_models(path: Path, catalog: Catalog, internal: Sequence[str]) -> ModelSet:
-    """A model version whose sentences are looked up in the catalog first and say "internal" of these networks. Raises
-    ModelError."""
+def load_models(
+    path: Path, catalog: Catalog, internal: Sequence[str], alive: Callable[[], None] = lambda: None
+) -> ModelSet:
+    """A model version whose sentences are looked up in the catalog first and say "internal" of these networks. `alive`
+    is called in long steps. Raises ModelError."""
     models = embed_models.load(path, internal)
     text = models.embedders["sbert"]
     if isinstance(text, TextEmbedder):
-        text.memo = TextMemo(catalog)
+        text.memo, text.alive = TextMemo(catalog), alive
     return models
 
 
@@ -308,7 +310,10 @@ class Publisher:
             for key, vector in sorted(fresh_texts(self.models)):
                 batch.put("texts", key, vector)
             for key, value in offsets.items():
-                batch.put("offsets", key, value)
+                if value:
+                    batch.put("offsets", key, value)
+                else:
+                    batch.delete("offsets", key)
             if names is not self.names:
                 batch.put_names(names)
             if checkpoint:
@@ -490,5 +495,3 @@ class Publisher:
         with self.catalog.write() as batch:
             batch.put_manifest(manifest)
         self._adopt(manifest)
-
-

@@ -55,7 +55,7 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     with catalog.read() as view:
         manifest = view.manifest()
     assert manifest is not None
-    model = load_models(layout.model(manifest.model), catalog, config.network.internal)
+    model = load_models(layout.model(manifest.model), catalog, config.network.internal, alive)
     counter = Counter(layout.generation, write=True)
     tracker = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)[0]
     publisher = Publisher(layout, catalog, counter, model, tracker)

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import grp
 import logging
 import math
 import os
 import selectors
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -38,6 +36,7 @@ from engine.errors import BootError, ConfigError, EngineError
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
+from engine.sockets import bind, check_private, remove
 from engine.worker import Job, raise_limits, set_up_log
 
 log = logging.getLogger("engine.supervisor")
@@ -49,7 +48,6 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXP
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "524288", "MALLOC_TRIM_THRESHOLD_": "524288"}
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}  # report to nobody
 WORKER_ENV = dict.fromkeys(THREADS, "1") | MALLOC | QUIET
-LISTEN_BACKLOG = 4_096
 ACCEPTS_IN_A_TURN = 64
 TURN_S_MAX = 0.25  # the longest sleep between two looks at the heartbeats
 SILENT_NS = 1_000_000_000  # a worker that long without a stamp gets connections only when no other can
@@ -412,7 +410,7 @@ class Supervisor:
         for listener in self.listeners:
             with contextlib.suppress(KeyError):
                 self.selector.unregister(listener.sock)
-            remove(listener)
+            remove(listener.sock, listener.path, listener.inode)
         for connection in self.held.values():
             connection.close()
         for slot in self.slots:
@@ -469,19 +467,6 @@ def secure(layout: Layout, config: Config) -> None:
         log.warning("%s is on overlayfs: keep it on a volume, or it goes with the container", layout.data_dir)
 
 
-def check_private(path: Path) -> None:
-    """A directory, no link, ours, and nobody else can write to it. Raises BootError."""
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise BootError(f"{path} is not a directory (a link in its place is refused)")
-    if found.st_uid != os.geteuid():
-        raise BootError(f"{path} belongs to uid {found.st_uid}, not to uid {os.geteuid()} that runs the engine")
-    if found.st_mode & 0o022:
-        raise BootError(
-            f"{path} can be written to by others (mode {stat.S_IMODE(found.st_mode):04o}): chmod go-w {path}"
-        )
-
-
 def file_system(path: Path) -> str:
     """The type of the file system, as /proc/self/mountinfo has it; "" unknown."""
     device = path.stat().st_dev
@@ -531,65 +516,6 @@ def listen(layout: Layout, config: Config, stack: contextlib.ExitStack) -> list[
         else:
             sock = bind(path, int(modes[name], 8), config.sockets.write_group if name == "write" else "")
             listener = _Listener(kind, sock, path, path.lstat().st_ino)
-        stack.callback(remove, listener)
+        stack.callback(remove, listener.sock, listener.path, listener.inode)
         listeners.append(listener)
     return listeners
-
-
-def bind(path: Path, mode: int, group: str) -> socket.socket:
-    """A listening socket at path. A socket that nobody listens on is replaced; anything else there is refused."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    mask = os.umask(0o177)  # nobody else may connect before mode and group are right
-    try:
-        gid = grp.getgrnam(group).gr_gid if group else -1
-        remove_stale(path)
-        sock.bind(str(path))
-        if group:
-            os.chown(path, -1, gid, follow_symlinks=False)
-        path.chmod(mode)
-        sock.listen(LISTEN_BACKLOG)
-    except KeyError as e:
-        sock.close()
-        raise ConfigError(f"sockets.write_group: there is no group {group!r}") from e
-    except OSError as e:
-        sock.close()
-        why = "a path has at most 107 bytes; set sockets.query and sockets.write" if len(str(path)) > 107 else e
-        raise BootError(f"no socket can be made at {path}: {why}") from e
-    except EngineError:
-        sock.close()
-        raise
-    finally:
-        os.umask(mask)
-    return sock
-
-
-def remove_stale(path: Path) -> None:
-    """Unlink a socket that a killed engine left. Raises BootError when it is alive, or is no socket of ours."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-        raise BootError(f"{path} is not a socket of ours; it is left alone, remove it yourself")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # alive, with a full backlog
-    raise BootError(f"another process listens on {path}")
-
-
-def remove(listener: _Listener) -> None:
-    """Close a listener and unlink its file, if that is still ours. May be called twice."""
-    if listener.sock.fileno() < 0:
-        return
-    listener.sock.close()
-    if listener.path is not None:
-        with contextlib.suppress(OSError):
-            if listener.path.lstat().st_ino == listener.inode:
-                listener.path.unlink()

@@ -114,7 +114,7 @@ class Upkeep:
         asyncio.get_running_loop().call_later(VERIFY_AGAIN_S, self.verify)
 
     def _load(self, version: str) -> ModelSet:
-        return load_models(self.layout.model(version), self.publisher.catalog, self.internal)
+        return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.worker.stamp)
 
     def _unindexed(self) -> list[int]:
         """Full row files that have not an index in every space."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -137,7 +137,8 @@ def _pooled(tokens: F32) -> F32:
 
 
 class TextEmbedder:
-    """sbert. memo: vectors stored by others; what was embedded here and found in no memo waits in take_fresh()."""
+    """sbert. memo: vectors stored by others; what was embedded here and found in no memo waits in take_fresh(). alive:
+    called before each text, as many take long together."""
 
     name = "sbert"
     dim = DIM
@@ -154,6 +155,7 @@ class TextEmbedder:
         self.version, self.calibration, self.memo = version, calibration, memo
         self.model = model or TextModel()
         self.internal = tuple(internal)
+        self.alive: Callable[[], None] = lambda: None
         self._lock = Lock()
         self._known: OrderedDict[bytes, F32] = OrderedDict()
         self._fresh: dict[bytes, bytes] = {}
@@ -178,7 +180,10 @@ class TextEmbedder:
                 if stored is not None and len(stored) == 4 * DIM:
                     found[key] = np.frombuffer(stored, "<f4")
             absent = [key for key in absent if key not in found]
-        fresh = {key: self.model.embed_texts([wanted[key]])[0] for key in absent}
+        fresh = {}
+        for key in absent:
+            self.alive()
+            fresh[key] = self.model.embed_texts([wanted[key]])[0]
         self._remember(found | fresh, fresh)
         found |= fresh
         out = np.empty((len(keys), DIM), np.float32)

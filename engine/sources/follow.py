@@ -6,7 +6,9 @@ Always true
   - A state's offset is the adapter's low-water mark in decompressed bytes: reading from there yields every event that
     was not in a batch yet. Before it, lines are only counted, so that ids come out the same.
   - Nothing is opened but regular files beneath the configured directory, no symbolic link is followed on the way.
-  - No thread, no clock: `poll` looks once, reads at most about max_bytes, and says in `behind` whether there is more.
+  - No thread, no waiting: `poll` looks once, reads at most about max_bytes, and says in `behind` whether there is more.
+  - States of files that are gone are kept, in case one comes back under another name, up to GONE_STATES_MAX; then those
+    that grew longest ago are forgotten. What a poll costs does not grow with how many files there were.
   - The files share one join (engine/sources/join.py). States are made one after the other, in the order of the batches.
 """
 
@@ -15,8 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -38,11 +39,13 @@ from engine.sources.files import (
 )
 from engine.sources.join import Join
 from engine.sources.lines import LineAdapter
+from engine.sources.look import Directory, Seen
 from ipc.messages import Reject
 
 TAIL_BYTES_MAX = 1 << 10
 COPY_BYTES_MIN = FINGERPRINT_BYTES_MAX  # so much in common makes a copy
 OPEN_FILES_MAX = 256  # at once; of more, those at rest are closed and opened again when they grow
+GONE_STATES_MAX = 1_024  # an hourly rotation for six weeks
 QUIET_POLLS = 50  # a file that is gone, or a finished capture, is let go after so many looks without a new byte
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -52,7 +55,8 @@ class FileState(Struct, frozen=True, omit_defaults=True):
     """What a restart needs of one file, stored with the events it produced.
 
     path: beneath the configured directory. fingerprint: of the first fingerprint_length decompressed bytes; tail: of
-    the TAIL_BYTES_MAX before offset; done_size: of an archive that was read to its end and need not be read again.
+    the TAIL_BYTES_MAX before offset; done_size: of an archive that was read to its end and need not be read again;
+    mtime_s: when the file last changed.
     """
 
     fingerprint: str
@@ -62,22 +66,27 @@ class FileState(Struct, frozen=True, omit_defaults=True):
     path: str
     tail: str = ""
     done_size: int = 0
+    mtime_s: int = 0
 
 
 class Batch(NamedTuple):
-    """New events of one file. Store `state` under `key` in the commit that stores them."""
+    """New events of one file. Store `state` under `key` in the commit that stores them; None: forget the key."""
 
     key: str
-    state: FileState
+    state: FileState | None
     parsed: Parsed
 
 
-class _Seen(NamedTuple):
-    path: str  # relative to the root
-    inode: int
+class Reading(NamedTuple):
+    """How far one file is read. offset: where a restart would read again from, decompressed; lag_bytes: not read yet,
+    of an archive compressed ones."""
+
+    key: str
+    path: str
     size: int
-    mtime: int  # ns
-    wanted: bool  # False: matches no pattern, and is read only if it is a known file under another name
+    offset: int
+    lag_bytes: int
+    done: bool
 
 
 class _File:
@@ -114,18 +123,20 @@ class _File:
         self.close()
         self.adapter = None
 
-    def end(self, entry: _Seen | None) -> None:
+    def end(self, entry: Seen | None) -> None:
         self.over = True
         if entry is not None:
             self.looked = (entry.size, entry.mtime)
         self.close()
 
-    def rests(self, entry: _Seen) -> bool:
+    def rests(self, entry: Seen) -> bool:
         """Nothing new to see, and nothing to wait for."""
-        self.state = structs.replace(self.state, path=entry.path)
+        mtime_s = entry.mtime // 1_000_000_000
+        if (self.state.path, self.state.mtime_s) != (entry.path, mtime_s):
+            self.state = structs.replace(self.state, path=entry.path, mtime_s=mtime_s)
         return self.looked == (entry.size, entry.mtime) and not (self.adapter is not None and self.adapter.binary)
 
-    def replaced(self, entry: _Seen) -> bool:
+    def replaced(self, entry: Seen) -> bool:
         """Was the file cut, or written anew? Looked at only where its size or time changed."""
         if self.looked == (entry.size, entry.mtime):
             return False
@@ -134,6 +145,13 @@ class _File:
         if not _begins_so(self.head(self.state.fingerprint_length), self.state):
             return True
         return not self.archive and not self.continues(self.state)
+
+    def lag_bytes(self, size: int) -> int:
+        """Bytes of a file of `size` that were not read yet."""
+        if self.over or self.fd < 0:
+            return 0
+        at = os.lseek(self.fd, 0, os.SEEK_CUR) if self.archive else self.position
+        return max(0, size - at) if self.adapter is not None and self.position >= self.until else size
 
     def continues(self, state: FileState) -> bool:
         """Are the bytes before the offset there, and the same?"""
@@ -229,16 +247,17 @@ class Follower:
         states: Mapping[str, FileState] | None = None,
     ) -> None:
         """spec.name and spec.sensor go into the events. states: as stored, by key; they are resumed when met."""
-        path = Path(path)
         self._spec = spec._replace(join=Join(spec.join_pending_max, spec.join_wait_s, live=True))
         self._format = format
-        self._root, self._only = (path, "") if path.is_dir() else (path.parent, path.name)
-        self._pattern = pattern
+        self._directory = Directory(Path(path), pattern)
         self._stored = dict(states or {})  # of files that are not being read
         self._files: dict[int, _File] = {}  # being read, by inode
-        self._keys = set(self._stored)
+        self._moving: set[int] = set()  # inodes of files that were not at rest at the last look
+        self._prints: dict[int, dict[str, set[str]]] = {}  # keys by length and value of their fingerprints
+        for key, state in self._stored.items():
+            self._print_keys(state).add(key)
         self._refused: set[str] = set()  # keys of files that no adapter reads
-        self._strangers: set[tuple[int, int, int]] = set()  # inode, size, mtime of files that are not ours
+        self._strangers: dict[int, tuple[int, int]] = {}  # inode: size and mtime of files that are not ours
         self._left: list[Batch] = []  # what waited in files that are read no more
         self.behind = False  # the last poll left bytes unread: poll again at once
 
@@ -252,14 +271,17 @@ class Follower:
 
         Raises SourceError where the directory itself cannot be read."""
         self.behind = False
-        seen = self._look()
-        gone = sorted(inode for inode in self._files if inode not in seen)
-        present = sorted((e.mtime, e.path, e.inode) for e in seen.values() if e.inode in self._files)
         batches, self._left = self._left, []
-        for inode in sorted((*gone, *(inode for _, _, inode in present)), key=lambda i: self._files[i].is_full):
+        inodes, gone = self._look(batches), []
+        seen = self._directory.seen
+        for inode in sorted(inodes, key=lambda i: self._files[i].is_full):
             file, entry = self._files[inode], seen.get(inode)
+            if entry is None:
+                gone.append(inode)
             if file.over or file.fd < 0 or (entry is not None and file.rests(entry)):
+                self._moving.discard(inode)
                 continue
+            self._moving.add(inode)
             if max_bytes <= 0:
                 self.behind = True
                 break
@@ -273,7 +295,6 @@ class Follower:
                 self._park(inode)
         batches, self._left = batches + self._left, []
         self._settle(batches, now_s)
-        self._close_resting(present)
         return batches
 
     def _settle(self, batches: list[Batch], now_s: float) -> None:
@@ -285,59 +306,85 @@ class Follower:
                 if batch is not None:
                     batches.append(batch)
 
-    def _close_resting(self, present: list[tuple[int, str, int]]) -> None:
-        """Of too many open files, close those at rest, the oldest first."""
-        too_many = sum(file.fd >= 0 for file in self._files.values()) - OPEN_FILES_MAX
-        for mtime, _, inode in present:
-            file = self._files[inode]
-            if too_many >= 0 and file.fd >= 0 and file.looked[1] == mtime and not file.waits:
-                file.sleep()
-                too_many -= 1
+    def readings(self) -> list[Reading]:
+        """All files as of the last poll, those that nobody reads yet included."""
+        found = []
+        for inode, entry in self._directory.seen.items():
+            file = self._files.get(inode)
+            if file is not None:
+                lag = file.lag_bytes(entry.size)
+                found.append(Reading(file.key, entry.path, entry.size, file.state.offset, lag, file.over))
+            elif entry.wanted and inode not in self._strangers:
+                found.append(Reading("", entry.path, entry.size, 0, entry.size, False))
+        return found
 
     # ---- which files ----------------------------------------------------------------------------------------------
 
-    def _look(self) -> dict[int, _Seen]:
-        """The files there are, by inode; each of ours is open afterwards."""
+    def _look(self, batches: list[Batch]) -> list[int]:
+        """Take up what is new; the inodes of our files that may have moved, those that are gone first, then by age.
+        Forgetting a state is a batch."""
+        directory = self._directory
+        root = directory.open()
         try:
-            root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as e:
-            raise SourceError(f"{self._root} cannot be read: {e.strerror}") from e
-        try:
-            seen = {entry.inode: entry for entry in self._scan(root)}
-            for inode, entry in seen.items():
-                if inode in self._files and self._files[inode].replaced(entry):
+            whole = directory.due(root)
+            if whole:
+                directory.walk(root, self._stems())
+            seen = directory.seen
+            looked_at = list(seen) if whole else directory.hot
+            for inode in looked_at:
+                if inode in self._files and self._files[inode].replaced(seen[inode]):
                     self._park(inode)
-            room = OPEN_FILES_MAX - sum(file.fd >= 0 for file in self._files.values())
-            for entry in sorted(seen.values(), key=lambda e: (e.mtime, e.path)):
-                stranger = (entry.inode, entry.size, entry.mtime) in self._strangers
-                if entry.inode not in self._files and entry.size and not stranger:
-                    self.behind = room <= 0
-                    if self.behind:
-                        break
-                    self._meet(root, entry)
-                    room -= 1
+            self._meet_all(root, [seen[inode] for inode in looked_at])
         finally:
             os.close(root)
-        return seen
+        if whole and not self.behind:
+            self._strangers = {inode: what for inode, what in self._strangers.items() if inode in seen}
+            batches += self._forget()
+        ours = self._files.keys() if whole else self._files.keys() & {*directory.hot, *self._moving}
+        present = sorted((seen[i].mtime, seen[i].path, i) for i in ours if i in seen)
+        return [*sorted(i for i in ours if i not in seen), *(i for _, _, i in present)]
 
-    def _scan(self, root: int) -> Iterator[_Seen]:
-        stems = {PurePath(state.path).stem for state in self._stored.values()}
-        stems |= {PurePath(file.state.path).stem for file in self._files.values()}
-        for directory, names, files, fd in os.fwalk(".", dir_fd=root, follow_symlinks=False):
-            names[:] = [] if self._only else sorted(name for name in names if not name.startswith("."))
-            for name in sorted(files):
-                wanted = name == self._only if self._only else fnmatch(name, self._pattern) and name[0] != "."
-                # eve.json.1, eve.json-20260101.gz, eve.1.json: may be one of ours after a rotation
-                if not wanted and not any(stem and name.startswith(stem) for stem in stems):
-                    continue
-                try:
-                    s = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except OSError:
-                    continue
-                if stat.S_ISREG(s.st_mode):
-                    yield _Seen(os.path.normpath(f"{directory}/{name}"), s.st_ino, s.st_size, s.st_mtime_ns, wanted)
+    def _meet_all(self, root: int, entries: Iterable[Seen]) -> None:
+        new = [e for e in entries if e.inode not in self._files and e.size]
+        new = [e for e in new if self._strangers.get(e.inode) != (e.size, e.mtime)]
+        room = 0
+        for entry in sorted(new, key=lambda e: (e.mtime, e.path)):
+            room = room or self._make_room()
+            if room <= 0:
+                self.behind = True
+                self._directory.walk_next()
+                return
+            self._meet(root, entry)
+            room -= 1
 
-    def _meet(self, root: int, entry: _Seen) -> None:
+    def _make_room(self) -> int:
+        """How many more files may be opened; half of those at rest are closed for it, the oldest first."""
+        seen = self._directory.seen
+        opened = [(inode, file) for inode, file in self._files.items() if file.fd >= 0]
+        room = OPEN_FILES_MAX - len(opened)
+        if room <= 0:
+            resting = [(f.looked[1], i) for i, f in opened if i in seen and f.rests(seen[i]) and not f.waits]
+            for _, inode in sorted(resting)[: (len(resting) + 1) // 2]:
+                self._files[inode].sleep()
+                room += 1
+        return room
+
+    def _stems(self) -> set[str]:
+        states = [*self._stored.values(), *(file.state for file in self._files.values())]
+        return {PurePath(path).stem for path in {state.path for state in states}}
+
+    def _forget(self) -> list[Batch]:
+        """Of too many states whose files are gone, those that changed longest ago."""
+        seen = self._directory.seen
+        gone = [k for k, state in self._stored.items() if state.inode not in seen or state.inode in self._files]
+        gone.sort(key=lambda key: (self._stored[key].mtime_s, key))
+        forgotten = gone[: max(0, len(gone) - GONE_STATES_MAX)]
+        for key in forgotten:
+            self._unprint(key, self._stored.pop(key))
+            self._refused.discard(key)
+        return [Batch(key, None, Parsed([], [])) for key in forgotten]
+
+    def _meet(self, root: int, entry: Seen) -> None:
         """Take up a file that is not being read: a known one where it left off, a new one from its beginning."""
         try:
             fd = _open_beneath(root, entry.path)
@@ -356,16 +403,16 @@ class Follower:
         elif head and entry.wanted and not self._is_copy(file, head):
             print_ = fingerprint(head)
             file.state = FileState(print_, len(head), entry.inode, 0, entry.path)
-            file.key = self._new_key(f"{print_}-{entry.inode:x}")
+            file.key = self._new_key(f"{print_}-{entry.inode:x}", file.state)
         else:
-            self._strangers.add((entry.inode, entry.size, entry.mtime))
+            self._strangers[entry.inode] = (entry.size, entry.mtime)
             file.close()
             return
         self._files[entry.inode] = file
 
-    def _known(self, file: _File, head: bytes, entry: _Seen) -> str | None:
+    def _known(self, file: _File, head: bytes, entry: Seen) -> str | None:
         """The key of the state that this file continues; one with its own inode comes first."""
-        alike = sorted((state.inode != entry.inode, k) for k, state in self._stored.items() if _begins_so(head, state))
+        alike = sorted((self._stored[k].inode != entry.inode, k) for k in self._alike(head) if k in self._stored)
         for other, key in alike:
             state = self._stored[key]
             if (not other and state.done_size == entry.size) or file.continues(state):
@@ -374,12 +421,21 @@ class Follower:
 
     def _is_copy(self, file: _File, head: bytes) -> bool:
         """Is it being copied or compressed from a file of ours? One that is gone hands its state over."""
-        return any(
-            _begins_so(head, ours.state) and ours.state.offset >= COPY_BYTES_MIN and file.continues(ours.state)
+        alike = self._alike(head)
+        return bool(alike) and any(
+            ours.key in alike and ours.state.offset >= COPY_BYTES_MIN and file.continues(ours.state)
             for ours in self._files.values()
         )
 
-    def _unpark(self, key: str, file: _File, entry: _Seen) -> None:
+    def _alike(self, head: bytes) -> set[str]:
+        """Keys of the states that begin like this file."""
+        found: set[str] = set()
+        for length, keys in self._prints.items():
+            if length <= len(head):
+                found |= keys.get(fingerprint(head, length), set())
+        return found
+
+    def _unpark(self, key: str, file: _File, entry: Seen) -> None:
         state = self._stored.pop(key)
         file.key, file.until, file.stored = key, state.offset, True
         done = state.done_size == entry.size and state.inode == entry.inode and file.archive
@@ -393,20 +449,31 @@ class Follower:
         if file.adapter is not None and (released := file.adapter.release()).events:
             self._left.append(Batch(file.key, file.state, released))
         self._stored[file.key] = file.state
-        self._strangers.clear()
+        self._strangers.clear()  # one of them may continue it
+        self._directory.walk_next()
         file.close()
 
-    def _new_key(self, key: str) -> str:
+    def _print_keys(self, state: FileState) -> set[str]:
+        return self._prints.setdefault(state.fingerprint_length, {}).setdefault(state.fingerprint, set())
+
+    def _unprint(self, key: str, state: FileState) -> None:
+        keys = self._print_keys(state)
+        keys.discard(key)
+        if not keys:
+            del self._prints[state.fingerprint_length][state.fingerprint]
+
+    def _new_key(self, key: str, state: FileState) -> str:
+        keys = self._print_keys(state)
         base, n = key, 1
-        while key in self._keys:
+        while key in keys:
             n += 1
             key = f"{base}-{n}"
-        self._keys.add(key)
+        keys.add(key)
         return key
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
-    def _read(self, file: _File, entry: _Seen | None, budget: int) -> tuple[Batch | None, int]:
+    def _read(self, file: _File, entry: Seen | None, budget: int) -> tuple[Batch | None, int]:
         """What is new in one file, and how many bytes that took."""
         used = 0
         out = Parsed([], [])
@@ -440,7 +507,7 @@ class Follower:
             return batch, used
         return self._batch(file, out, None), used
 
-    def _begin(self, file: _File, entry: _Seen | None, out: Parsed) -> bool:
+    def _begin(self, file: _File, entry: Seen | None, out: Parsed) -> bool:
         """Find the adapter; False where the file is too short yet to tell, or nothing reads it."""
         if file.adapter is not None:
             return True
@@ -462,7 +529,7 @@ class Follower:
                 file.position = file.until  # nothing to count there
         return True
 
-    def _batch(self, file: _File, out: Parsed, ended: _Seen | None) -> Batch | None:
+    def _batch(self, file: _File, out: Parsed, ended: Seen | None) -> Batch | None:
         state = file.state
         offset = state.offset
         if file.adapter is not None and file.position >= file.until:
@@ -480,7 +547,7 @@ class Follower:
         return Batch(file.key, file.state, out)
 
     def _name(self, file: _File) -> str:
-        return str(self._root / file.state.path)
+        return str(self._directory.root / file.state.path)
 
 
 def _begins_so(head: bytes, state: FileState) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.embed import linear, models
 from engine.embed.base import DIMS, F32, SPACES, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
-from engine.embed.text import TextModel, check, memo_key, text_dir
+from engine.embed.text import TextEmbedder, TextModel, check, memo_key, text_dir
 from engine.errors import ModelError
 from engine.features import FEATURES, INDEX, empty
 from ipc.event import FEATURE_COUNT, Event
@@ -220,6 +220,19 @@ def test_memo(shipped_version: ModelSet) -> None:
     assert (second.embed_texts(["two", "one"]) == vectors[[1, 0]]).all()
     assert second.embed_texts(["one"]).shape == (1, 384) and memo.asked == 2
     assert second.take_fresh() == []
+
+
+def test_many_new_texts_are_signs_of_life(shipped_version: ModelSet) -> None:
+    """A batch of new texts takes seconds, in which the worker must not be taken for dead."""
+    text = shipped_version.embedders["sbert"]
+    assert isinstance(text, TextEmbedder)
+    fresh = TextEmbedder("v", text.calibration, text.model)
+    signs: list[int] = []
+    fresh.alive = lambda: signs.append(1)
+    fresh.embed_texts(["one", "two", "one", "three"])
+    assert len(signs) == 3
+    fresh.embed_texts(["one", "two"])
+    assert len(signs) == 3
 
 
 def test_words_that_match(shipped_version: ModelSet, sample: tuple[list[Event], F32]) -> None:

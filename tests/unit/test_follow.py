@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from engine.errors import SourceError
-from engine.sources import follow
+from engine.sources import follow, look
 from engine.sources.base import SourceSpec
 from engine.sources.follow import QUIET_POLLS, Batch, FileState, Follower
 from ipc.messages import Reject
@@ -48,6 +50,9 @@ class Watch:
 
     def take(self, batches: list[Batch]) -> None:
         for batch in batches:
+            if batch.state is None:
+                del self.states[batch.key]
+                continue
             self.states[batch.key] = msgspec.msgpack.decode(msgspec.msgpack.encode(batch.state), type=FileState)
             self.rejects += batch.parsed.rejects
             for item in batch.parsed.events:
@@ -318,3 +323,136 @@ def test_text_that_waits_is_joined_over_a_restart_and_a_rotation(watch: Watch, l
 def test_a_missing_directory_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         Follower(tmp_path / "none" / "eve.json", SourceSpec("s")).poll()
+
+
+# ---- months -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often the follower asked the file system."""
+    counted: Counter[str] = Counter()
+    for name in ("stat", "open"):
+        real = getattr(os, name)
+
+        def call(*args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            counted[name] += 1
+            return real(*args, **more)
+
+        monkeypatch.setattr(os, name, call)
+    yield counted
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_thousands_of_old_files_cost_little(tmp_path: Path, calls: Counter[str], packed: bool) -> None:
+    """Of what there was before, each look asks about the youngest only; a restart opens each once, and reads on."""
+    for i in range(1_000):
+        data = lines(2 * i, 2 * i + 2)
+        file = tmp_path / f"eve.json-{i:04}"
+        file.write_bytes(gzip.compress(data) if packed else data)
+        os.utime(file, (1_000_000 + i, 1_000_000 + i))
+    os.utime(tmp_path, (1_500_000, 1_500_000))  # long ago: its time can be relied on
+    watch = Watch(tmp_path)
+    watch.poll()
+    assert watch.seen == list(range(2_000)) and len(watch.states) == 1_000
+    watch.restart()
+    calls.clear()
+    watch.poll()
+    assert not watch.repeats and calls["open"] <= 1_000 + 20
+    calls.clear()
+    for _ in range(look.WALK_EVERY):
+        watch.poll()
+    assert calls["stat"] <= 1_000 + look.WALK_EVERY * (look.HOT_FILES_MAX + 1)
+    append(
+        tmp_path / "eve.json-0999" if not packed else tmp_path / "eve.json", line(5_000)
+    )  # the youngest, or a new one
+    watch.poll()
+    append(tmp_path / "eve.json", line(5_001))
+    watch.poll()
+    assert watch.seen == [*range(2_000), 5_000, 5_001]
+    watch.follower.close()
+
+
+def test_an_old_file_that_grows_again_is_seen_at_the_next_walk(tmp_path: Path) -> None:
+    for i in range(2 * look.HOT_FILES_MAX):
+        (tmp_path / f"{i}.json").write_bytes(line(i))
+        os.utime(tmp_path / f"{i}.json", (1_000_000 + i, 1_000_000 + i))
+    os.utime(tmp_path, (1_500_000, 1_500_000))
+    watch = Watch(tmp_path)
+    watch.poll()
+    append(tmp_path / "0.json", line(9_000))
+    os.utime(tmp_path / "0.json", (1_000_000, 1_000_000))
+    for _ in range(look.WALK_EVERY + 1):
+        watch.poll()
+    assert watch.seen[-1] == 9_000 and not watch.repeats
+    watch.follower.close()
+
+
+@pytest.mark.parametrize("how", ["renamed away", "cut"])
+def test_states_of_files_that_are_gone_are_forgotten_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A rotation an hour for months leaves a bounded table, in the catalog and in memory."""
+    monkeypatch.setattr(follow, "GONE_STATES_MAX", 10)
+    monkeypatch.setattr(follow, "QUIET_POLLS", 1)
+    root, away = tmp_path / "logs", tmp_path / "away"
+    root.mkdir()
+    away.mkdir()
+    log = root / "eve.json"
+    watch = Watch(root)
+    for i in range(60):
+        append(log, lines(20 * i, 20 * i + 20))
+        os.utime(log, (1_000_000 + 3_600 * i, 1_000_000 + 3_600 * i))
+        watch.poll()
+        if how == "cut":
+            os.truncate(log, 0)
+        else:
+            log.rename(away / f"{i}.json")
+        for _ in range(4):
+            watch.poll()
+        if i == 30:
+            watch.restart()
+    assert watch.seen == list(range(1_200)) and not watch.repeats
+    assert len(watch.states) <= 12
+    follower = watch.follower
+    assert len(follower._stored) <= 12 and sum(map(len, follower._prints.values())) <= 12
+    # One that went away lately is still known when it comes back; one that was forgotten is read again, with its ids.
+    if how == "renamed away":
+        (away / "59.json").rename(root / "eve.json.1")
+        watch.poll()
+        assert not watch.repeats
+        (away / "0.json").rename(root / "eve.json.2")
+        watch.poll()
+        assert watch.repeats == 20 and len(watch.ids) == 1_200
+    watch.follower.close()
+
+
+def test_a_stranger_that_grows_is_one_stranger(tmp_path: Path) -> None:
+    append(tmp_path / "eve.json", lines(0, 3))
+    watch = Watch(tmp_path, "eve.json")
+    for i in range(20):
+        append(tmp_path / "eve.json.notes", b"no log\n" * i)  # begins like one of ours, and is none
+        watch.poll()
+    assert watch.seen == [0, 1, 2] and len(watch.follower._strangers) <= 1
+    watch.follower.close()
+
+
+def test_how_far_each_file_is(tmp_path: Path) -> None:
+    append(tmp_path / "a.json", lines(0, 30) + line(30)[:10])
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(lines(100, 110)))
+    append(tmp_path / "c.json", lines(200, 230))
+    for i, name in enumerate(("a.json", "b.json.gz", "c.json")):
+        os.utime(tmp_path / name, (1_000_000 + i, 1_000_000 + i))
+    watch = Watch(tmp_path)
+    watch.take(watch.follower.poll(1_000))
+    size = len(lines(0, 30))
+    lags = {reading.path: reading for reading in watch.follower.readings()}
+    assert lags["a.json"].lag_bytes == size + 10 - 1_000 and 900 < lags["a.json"].offset <= 1_000
+    assert lags["b.json.gz"].lag_bytes == (tmp_path / "b.json.gz").stat().st_size and not lags["b.json.gz"].done
+    assert lags["c.json"].lag_bytes == len(lines(200, 230)) and lags["c.json"].offset == 0
+    watch.poll()
+    lags = {reading.path: reading for reading in watch.follower.readings()}
+    assert [lags[name].lag_bytes for name in sorted(lags)] == [0, 0, 0]
+    assert (lags["a.json"].offset, lags["a.json"].size) == (size, size + 10)  # the line under way
+    assert lags["b.json.gz"].done and lags["b.json.gz"].offset == len(lines(100, 110))
+    watch.follower.close()

@@ -122,6 +122,9 @@ def test_offsets_and_rejects_come_with_their_commit(store: Store) -> None:
     with store.catalog.read() as view:
         assert bytes(view.get("offsets", b"f") or b"") == b"100"
         assert view.counters().sources["eve"].rejected == 1
+    store.publish([], {b"f": b"", b"never": b"", b"g": b"1"})
+    with store.catalog.read() as view:
+        assert [bytes(key) for key, _ in view.scan("offsets")] == [b"g"]
 
 
 def test_nothing_new_is_no_new_generation(store: Store) -> None:

@@ -1,0 +1,231 @@
+"""A growing EVE log under a real engine: killed at any moment, rotated in every way; each event is stored once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine_fixture import Engine, Starter, all_events
+from tests.unit.test_eve import ALERT, FLOW, HTTP
+from tests.wait import eventually
+
+SOURCE = '[sources.eve]\npath = "{path}"\nformat = "eve"\npoll_ms = 10\n'
+
+
+class Log:
+    """What a detector and its logrotate write, and what must be stored of it: the text of each flow and alert."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path, self.random = path, random.Random(seed)
+        self.expected: list[tuple[str, str, int]] = []  # kind, text, port
+        self.next = 0
+        self.rotated = 0  # flows up to here have their text in a file before
+        self.open_flows: list[int] = []  # whose http record is written, whose flow record is not
+        self.old = path.with_name("eve.json.1")
+
+    def _records(self) -> bytes:
+        """The next record: the text of a flow, later the flow itself, alerts in between, some of them identical."""
+        n = self.next = self.next + 1
+        self.open_flows.append(n)
+        records: list[dict[str, Any]] = [
+            {**HTTP, "flow_id": n, "http": {"hostname": f"host{n % 5}.example", "url": f"/{n % 3}"}}
+        ]
+        if n % 3 == 0:
+            alert = {**ALERT, "flow_id": n, "src_port": n % 60_000}
+            records += [alert] * (1 + n % 2)
+            text = "ET SCAN Potential SSH Scan | Attempted Information Leak | x.example | A"
+            self.expected += [("alert", text, n % 60_000)] * (1 + n % 2)
+        if len(self.open_flows) > 5:
+            done = self.open_flows.pop(self.random.randrange(len(self.open_flows)))
+            records.append({**FLOW, "flow_id": done, "src_port": done % 60_000})
+            text = f"host{done % 5}.example | /{done % 3}" if done > self.rotated else ""
+            self.expected.append(("flow", text, done % 60_000))
+        return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+    def write(self, count: int) -> None:
+        """Cut anywhere, also in the middle of lines."""
+        data = b"".join(self._records() for _ in range(count))
+        with self.path.open("ab", buffering=0) as out:
+            while data:
+                cut = self.random.randint(1, 4_000)
+                out.write(data[:cut])
+                data = data[cut:]
+
+    def half(self) -> bytes:
+        """Write a line without its end, which is returned."""
+        data = self._records()
+        with self.path.open("ab") as out:
+            out.write(data[:100])
+        return data[100:]
+
+    def rename(self) -> None:
+        """As logrotate with `create` and delaycompress."""
+        self.compress()
+        self.path.rename(self.old)
+        self.path.touch()
+        self.rotated = self.next
+
+    def compress(self) -> None:
+        if self.old.exists():
+            packed = self.path.with_name(f"eve.json.{self.next + 2}.gz")
+            new = packed.with_suffix(".tmp")
+            new.write_bytes(gzip.compress(self.old.read_bytes()))
+            new.rename(packed)
+            self.old.unlink()
+
+    def copy_and_truncate(self) -> None:
+        """As logrotate with `copytruncate`, where nothing is written between the copy and the cut: those lines are lost
+        to everybody."""
+        self.compress()
+        shutil.copyfile(self.path, self.old)
+        self.truncate()
+
+    def truncate(self) -> None:
+        """In place: the same inode, whatever the file system does."""
+        os.truncate(self.path, 0)
+        self.rotated = self.next
+
+
+def kill_ingest(engine: Engine) -> int:
+    victim = engine.pid("ingest")
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def stored(engine: Engine) -> list[tuple[str, str, int]]:
+    with engine.client() as client:
+        events = [s.event for s in all_events(client)]
+    assert len({e.event_id for e in events}) == len(events)  # type: ignore[union-attr]
+    return sorted((e.kind, e.text, e.src_port or 0) for e in events)  # type: ignore[union-attr]
+
+
+def settled(engine: Engine, log: Log) -> None:
+    """All that was written is stored, once, each flow with its text."""
+    eventually(lambda: engine.facts()["events"] >= len(log.expected), within_s=60, every_s=0.05)
+    assert stored(engine) == sorted(log.expected)
+    facts = engine.facts()
+    assert facts["conflicts"] == 0
+    assert facts["sources"][0]["rejected"] == 0
+
+
+def caught_up(engine: Engine, log: Log) -> None:
+    """Some of what was written is stored: a moment in the middle."""
+    eventually(lambda: engine.facts()["events"] > len(log.expected) // 2, within_s=60)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    (tmp_path / "logs").mkdir()
+    return Log(tmp_path / "logs" / "eve.json", seed=7)
+
+
+def serve(start: Starter, tmp_path: Path, path: Path) -> Engine:
+    config = tmp_path / "flowkin.toml"
+    config.write_text(SOURCE.format(path=path))
+    return start("--config", str(config))
+
+
+def test_ingest_killed_again_and_again_while_the_log_grows(start: Starter, tmp_path: Path, log: Log) -> None:
+    engine = serve(start, tmp_path, log.path)
+    for _ in range(4):
+        log.write(80)
+        rest = log.half()
+        for _ in range(log.random.randrange(200)):  # at any moment: while it reads, stores, or rests
+            engine.pid("ingest")
+        victim = kill_ingest(engine)
+        with log.path.open("ab") as out:
+            out.write(rest)
+        log.write(20)  # while nobody reads
+        engine.replaced("ingest", victim)
+    settled(engine, log)
+
+
+@pytest.mark.parametrize("rotate", [Log.rename, Log.copy_and_truncate])
+def test_rotated_while_it_runs_and_while_it_is_dead(start: Starter, tmp_path: Path, log: Log, rotate: Any) -> None:
+    """Directory and pattern as in flowkin.toml; the rotated file is compressed one rotation later."""
+    engine = serve(start, tmp_path, log.path.parent)
+    log.write(60)
+    caught_up(engine, log)
+    rotate(log)
+    log.write(40)  # distinct from what was there: other flow ids
+    victim = kill_ingest(engine)
+    log.write(10)
+    engine.replaced("ingest", victim)
+    settled(engine, log)
+    engine.kill()  # all of it, as a power cut leaves it to the page cache
+    log.write(15)
+    rotate(log)
+    log.write(25)
+    engine.start("--config", str(tmp_path / "flowkin.toml"))
+    settled(engine, log)
+    engine.kill()
+    log.compress()
+    log.write(5)
+    engine.start("--config", str(tmp_path / "flowkin.toml"))
+    settled(engine, log)
+
+
+def test_a_new_log_in_the_inode_of_an_old_one(start: Starter, tmp_path: Path, log: Log) -> None:
+    """Removed and written anew while the engine is down, as file systems hand out inodes again; and while it runs."""
+    engine = serve(start, tmp_path, log.path)
+    log.write(30)
+    settled(engine, log)
+    engine.kill()
+    inode = log.path.stat().st_ino
+    data = log.path.read_bytes()
+    log.truncate()
+    log.write(30)
+    assert log.path.stat().st_ino == inode and not log.path.read_bytes().startswith(data[:1024])
+    engine.start("--config", str(tmp_path / "flowkin.toml"))
+    settled(engine, log)
+    log.truncate()
+    log.write(60)
+    settled(engine, log)
+
+
+def test_stats_and_doctor_say_how_far_it_is(start: Starter, tmp_path: Path, log: Log) -> None:
+    (tmp_path / "logs" / "old.json.gz").write_bytes(gzip.compress(json.dumps(ALERT).encode()))
+    config = tmp_path / "flowkin.toml"
+    config.write_text(
+        SOURCE.format(path=log.path.parent)
+        + '[sources.gone]\npath = "/nowhere/at/all/eve.json"\n[sources.sock]\nlisten = "eve.sock"\nformat = "eve"\n'
+    )
+    log.write(30)
+    engine = start("--config", str(config))
+    log.expected.append(("alert", "ET SCAN Potential SSH Scan | Attempted Information Leak | x.example | A", 4000))
+    settled(engine, log)
+
+    def look() -> dict[str, Any]:
+        facts = engine.facts()
+        assert facts["followed"][0]["lag_bytes"] == 0
+        assert len(facts["followed_files"]) == 2 and all(file["read_at"] for file in facts["followed_files"])
+        return facts
+
+    facts = eventually(look)
+    eve, gone = facts["followed"]
+    assert (eve["name"], eve["files"], eve["error"]) == ("eve", 2, "")
+    assert gone["error"] == "/nowhere/at/all cannot be read: No such file or directory"
+    files = {file["path"]: file for file in facts["followed_files"]}
+    live, old = files["eve.json"], files["old.json.gz"]
+    assert live["size"] == log.path.stat().st_size and 0 < live["offset"] < live["size"]  # text waits for its flow
+    assert live["event_at"] and not live["done"] and live["waits_since_at"] is None
+    assert old["done"] and old["offset"] == len(json.dumps(ALERT))
+    (sock,) = facts["listening"]
+    assert (sock["connections"], sock["error"]) == (0, "")
+    with engine.client() as client:
+        assert client.stats().facts["followed_files"] == facts["followed_files"]  # any reader, the same
+    said = engine.cli("stats").stdout
+    assert "FOLLOWED FILES" in said.upper() and "old.json.gz" in said
+    doctor = engine.cli("doctor", "--json")
+    assert doctor.returncode == 7
+    found = [f for f in json.loads(doctor.stdout)["findings"] if f["object"].startswith("source ")]
+    assert [(f["severity"], f["object"]) for f in found] == [("problem", "source gone")]
+    assert "No such file or directory" in found[0]["detail"]

@@ -1,0 +1,248 @@
+"""A listening socket: what a detector writes is taken at once, cut anywhere, bounded, counted, and never mixed up."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import listen
+from engine.errors import BootError, SourceError
+from engine.limits import RECORD_BYTES_MAX
+from engine.listen import Counts, Intake, Listener, Piece
+from engine.sources.base import Parsed, SourceSpec
+from tests.unit.test_eve import ALERT, FLOW, HTTP, lines
+from tests.wait import eventually
+
+Begin = Callable[..., Listener]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """begin() -> a Listener on tmp_path/eve.sock; the one before is closed."""
+    made: list[Listener] = []
+
+    def make(allowed: bool = True, path: Path = tmp_path / "eve.sock") -> Listener:
+        close()
+        counts = tmp_path / "counts"
+        made.append(Listener(path, 0o660, "", counts, lambda uid: allowed and uid == os.getuid(), lambda: None))
+        return made[0]
+
+    def close() -> None:
+        while made:
+            made.pop().close()
+
+    yield make
+    close()
+
+
+def connect(listener: Listener) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(listener.path))
+    return sock
+
+
+def waiting(listener: Listener) -> int:
+    counts = listener.counts()
+    return counts.records - counts.stored - counts.dropped - counts.lost
+
+
+def taken(listener: Listener) -> list[Piece]:
+    pieces = []
+    while (piece := listener.take()) is not None:
+        pieces.append(piece)
+        listener.stored(piece)
+    return pieces
+
+
+def test_lines_come_whole_and_in_order_whatever_the_writes(begin: Begin) -> None:
+    listener = begin()
+    with connect(listener) as one, connect(listener) as two:
+        one.sendall(b"a1\na2")
+        two.sendall(b"b1\n")
+        one.sendall(b"\n\na")
+        one.sendall(b"3\nrest")
+        eventually(lambda: listener.counts().records == 5)
+    eventually(lambda: listener.counts().open == 0)
+    data: dict[int, bytes] = {}
+    for piece in taken(listener):
+        assert piece.offset == len(data.get(piece.connection, b""))
+        data[piece.connection] = data.get(piece.connection, b"") + piece.data
+    assert sorted(data.values()) == [b"a1\na2\n\na3\nrest", b"b1\n"]
+    assert listener.counts() == Counts(connections=2, open=0, records=6, stored=6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(cuts=st.lists(st.integers(0, 1 << 12), max_size=10))
+def test_cuts_between_writes_change_nothing(cuts: list[int]) -> None:
+    """What an adapter makes of the pieces is what it makes of the whole."""
+    data = lines(HTTP, FLOW, ALERT, ALERT) + b"{broken\r\n\0\n\xff\n" + lines(ALERT)[:-1]
+    peer = listen._Peer(socket.socket(), 1)
+    peer.sock.close()
+    pieces: list[Piece] = []
+    maker = object.__new__(Listener)
+    maker._put = lambda peer, data, records, last=False: pieces.append(  # type: ignore[method-assign,assignment]
+        Piece(peer.number, peer.offset, data, records, last)
+    )
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    for start, end in pairwise(edges):
+        maker._split(peer, data[start:end])
+    maker._put(peer, peer.tail, 1, last=True)
+    assert b"".join(piece.data for piece in pieces) == data
+    assert all(piece.data.endswith(b"\n") for piece in pieces[:-1])
+    intake = Intake(SourceSpec("t", "sock"), "eve")
+    out = Parsed([], [])
+    for piece in pieces:
+        more = intake.parse(piece)
+        out = Parsed(out.events + more.events, out.rejects + more.rejects)
+    whole = Intake(SourceSpec("t", "sock"), "eve").parse(Piece(1, 0, bytearray(data), 8, True))
+    assert out == whole and len(whole.events) == 4 and len(whole.rejects) == 3
+
+
+def test_a_line_that_is_too_long_is_one_reject_and_costs_its_beginning_only(begin: Begin) -> None:
+    listener = begin()
+    long = b"x" * (3 * RECORD_BYTES_MAX)
+    with connect(listener) as sock:
+        sock.sendall(lines(ALERT) + long + b"\n" + b"{}\n")
+        eventually(lambda: listener.counts().records == 3)
+    intake = Intake(SourceSpec("t", "sock"), "eve")
+    eventually(lambda: listener.counts().open == 0)
+    pieces = taken(listener)
+    assert sum(len(piece.data) for piece in pieces) < RECORD_BYTES_MAX + 4096
+    parsed = [intake.parse(piece) for piece in pieces]
+    rejects = [reject for part in parsed for reject in part.rejects]
+    assert sum(len(part.events) for part in parsed) == 1
+    assert [(r.offset, r.reason[:14]) for r in rejects] == [
+        (len(lines(ALERT)), "line is longer"), (len(lines(ALERT)) + len(long) + 1, "not an EVE rec"),
+    ]  # fmt: skip
+
+
+def test_beyond_the_bound_records_are_dropped_whole_and_counted(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "LISTEN_BYTES_MAX", 50_000)
+    monkeypatch.setattr(listen, "LISTEN_READ_BYTES", 1_000)
+    listener = begin()
+    line = b"y" * 99 + b"\n"
+    with connect(listener) as sock:
+        sock.sendall(line * 1000)  # never waits for what is stored
+        eventually(lambda: listener.counts().records == 1000)
+        assert waiting(listener) == 500
+        first = taken(listener)
+        sock.sendall(line * 100)
+    eventually(lambda: listener.counts().open == 0)
+    rest = taken(listener)
+    assert b"".join(piece.data for piece in first) == line * 500 and b"".join(p.data for p in rest) == line * 100
+    assert rest[0].offset == 1000 * len(line) and rest[-1].last
+    assert listener.counts() == Counts(1, 0, 1100, stored=600, dropped=500, gaps=1)
+
+
+def test_the_end_of_a_connection_is_told_even_when_nothing_fits(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "LISTEN_BYTES_MAX", 10)
+    listener = begin()
+    with connect(listener) as sock:
+        sock.sendall(b"y" * 20)
+    eventually(lambda: listener.counts() == Counts(1, 0, 1, dropped=1, gaps=1))
+    assert [(piece.last, piece.data) for piece in taken(listener)] == [(True, b"")]
+
+
+def test_text_that_waits_comes_out_when_its_connection_ends(begin: Begin) -> None:
+    listener = begin()
+    intake = Intake(SourceSpec("t", "sock"), "eve")
+    with connect(listener) as sock:
+        sock.sendall(lines(HTTP, FLOW)[:-1])
+    eventually(lambda: listener.counts().open == 0)
+    (event,) = (item.event for piece in taken(listener) for item in intake.parse(piece).events)
+    assert event.text == "evil.example | /a?b | curl" and not intake._adapters
+
+
+def test_a_successor_counts_what_was_read_and_not_stored(begin: Begin, tmp_path: Path) -> None:
+    listener = begin()
+    with connect(listener) as sock, connect(listener):
+        sock.sendall(b"1\n2\n3\n")
+        eventually(lambda: listener.counts() == Counts(2, 2, 3))
+        # what a killed worker leaves: its page, and the socket
+        page = (tmp_path / "counts").read_bytes()
+    listener.close()
+    (tmp_path / "counts").write_bytes(page)
+    assert begin().counts() == Counts(connections=2, open=0, records=3, lost=3, gaps=2)
+
+
+def test_stopping_reads_what_is_there_closes_and_unlinks(begin: Begin) -> None:
+    listener = begin()
+    assert stat.S_IMODE(listener.path.stat().st_mode) == 0o660
+    with connect(listener) as sock:
+        eventually(lambda: listener.counts().open == 1)
+        sock.sendall(b"1\n2\nhalf")
+        listener.stop()
+        assert sock.recv(1) == b"" and not listener.path.exists() and not listener.over
+    assert b"".join(piece.data for piece in taken(listener)) == b"1\n2\nhalf"
+    assert listener.over and listener.failure is None
+    assert listener.counts() == Counts(1, 0, 3, 3, gaps=1)
+
+
+def test_who_may_not_write_is_refused(begin: Begin) -> None:
+    listener = begin(allowed=False)
+    with connect(listener) as sock:
+        assert sock.recv(1) == b""
+    assert listener.counts() == Counts()
+
+
+def test_no_more_connections_than_allowed(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "LISTEN_CONNECTIONS_MAX", 1)
+    listener = begin()
+    with connect(listener) as first, connect(listener) as second:
+        assert second.recv(1) == b""
+        first.sendall(b"1\n")
+        eventually(lambda: listener.counts() == Counts(1, 1, 1))
+
+
+@pytest.mark.parametrize("planted", ["file", "link", "alive", "directory"])
+def test_what_is_in_its_place_is_refused_and_left_alone(begin: Begin, tmp_path: Path, planted: str) -> None:
+    path = tmp_path / "eve.sock"
+    other = socket.socket(socket.AF_UNIX)
+    try:
+        if planted == "file":
+            path.write_bytes(b"mine")
+        elif planted == "link":
+            path.symlink_to(tmp_path / "elsewhere.sock")
+        elif planted == "alive":
+            other.bind(str(path))
+            other.listen()
+        else:
+            path.mkdir()
+        before = path.lstat()
+        with pytest.raises(BootError, match=r"eve\.sock"):
+            begin()
+        assert path.lstat().st_ino == before.st_ino and not (tmp_path / "elsewhere.sock").exists()
+    finally:
+        other.close()
+
+
+def test_a_socket_that_nobody_listens_on_is_replaced(begin: Begin, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "eve.sock"))
+    with connect(begin()) as sock:
+        sock.sendall(b"1\n")
+
+
+def test_its_directory_must_be_private(begin: Begin, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(BootError, match="can be written to by others"):
+        begin(path=tmp_path / "open" / "eve.sock")
+    with pytest.raises(OSError, match="none"):
+        begin(path=tmp_path / "none" / "eve.sock")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(BootError, match="not a directory"):
+        begin(path=tmp_path / "link" / "eve.sock")
+
+
+def test_a_capture_is_no_lines() -> None:
+    with pytest.raises(SourceError, match="pcap cannot be listened to"):
+        Intake(SourceSpec("t"), "pcap")
