@@ -1,8 +1,9 @@
 """A Unix stream socket that a detector connects to and writes lines (Suricata's eve-log, filetype unix_stream).
 
 Always true
-  - The detector never waits for us: a thread takes what it wrote at once, whatever the rest of the worker does.
-    (Suricata throws a record away when its socket would block.)
+  - What the detector wrote is never left for a commit: a thread takes it as soon as it gets its turn. (Suricata throws
+    a record away when its socket would block, which is after some 200 KiB; on a machine short of processors the turn
+    can come later than that, and only Suricata counts those.)
   - At most LISTEN_BYTES_MAX wait to be stored. Beyond that whole records are dropped and counted.
   - A piece holds whole lines of one connection; only the last of a connection may end without a line end.
   - records = stored + dropped + lost + those that wait; the counts outlive a killed worker, whose successor counts
