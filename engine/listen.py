@@ -220,8 +220,8 @@ class Listener:
         self._selector.unregister(peer.sock)
         peer.sock.close()
         self._peers.discard(peer)
-        self._page.add("open", -1)
         self._put(peer, peer.tail, int(bool(peer.tail)), last=True)
+        self._page.add("open", -1)
         log.info("%s: connection %d has ended", self.path, peer.number)
 
     def _put(self, peer: _Peer, data: bytearray, records: int, *, last: bool = False) -> None:
