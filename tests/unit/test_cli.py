@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -505,17 +504,6 @@ def test_imports_are_lazy(engine, tmp_path, command):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "\n" and done.stdout
-
-
-def test_a_query_is_a_quick_process(engine, tmp_path):
-    """The promise is 150 ms on the reference machine; here, with others at work, the best of some."""
-    command = [sys.executable, "-m", "cli", "query_similar", "e1", "--json", "--data-dir", str(tmp_path)]
-    best_s = float("inf")
-    for _ in range(8):
-        started_s = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        best_s = min(best_s, time.perf_counter() - started_s)
-    assert best_s < 0.4
 
 
 def test_a_reader_that_leaves_early_is_no_error(engine, tmp_path):

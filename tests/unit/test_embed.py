@@ -131,19 +131,6 @@ def test_a_fact_counts_once_and_z_is_in_robust_deviations() -> None:
     assert part.z == pytest.approx((np.log1p(100) - np.log1p(900)) / embedder.scale[i], abs=1e-4)
 
 
-def test_linear_is_fast() -> None:
-    from time import perf_counter
-
-    features = np.random.default_rng(1).random((20_000, FEATURE_COUNT), np.float32)
-    embedder = shipped_linear("attack")
-    best = 0.0
-    for _ in range(3):
-        started_s = perf_counter()
-        embedder.embed_features(features)
-        best = max(best, len(features) / (perf_counter() - started_s))
-    assert best > 50_000, f"{best:.0f} rows a second"
-
-
 def test_weights_on_the_grid_are_exact_in_float64() -> None:
     rng = np.random.default_rng(5)
     w = linear.on_grid(rng.normal(size=(64, 210)) * 10.0 ** rng.integers(-6, 6, (64, 210)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -420,13 +419,3 @@ def test_texts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join, "JOIN_BYTES_MAX", 10)
     adapter.feed(rows(DNS | {"uid": "C6"}), len(data) + 202 + len(rows(DNS)))
     assert not shared_join.take("C6")
-
-
-def test_ten_thousand_lines_a_second_with_features() -> None:
-    data = table("conn", *(CONN | {"uid": f"C{i}", "id.orig_p": str(1_024 + i)} for i in range(20_000)))
-    spent: list[float] = []
-    for _ in range(3):
-        began = time.process_time()
-        assert len(read(data).events) == 20_000
-        spent.append(time.process_time() - began)
-    assert 20_000 / sorted(spent)[1] > 10_000, spent
