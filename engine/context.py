@@ -118,7 +118,7 @@ V = TypeVar("V")
 LOG2_3 = log2(3)
 FIX = 1 << 24  # fixed point of log1p(duration)
 PLOGP_FIX = 1 << 32
-_COUNTS = np.arange(FLOWS_MAX + 2, dtype=np.float64)
+_COUNTS = np.arange(FLOWS_MAX + 2 * STEPS_MAX + 2, dtype=np.float64)  # a late event's window holds a few more
 PLOGP: list[int] = np.rint(_COUNTS * np.log2(np.maximum(_COUNTS, 1)) * PLOGP_FIX).astype(np.int64).tolist()  # c log2 c
 
 
@@ -313,10 +313,7 @@ class Window(Struct, gc=False):
                     self.lo += 1
             else:
                 self._move(ts)
-            if self.hi - self.lo > FLOWS_MAX:
-                self._shed(FLOWS_MAX // 8)
-            elif self.lo > 2 * STEPS_MAX + self.hi - self.lo:
-                self._drop(self.lo - STEPS_MAX)
+            self._trim(self.lo)
         elif ts > self.horizon:
             entries.insert(bisect_left(entries, (ts + 1,)), entry)
             if ts <= self.at - WINDOW_NS:
@@ -325,6 +322,8 @@ class Window(Struct, gc=False):
             elif ts <= self.at:
                 self._count(entry, 1)
                 self.hi += 1
+            if len(entries) > FLOWS_MAX:
+                self._trim(bisect_left(entries, (entries[-1][0] - WINDOW_NS + 1,)))
 
     def place(self, ts: int) -> bool:
         """Move the sums to the window that ends at ts, or to the newest one. False: it is not held, or is empty."""
@@ -362,17 +361,22 @@ class Window(Struct, gc=False):
                 self._count(entries[hi], -1)
         self.lo, self.hi, self.at = lo, hi, ts
 
-    def _shed(self, n: int) -> None:
-        for entry in islice(self.entries, self.lo, self.lo + n):
-            self._count(entry, -1)
-        self.lo += n
-        self._drop(self.lo)
+    def _trim(self, newest: int) -> None:
+        """Keep within bounds; entries[newest:] are the newest window."""
+        n = len(self.entries) - newest
+        if n > FLOWS_MAX:
+            self._drop(newest + FLOWS_MAX // 8)
+        elif newest > 2 * STEPS_MAX + n:
+            self._drop(newest - STEPS_MAX)
 
     def _drop(self, n: int) -> None:
+        while self.lo < min(n, self.hi):
+            self._count(self.entries[self.lo], -1)
+            self.lo += 1
         self.horizon = max(self.horizon, self.entries[n - 1][0])
         del self.entries[:n]
-        self.lo -= n
-        self.hi -= n
+        self.lo = max(0, self.lo - n)
+        self.hi = max(0, self.hi - n)
         if self.counts.parent is None:
             self.fold()  # a tracker without overlays never folds
 
@@ -431,8 +435,9 @@ class History(Struct, array_like=True, gc=False):
             return nan
         entropy = 0.0
         for w in self.proto_weights:
-            if w > 0.0:
-                entropy -= w / self.weight * log2(w / self.weight)
+            share = w / self.weight
+            if share > 0.0:  # one that faded for 45 days is too small to be a share
+                entropy -= share * log2(share)
         return min(1.0, max(0.0, 1.0 - entropy / LOG2_3))
 
     def behavior_consistency(self, size: float) -> float:
@@ -844,8 +849,8 @@ class Tracker:
 
         nbytes = int(b) if 0.0 <= (b := forward_bytes + backward_bytes) < BYTES_MAX else -1
         packets = forward_packets + backward_packets
-        if packet_size != packet_size and nbytes >= 0 and packets > 0.0:
-            packet_size = nbytes / packets
+        if not packet_size >= 0.0:
+            packet_size = nbytes / packets if nbytes >= 0 and packets > 0.0 else nan
         if is_flow and nbytes > 0:
             stream.add(ts, nbytes)
         source = self._source(stream, e, seconds, nbytes, backward_packets) if src else NO_HISTORY + NO_SOURCE

@@ -228,3 +228,32 @@ def test_the_cost_of_an_event_does_not_grow_with_a_flood(kind: str) -> None:
         cost.append(time.process_time() - began)
     assert np.median(cost[-10:]) < 5 * np.median(cost[:10]) + 0.01
     assert last(rows, "connection_rate" if kind != "many to one" else "src_ip_entropy") > 0.9
+
+
+def test_flows_that_come_late_in_a_flood_stay_within_bounds() -> None:
+    """A detector that ends writes all its flows at once, in any order: after the newest, all others are late."""
+    tracker = Tracker(CIDRS_INTERNAL)
+    n = context.FLOWS_MAX + 5_000
+    observe(tracker, [flow(200)])
+    rows = observe(tracker, [flow(199.5) for _ in range(n)])
+    assert last(rows, "connection_rate") == pytest.approx(1.0)
+    observe(tracker, [flow(900)])
+    observe(tracker, [flow(850 + i / n) for i in range(n)])  # none of them in the newest window
+    for window in (*tracker.sources.own.values(), *tracker.targets.own.values()):
+        assert len(window.entries) <= 2 * context.FLOWS_MAX + 2 * context.STEPS_MAX
+        assert window.hi - window.lo <= context.FLOWS_MAX
+
+
+def test_a_protocol_not_used_for_months_fades_without_an_error() -> None:
+    tracker = Tracker(CIDRS_INTERNAL)
+    observe(tracker, [flow(0, proto=17)])
+    day = 24 * 3600
+    for hour in range(0, 60 * 24, 5):
+        rows = observe(tracker, [flow(hour * 3600 + second) for second in range(5)])
+    assert hour * 3600 > 50 * day and last(rows, "protocol_regularity") == 1.0
+
+
+def test_numbers_that_no_flow_has_count_as_not_stated() -> None:
+    rows = observe(Tracker(CIDRS_INTERNAL), [flow(0)], average_packet_size=-1e15, total_forward_packets=-1.0,
+                   total_forward_bytes=-5.0, flow_duration=-2.0)  # fmt: skip
+    assert math.isnan(last(rows, "resource_saturation_score")) and math.isnan(last(rows, "resource_usage"))
