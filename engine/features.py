@@ -22,7 +22,7 @@ else:
 
 
 class Feature(NamedTuple):
-    """scope: flow (from the flow alone), sensor (given by the source), or what engine/context.py computes: src window,
+    """scope: flow (from the flow alone), sensor (given by the source), or what engine/context computes: src window,
     dst window, src history, pair history. heavy: spans orders of magnitude, so a scaler takes log1p first."""
 
     column: int

@@ -21,7 +21,6 @@ OURS = {"ipc", "engine", "cli", "tests", "bench"}
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve"}
 LINES_MAX = 620
 LONG = {
-    "engine/context.py": "one class a kind of state, and the definitions of 26 features",
     "cli/main.py": "one function a command",
     "cli/render.py": "the only place that prints results",
 }

@@ -5,7 +5,7 @@ Always true
   - It opens nothing, knows no clock and no engine. A bad record becomes a Reject with its offset and stops nothing.
   - `resume_offset` is the low-water mark: feeding a fresh adapter from there (after `prime` with the head of the
     file) yields every event not yet returned, and at most repeats returned ones with the same ids.
-  - It fills what its source says; engine/normalize.py completes an event, engine/context.py its window and history
+  - It fills what its source says; engine/normalize.py completes an event, engine/context its window and history
     features. Missing is NaN, never 0 and never a sentinel.
 """
 

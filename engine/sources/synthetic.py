@@ -6,7 +6,7 @@ Always true
   - Events come in order of (ts, number). Memory is that of one minute of traffic and of the campaigns under way.
   - Flow features agree with each other: lengths and gaps of a flow are multisets (a few values with multiplicities that
     add up to the packets), and everything else follows from those by the definitions of engine/features.py.
-  - Context features stay NaN: engine/context.py computes them from the stream.
+  - Context features stay NaN: engine/context computes them from the stream.
 
 Time runs in blocks of a minute; a block and a campaign draw from PCG64 seeded by (seed, kind, number), so any block can
 be made from its number alone. `family` is the truth; verdicts and classification are what engines made of it, with

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 import pytest
+import xxhash
 
-import engine.context as context
 from engine import features as table
 from engine.config import CIDRS_INTERNAL
-from engine.context import Lru, Tracker
+from engine.context import Tracker
+from engine.context.layers import Lru
+from engine.context.tracker import LATE_RUN_MAX
+from engine.context.windows import FLOWS_MAX, STEPS_MAX
 from engine.errors import CorruptionError
 from engine.features import F32, INDEX
 from ipc.event import Event
@@ -94,7 +97,7 @@ def test_too_late_is_counted_and_changes_nothing() -> None:
 def test_a_stream_that_goes_back_begins_anew() -> None:
     tracker = Tracker(CIDRS_INTERNAL)
     rows = observe(tracker, [flow(10**6), *(flow(i) for i in range(40))])
-    assert tracker.late == context.LATE_RUN_MAX
+    assert tracker.late == LATE_RUN_MAX
     assert not math.isnan(last(rows, "connection_rate"))
 
 
@@ -131,7 +134,7 @@ def test_a_damaged_dump_is_refused(damage: object) -> None:
 def test_a_dump_of_another_version_is_refused() -> None:
     body = msgspec.msgpack.encode([2, [0, 0, 0], [], [], [], [], []])
     with pytest.raises(CorruptionError, match="version"):
-        Tracker.load(context.xxhash.xxh3_64_digest(body) + body, CIDRS_INTERNAL)
+        Tracker.load(xxhash.xxh3_64_digest(body) + body, CIDRS_INTERNAL)
 
 
 def replay(events: Sequence[Event], cuts: Sequence[int], reload: bool = False) -> bytes:
@@ -146,12 +149,19 @@ def replay(events: Sequence[Event], cuts: Sequence[int], reload: bool = False) -
     return b"".join(out)
 
 
+def set_bounds(monkeypatch: pytest.MonkeyPatch, hosts: int, pairs: int, flows: int) -> None:
+    bounds = {
+        "state.CONTEXT_HOSTS_MAX": hosts, "state.PAIRS_MAX": pairs, "history.PAIR_PORTS": 3, "history.PORTS_MAX": 4,
+        "windows.FLOWS_MAX": flows, "windows.STEPS_MAX": 3,
+    }  # fmt: skip
+    for name, value in bounds.items():
+        monkeypatch.setattr(f"engine.context.{name}", value)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_small_bounds_are_kept_and_do_not_depend_on_the_cut(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts, pairs and flows leave at the same event, however the stream is cut."""
-    bounds = {"CONTEXT_HOSTS_MAX": 5, "PAIRS_MAX": 6, "PAIR_PORTS": 3, "PORTS_MAX": 4, "FLOWS_MAX": 24, "STEPS_MAX": 3}
-    for name, value in bounds.items():
-        monkeypatch.setattr(context, name, value)
+    set_bounds(monkeypatch, hosts=5, pairs=6, flows=24)
     rng = np.random.default_rng(seed)
     steps = np.cumsum(rng.exponential(0.6, 1_500)) - rng.exponential(4.0, 1_500) * (rng.random(1_500) < 0.2)
     events = [
@@ -233,15 +243,15 @@ def test_the_cost_of_an_event_does_not_grow_with_a_flood(kind: str) -> None:
 def test_flows_that_come_late_in_a_flood_stay_within_bounds() -> None:
     """A detector that ends writes all its flows at once, in any order: after the newest, all others are late."""
     tracker = Tracker(CIDRS_INTERNAL)
-    n = context.FLOWS_MAX + 5_000
+    n = FLOWS_MAX + 5_000
     observe(tracker, [flow(200)])
     rows = observe(tracker, [flow(199.5) for _ in range(n)])
     assert last(rows, "connection_rate") == pytest.approx(1.0)
     observe(tracker, [flow(900)])
     observe(tracker, [flow(850 + i / n) for i in range(n)])  # none of them in the newest window
     for window in (*tracker.sources.own.values(), *tracker.targets.own.values()):
-        assert len(window.entries) <= 2 * context.FLOWS_MAX + 2 * context.STEPS_MAX
-        assert window.hi - window.lo <= context.FLOWS_MAX
+        assert len(window.entries) <= 2 * FLOWS_MAX + 2 * STEPS_MAX
+        assert window.hi - window.lo <= FLOWS_MAX
 
 
 def test_a_protocol_not_used_for_months_fades_without_an_error() -> None:

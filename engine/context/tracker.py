@@ -1,0 +1,232 @@
+"""What the tracker answers: the definitions of the 26 context features, over windows, histories and streams.
+
+Always true
+  - A sum runs over the flows of the window that state the value; where none does the feature is NaN, never 0. A flow
+    of TCP, UDP or SCTP without a port gets NaN where a port is needed; other protocols have "no port" as their port.
+  - service_discovery_patterns: a (D, port) is silent when none of its flows in the window had a packet back.
+  - A flow more than CONTEXT_LATE_MAX_S behind its stream's maximum gets NaN, is counted and changes nothing.
+    LATE_RUN_MAX of them in a row mean that the stream went back (an older file, one wrong clock): it begins anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from math import exp, inf, log1p, log2, log10, nan
+from typing import TypeAlias
+
+import numpy as np
+
+from engine.context.history import NO_PAIR, NO_PORT, PAIR_FLOWS, TCP, UDP, regularity, starts_of, with_flow
+from engine.context.state import LATE_NS, State
+from engine.context.streams import SLICE_NS, Stream
+from engine.context.windows import (
+    FIX,
+    IS_ANSWERED,
+    IS_FILE,
+    IS_INTERNAL,
+    IS_LATERAL,
+    IS_STATED,
+    IS_TCP,
+    IS_UDP,
+    WINDOW_NS,
+    Source,
+    Target,
+    entropy,
+    spread,
+)  # fmt: skip
+from engine.features import CONTEXT_INDEXES, F32, INDEX
+from engine.limits import CONTEXT_WINDOW_S
+from ipc.event import FEATURE_COUNT, Event
+
+LATE_RUN_MAX = 32  # too late flows in a row before a stream begins anew
+FILE_PORTS = frozenset({20, 21, 111, 137, 138, 139, 445, 548, 873, 2049, 3260})
+LATERAL_PORTS = frozenset({22, 23, 135, 139, 445, 3389, 5985, 5986})
+PORT_PROTOCOLS = frozenset({TCP, UDP, 33, 132, 136})  # and DCCP, SCTP, UDP-Lite
+NO_PROTO = -1
+BYTES_MAX = float(1 << 44)  # of one flow; more is a source's mistake and counts as not stated
+
+INPUTS = [INDEX[name] for name in (
+    "flow_duration", "total_forward_packets", "total_backward_packets", "total_forward_bytes", "total_backward_bytes",
+    "average_packet_size",
+)]  # fmt: skip
+HISTORY_OUTPUTS = (
+    "process_anomaly", "temporal_pattern", "behavior_consistency", "protocol_regularity", "connection_duration_std",
+    "temporal_anomaly_score",
+)  # fmt: skip
+SOURCE_OUTPUTS = (
+    "io_intensity", "resource_usage", "file_operations", "access_frequency", "connection_rate", "tcp_udp_ratio",
+    "port_entropy", "flow_duration_std", "dst_ip_concentration", "protocol_variety", "internal_connection_rate",
+    "service_port_consistency", "lateral_movement_score", "service_discovery_patterns", "access_pattern_entropy",
+)  # fmt: skip
+TARGET_OUTPUTS = (
+    "source_ip_dispersion", "geographical_concentration", "traffic_escalation_rate", "resource_saturation_score",
+    "src_ip_entropy",
+)  # fmt: skip
+OUTPUTS = [INDEX[name] for name in HISTORY_OUTPUTS + SOURCE_OUTPUTS + TARGET_OUTPUTS]
+assert sorted(OUTPUTS) == sorted(CONTEXT_INDEXES)
+Row: TypeAlias = tuple[float, ...]
+NO_HISTORY, NO_SOURCE, NO_TARGET = ((nan,) * len(names) for names in (HISTORY_OUTPUTS, SOURCE_OUTPUTS, TARGET_OUTPUTS))
+
+
+class Tracker(State):
+    """The state of all streams, and what it says of an event."""
+
+    def observe(self, events: Sequence[Event], features: F32) -> None:
+        """Fill the missing context columns of features (float32 [n, 105], in place) and take the flows in, in order."""
+        if features.shape != (len(events), FEATURE_COUNT):
+            raise ValueError(f"features are {features.shape}, {(len(events), FEATURE_COUNT)} are needed")
+        self.version += 1
+        given = features[:, INPUTS].astype(np.float64).tolist()
+        rows = [self._observe(e, *inputs) for e, inputs in zip(events, given, strict=True)]
+        if rows:
+            block = features[:, OUTPUTS]
+            features[:, OUTPUTS] = np.where(np.isnan(block), np.array(rows, np.float32), block)
+        if self.parent is None:
+            self._sweep(2 * len(events))
+
+    def _observe(
+        self,
+        e: Event,
+        seconds: float,
+        forward_packets: float,
+        backward_packets: float,
+        forward_bytes: float,
+        backward_bytes: float,
+        packet_size: float,
+    ) -> Row:
+        """The context features of one event, in order of OUTPUTS."""
+        ts, src, dst, is_flow = e.ts, e.src_ip, e.dst_ip, e.kind == "flow"
+        if not src and not dst:
+            return NO_HISTORY + NO_SOURCE + NO_TARGET
+        stream = self._stream((e.source, e.sensor), ts, is_flow)
+        if stream is None:
+            return NO_HISTORY + NO_SOURCE + NO_TARGET
+
+        nbytes = int(b) if 0.0 <= (b := forward_bytes + backward_bytes) < BYTES_MAX else -1
+        packets = forward_packets + backward_packets
+        if not packet_size >= 0.0:
+            packet_size = nbytes / packets if nbytes >= 0 and packets > 0.0 else nan
+        if is_flow and nbytes > 0:
+            stream.add(ts, nbytes)
+        source = self._source(stream, e, seconds, nbytes, backward_packets) if src else NO_HISTORY + NO_SOURCE
+        return source + (self._target(stream, e, forward_packets, packet_size) if dst else NO_TARGET)
+
+    def _stream(self, key: tuple[str, str], ts: int, is_flow: bool) -> Stream | None:
+        """The stream, its time moved on; None: the event is too late, or an alert of a stream without flows."""
+        if not is_flow:
+            found = self.streams.look(key)
+            return None if found is None or ts < found.ts_max - LATE_NS else found
+        stream = self.streams.mine(key, lambda: self._begin(ts))
+        if ts >= stream.ts_max - LATE_NS:
+            stream.late_run = 0
+            stream.ts_max = max(stream.ts_max, ts)
+            return stream
+        stream.late_run += 1
+        if stream.late_run <= LATE_RUN_MAX:
+            self.late += 1
+            return None
+        stream = self._begin(ts)
+        self.streams.put(key, stream)
+        return stream
+
+    def _begin(self, ts: int) -> Stream:
+        self.next_id += 1
+        return Stream(id=self.next_id, ts_max=ts, head=ts // SLICE_NS)
+
+    def _target(self, stream: Stream, e: Event, packets: float, packet_size: float) -> Row:
+        ts, key = e.ts, (stream.id, e.dst_ip)
+        if e.kind == "flow":
+            stated = int(packets) if 0.0 <= packets < BYTES_MAX else -1
+            mine = self.targets.mine(key, Target)
+            mine.add((ts, e.src_ip, self.classify(e.src_ip)[1] if e.src_ip else -1, stated))
+            target: Target | None = mine
+        else:
+            target = self.targets.look(key)
+        if target is None or not target.place(ts):
+            self.unplaced += e.kind == "flow"
+            return NO_TARGET
+        n = target.hi - target.lo
+        middle = bisect_left(target.entries, (target.at - WINDOW_NS // 2 + 1,), target.lo, target.hi)
+        per_second = target.packets / CONTEXT_WINDOW_S if target.packets_stated else nan
+        load = per_second if per_second != per_second else min(1.0, per_second / 10_000)
+        return (
+            target.sources / n,
+            target.prefix_squares / (n * n),
+            (target.hi - middle + 1) / (n + 2),  # r/(1+r) with r = (later + 1)/(earlier + 1)
+            (exp(-packet_size / 100) + load) / 2,
+            entropy(target.source_plogp, n),
+        )
+
+    def _source(self, stream: Stream, e: Event, seconds: float, nbytes: int, backward_packets: float) -> Row:
+        ts, src, dst, is_flow = e.ts, e.src_ip, e.dst_ip, e.kind == "flow"
+        proto = NO_PROTO if e.proto is None else e.proto
+        port = NO_PORT if e.dst_port is None else e.dst_port
+        has_port = port != NO_PORT or (proto != NO_PROTO and proto not in PORT_PROTOCOLS)
+        service = proto << 17 | port + 1 if has_port and proto != NO_PROTO else NO_PORT
+        size = log1p(nbytes) if nbytes >= 0 else nan
+        duration = round(log1p(seconds * 1000.0) * FIX) if 0.0 <= seconds < inf else -1
+        key, pair = (stream.id, src), (dst, port)
+        source = self.sources.mine(key, Source) if is_flow else self.sources.look(key)
+        if source is None:
+            return NO_HISTORY + NO_SOURCE
+
+        past = source.history
+        pair_key = (stream.id, src, dst)
+        old = self.pairs.get(pair_key)
+        together = old or NO_PAIR
+        starts, durations = starts_of(together, port), together[0]
+        if is_flow:
+            starts = (*starts, e.ts_start)[-PAIR_FLOWS:]
+        history = (
+            past.process_anomaly(service) if service != NO_PORT else nan,
+            regularity(starts) if dst and has_port else nan,
+            past.behavior_consistency(size) if nbytes >= 0 else nan,
+            past.protocol_regularity(),
+            spread(len(durations), sum(durations), sum([d * d for d in durations])) if dst else nan,
+            past.temporal_anomaly(ts),
+        )
+        if is_flow:
+            past.remember(ts, service, proto, size)
+            self.pairs.put(pair_key, old, with_flow(together, port, starts, duration))
+            source.add((ts, dst, pair, port, *self._kind(proto, port, dst, backward_packets), nbytes, duration))
+
+        if not source.place(ts):
+            self.unplaced += is_flow
+            return history + NO_SOURCE
+        n = source.hi - source.lo
+        sensor_bytes = stream.bytes_at(ts)
+        bytes_known = source.bytes_stated > 0
+        tcp_udp = source.tcp + source.udp
+        lateral = source.lateral if self.classify(src)[0] else 0
+        to_port = dst and has_port
+        return (
+            *history,
+            min(1.0, log10(1.0 + source.file_bytes / CONTEXT_WINDOW_S) / 8) if bytes_known and has_port else nan,
+            min(1.0, source.bytes / sensor_bytes) if bytes_known and sensor_bytes else nan,
+            min(1.0, log2(1 + source.file) / 10) if has_port else nan,
+            min(1.0, log2(1 + (source.counts[pair] & 0xFFFFF)) / 10) if to_port else nan,
+            min(1.0, log2(1.0 + n / CONTEXT_WINDOW_S) / 10),
+            nan if proto == NO_PROTO else source.tcp / tcp_udp if tcp_udp else 0.5,
+            entropy(source.port_plogp, n) if has_port else nan,
+            spread(source.durations, source.duration_sum, source.duration_squares),
+            source.dst_squares / (n * n) if dst else nan,
+            min(1.0, source.classes / 8) if service != NO_PORT else nan,
+            min(1.0, log2(1.0 + source.internal / CONTEXT_WINDOW_S) / 10) if dst else nan,
+            source.port_top / n if has_port else nan,
+            min(1.0, log2(1 + lateral) / 6) if to_port else nan,
+            source.silent / source.stated if to_port and source.stated else nan,
+            entropy(source.pair_plogp, n) if to_port else nan,
+        )
+
+    def _kind(self, proto: int, port: int, dst: str, backward_packets: float) -> tuple[int, int]:
+        """(service class, kind) of an entry."""
+        service = (1 << 20) + (proto + 1 << 11) + (min(port, 1024) + 1)
+        kind = IS_TCP if proto == TCP else IS_UDP if proto == UDP else 0
+        if dst and self.classify(dst)[0]:
+            kind |= IS_INTERNAL | (IS_LATERAL if port in LATERAL_PORTS else 0)
+        if port in FILE_PORTS:
+            kind |= IS_FILE
+        if backward_packets >= 0.0:
+            kind |= IS_STATED | (IS_ANSWERED if backward_packets > 0.0 else 0)
+        return service, kind
