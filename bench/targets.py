@@ -34,6 +34,8 @@ TARGETS = (
     Target("reload", "generation_*.refresh.p99_ms", 1), Target("reload", "index_*.stall_ms.*", 5),
     Target("memory", "events_*.queries.private.*", 60), Target("memory", "events_*.text.private.*", 120),
     Target("growth", "ratio", 2),
+    Target("ingest", "cic.events_per_s", 10_000, at_least=True),
+    Target("ingest", "eve.events_per_s", 10_000, at_least=True),
     Target("load", "recall_at_10", 0.99, at_least=True), Target("load", "client_cpu_share", 0.7),
 )
 # fmt: on

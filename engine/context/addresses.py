@@ -13,7 +13,14 @@ from engine.limits import CONTEXT_HOSTS_MAX
 def classifier(internal: Sequence[str]) -> Callable[[str], tuple[bool, int]]:
     """address -> (is it internal, its /16 or, for IPv6, /32 prefix); remembers the latest ones."""
     nets = [ip_network(cidr, strict=False) for cidr in internal]
-    rules = [(n.max_prefixlen, n.max_prefixlen - n.prefixlen, int(n.network_address)) for n in nets]
+    rules = {
+        bits: [
+            (bits - n.prefixlen, int(n.network_address) >> (bits - n.prefixlen))
+            for n in nets
+            if n.max_prefixlen == bits
+        ]
+        for bits in (32, 128)
+    }
 
     @lru_cache(maxsize=CONTEXT_HOSTS_MAX)
     def classify(address: str) -> tuple[bool, int]:
@@ -22,8 +29,11 @@ def classifier(internal: Sequence[str]) -> Callable[[str], tuple[bool, int]]:
             packed = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, address)
         except (OSError, ValueError):
             return False, -1
-        bits, number = (128, int.from_bytes(packed)) if v6 else (32, int.from_bytes(packed))
-        inside = any(bits == b and number >> shift == net >> shift for b, shift, net in rules)
+        number, inside = int.from_bytes(packed), False
+        for shift, net in rules[128 if v6 else 32]:
+            if number >> shift == net:
+                inside = True
+                break
         return inside, (1 << 32) + (number >> 96) if v6 else number >> 16
 
     return classify

@@ -68,11 +68,14 @@ class History(Struct, array_like=True, gc=False):
         return 1.0 - self.weights.get(service, 0.0) / self.weight if self.flows >= 5 else nan
 
     def protocol_regularity(self) -> float:
-        if not self.weight:
+        weight = self.weight
+        if not weight:
             return nan
+        if weight in self.proto_weights:
+            return 1.0
         entropy = 0.0
         for w in self.proto_weights:
-            share = w / self.weight
+            share = w / weight
             if share > 0.0:  # one that faded for 45 days is too small to be a share
                 entropy -= share * log2(share)
         return min(1.0, max(0.0, 1.0 - entropy / LOG2_3))
@@ -105,7 +108,10 @@ class History(Struct, array_like=True, gc=False):
         return 0, n + empty, weight, total * decay, squares * decay
 
     def temporal_anomaly(self, ts: int) -> float:
-        last, n, weight, total, squares = self._rolled(ts // BUCKET_NS)
+        bucket = ts // BUCKET_NS
+        if self.buckets < 5 and bucket - self.bucket + self.buckets < 5:
+            return nan
+        last, n, weight, total, squares = self._rolled(bucket)
         if n < 5:
             return nan
         mean = total / weight
@@ -152,26 +158,25 @@ class History(Struct, array_like=True, gc=False):
         """Move the epoch by whole half-lives, exactly; the age of ts after it. Weights may fade to 0."""
         half_lives = (ts - self.epoch) // HALF_LIFE_NS
         self.epoch += half_lives * HALF_LIFE_NS
-        f = exp2(-half_lives)
-        self.weight *= f
-        self.weights = {k: v * f for k, v in self.weights.items()}
-        tcp, udp, other = self.proto_weights
-        self.proto_weights = tcp * f, udp * f, other * f
-        self.size_weight *= f
-        self.size_sum *= f
-        self.size_squares *= f
+        if self.flows or self.sized:
+            f = exp2(-half_lives)
+            self.weight *= f
+            self.weights = {k: v * f for k, v in self.weights.items()}
+            tcp, udp, other = self.proto_weights
+            self.proto_weights = tcp * f, udp * f, other * f
+            self.size_weight *= f
+            self.size_sum *= f
+            self.size_squares *= f
         return (ts - self.epoch) / HALF_LIFE_NS
 
 
 def regularity(starts: Sequence[int]) -> float:
-    """1/(1+CV) of the gaps between the starts; 0 below 3, NaN when they all coincide."""
-    if len(starts) < 3:
-        return 0.0
+    """1/(1+CV) of the gaps between 3 starts or more; NaN when they all coincide."""
     gaps = [b - a for a, b in pairwise(sorted(starts))]
     n, total = len(gaps), sum(gaps)
     if total == 0:
         return nan
-    variance = (n * sum(g * g for g in gaps) - total * total) / (n * (n - 1))
+    variance = (n * sum([g * g for g in gaps]) - total * total) / (n * (n - 1))
     return 1.0 / (1.0 + sqrt(variance) * n / total)
 
 

@@ -8,10 +8,11 @@ Always true
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, Self, TypeAlias, TypeVar
 
 Key: TypeAlias = int | str | tuple[str, int]
+SHORT = 8  # keys that are cheaper to look at than to look for
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -36,13 +37,28 @@ class Counts(dict[Key, int]):
         self.parent = parent
 
     def __missing__(self, key: Key) -> int:
-        layer = self.parent
+        return 0 if self.parent is None else self.parent[key]
+
+    def drop(self, key: Key) -> None:
+        """Make it 0."""
+        if self.parent is None:
+            self.pop(key, None)
+        else:
+            self[key] = 0
+
+    def within(self, span: range) -> Iterable[int]:
+        """The integer keys in span that may be there, each once; costs the lesser of the span and the keys."""
+        if len(span) <= SHORT:
+            return span
+        found: set[int] = set()
+        layer: Counts | None = self
         while layer is not None:
-            count = layer.get(key)
-            if count is not None:
-                return count
+            if len(span) < len(layer):
+                found.update([i for i in span if i in layer])
+            else:
+                found.update([i for i in layer if i in span])  # type: ignore[misc]  # all keys are integers
             layer = layer.parent
-        return 0
+        return found
 
     def folded(self) -> Counts:
         """The parent with these changes in it; where there is none, itself."""
@@ -80,12 +96,10 @@ class Lru(Generic[K, V]):
         return self.size
 
     def get(self, key: K) -> V | None:
-        layer = self
-        while True:
-            value = layer.own.get(key)
-            if value is not None or layer.parent is None or key in layer.gone:
-                return value
-            layer = layer.parent
+        value = self.own.get(key)
+        if value is not None or self.parent is None or key in self.gone:
+            return value
+        return self.parent.get(key)
 
     def put(self, key: K, value: V) -> None:
         """Set and make the newest."""
@@ -123,11 +137,9 @@ class Lru(Generic[K, V]):
             if self._in_parent(key):
                 self.gone.add(key)
             self.own.pop(key, None)
-        for key, value in layer.own.items():
-            known = len(self.own)
-            self.own[key] = value
-            if len(self.own) == known:
-                self.own.move_to_end(key)
+        self.own.update(layer.own)
+        for key in layer.own:
+            self.own.move_to_end(key)
         self.size = layer.size
         self._victims = None
 
@@ -151,16 +163,20 @@ class Values(Lru[K, L]):
 
     __slots__ = ()
 
-    def mine(self, key: K, make: Callable[[], L]) -> L:
-        """The value under key, to be changed, as the newest; made where there is none."""
+    def mine(self, key: K) -> L | None:
+        """The value under key, to be changed, as the newest; None where there is none."""
         value = self.own.get(key)
         if value is not None:
             self.own.move_to_end(key)
-            return value
-        found = self.get(key)
-        fresh = make() if found is None else found.child()
-        self.set(key, fresh, found is not None)
-        return fresh
+        elif self.parent is not None and (found := self.get(key)) is not None:
+            value = found.child()
+            self.set(key, value, True)
+        return value
+
+    def begin(self, key: K, value: L) -> L:
+        """Put a value under a key that is not there."""
+        self.set(key, value, False)
+        return value
 
     def look(self, key: K) -> L | None:
         """The value under key, to be read; moving its sums is no change."""

@@ -51,26 +51,30 @@ class Stream(Struct, gc=False):
             self.total += nbytes
 
     def _advance(self, head: int) -> None:
-        if head - self.head > SLICES_KEPT:
+        before, self.head = self.head, head
+        if head - before > SLICES_KEPT:
             self.slices, self.total = Counts(), 0
-        else:
-            slices = self.slices
-            for i in range(self.head, head):
-                self.total -= slices[i - SLICES]
-                if slices[i - SLICES_KEPT]:
-                    slices[i - SLICES_KEPT] = 0
-        self.head = head
+            return
+        self.total -= self._sum(before - SLICES, head - SLICES)
+        slices = self.slices
+        for at in slices.within(range(before - SLICES_KEPT, head - SLICES_KEPT)):
+            if slices[at]:
+                slices.drop(at)
+
+    def _sum(self, begin: int, end: int) -> int:
+        slices = self.slices
+        return sum([slices[at] for at in slices.within(range(begin, end))])
 
     def bytes_at(self, ts: int) -> int:
-        at, head, slices = ts // SLICE_NS, self.head, self.slices
+        """The bytes of the slices that touch the window ending at ts."""
+        at, head = ts // SLICE_NS, self.head
+        if at == head:
+            return self.total
         if abs(head - at) > SLICES // 2:
-            return sum(slices[i] for i in range(at - SLICES, min(at, head) + 1))
-        total = self.total
-        for i in range(at, head):
-            total += slices[i - SLICES] - slices[i + 1]
-        for i in range(head, at):
-            total -= slices[i - SLICES]
-        return total
+            return self._sum(at - SLICES, min(at, head) + 1)
+        if at > head:
+            return self.total - self._sum(head - SLICES, at - SLICES)
+        return self.total + self._sum(at - SLICES, head - SLICES) - self._sum(at + 1, head + 1)
 
     def restore(self, slices: dict[int, int]) -> Stream:
         """Slices as dumped; the total is made again from them."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from math import exp, inf, log1p, log2, log10, nan
+from struct import Struct as Layout
 from typing import TypeAlias
 
 import numpy as np
@@ -35,7 +36,7 @@ from engine.context.windows import (
     entropy,
     spread,
 )  # fmt: skip
-from engine.features import CONTEXT_INDEXES, F32, INDEX
+from engine.features import CONTEXT_INDEXES, F32, INDEX, NAMES
 from engine.limits import CONTEXT_WINDOW_S
 from ipc.event import FEATURE_COUNT, Event
 
@@ -65,6 +66,12 @@ TARGET_OUTPUTS = (
 )  # fmt: skip
 OUTPUTS = [INDEX[name] for name in HISTORY_OUTPUTS + SOURCE_OUTPUTS + TARGET_OUTPUTS]
 assert sorted(OUTPUTS) == sorted(CONTEXT_INDEXES)
+CAPPED = frozenset({
+    "io_intensity", "resource_usage", "file_operations", "access_frequency", "connection_rate", "protocol_variety",
+    "internal_connection_rate", "lateral_movement_score",
+})  # fmt: skip
+CEILING = np.array([1.0 if NAMES[c] in CAPPED else np.inf for c in OUTPUTS])
+PACK = Layout(f"{len(OUTPUTS)}d").pack
 Row: TypeAlias = tuple[float, ...]
 NO_HISTORY, NO_SOURCE, NO_TARGET = ((nan,) * len(names) for names in (HISTORY_OUTPUTS, SOURCE_OUTPUTS, TARGET_OUTPUTS))
 
@@ -78,10 +85,10 @@ class Tracker(State):
             raise ValueError(f"features are {features.shape}, {(len(events), FEATURE_COUNT)} are needed")
         self.version += 1
         given = features[:, INPUTS].astype(np.float64).tolist()
-        rows = [self._observe(e, *inputs) for e, inputs in zip(events, given, strict=True)]
-        if rows:
-            block = features[:, OUTPUTS]
-            features[:, OUTPUTS] = np.where(np.isnan(block), np.array(rows, np.float32), block)
+        packed = [PACK(*self._observe(e, *inputs)) for e, inputs in zip(events, given, strict=True)]
+        rows = np.minimum(np.frombuffer(b"".join(packed)).reshape(-1, len(OUTPUTS)), CEILING)
+        block = features[:, OUTPUTS]
+        features[:, OUTPUTS] = np.where(np.isnan(block), rows, block)
         if self.parent is None:
             self._sweep(2 * len(events))
 
@@ -95,7 +102,7 @@ class Tracker(State):
         backward_bytes: float,
         packet_size: float,
     ) -> Row:
-        """The context features of one event, in order of OUTPUTS."""
+        """The context features of one event, in order of OUTPUTS, those of CAPPED before they are cut to 1."""
         ts, src, dst, is_flow = e.ts, e.src_ip, e.dst_ip, e.kind == "flow"
         if not src and not dst:
             return NO_HISTORY + NO_SOURCE + NO_TARGET
@@ -117,10 +124,11 @@ class Tracker(State):
         if not is_flow:
             found = self.streams.look(key)
             return None if found is None or ts < found.ts_max - LATE_NS else found
-        stream = self.streams.mine(key, lambda: self._begin(ts))
+        stream = self.streams.mine(key) or self.streams.begin(key, self._begin(ts))
         if ts >= stream.ts_max - LATE_NS:
             stream.late_run = 0
-            stream.ts_max = max(stream.ts_max, ts)
+            if ts > stream.ts_max:
+                stream.ts_max = ts
             return stream
         stream.late_run += 1
         if stream.late_run <= LATE_RUN_MAX:
@@ -135,27 +143,28 @@ class Tracker(State):
         return Stream(id=self.next_id, ts_max=ts, head=ts // SLICE_NS)
 
     def _target(self, stream: Stream, e: Event, packets: float, packet_size: float) -> Row:
-        ts, key = e.ts, (stream.id, e.dst_ip)
+        ts, src, key = e.ts, e.src_ip, (stream.id, e.dst_ip)
+        placed = False
         if e.kind == "flow":
             stated = int(packets) if 0.0 <= packets < BYTES_MAX else -1
-            mine = self.targets.mine(key, Target)
-            mine.add((ts, e.src_ip, self.classify(e.src_ip)[1] if e.src_ip else -1, stated))
-            target: Target | None = mine
+            target = self.targets.mine(key) or self.targets.begin(key, Target())
+            placed = target.add((ts, src, self.classify(src)[1] if src else -1, stated))
+        elif (found := self.targets.look(key)) is not None:
+            target = found
         else:
-            target = self.targets.look(key)
-        if target is None or not target.place(ts):
+            return NO_TARGET
+        if not placed and not target.place(ts):
             self.unplaced += e.kind == "flow"
             return NO_TARGET
         n = target.hi - target.lo
         middle = bisect_left(target.entries, (target.at - WINDOW_NS // 2 + 1,), target.lo, target.hi)
-        per_second = target.packets / CONTEXT_WINDOW_S if target.packets_stated else nan
-        load = per_second if per_second != per_second else min(1.0, per_second / 10_000)
+        load = min(1.0, target.packets / CONTEXT_WINDOW_S / 10_000) if target.packets_stated else nan
         return (
             target.sources / n,
             target.prefix_squares / (n * n),
             (target.hi - middle + 1) / (n + 2),  # r/(1+r) with r = (later + 1)/(earlier + 1)
             (exp(-packet_size / 100) + load) / 2,
-            entropy(target.source_plogp, n),
+            entropy(target.source_plogp, n * log2(n)),
         )
 
     def _source(self, stream: Stream, e: Event, seconds: float, nbytes: int, backward_packets: float) -> Row:
@@ -167,8 +176,11 @@ class Tracker(State):
         size = log1p(nbytes) if nbytes >= 0 else nan
         duration = round(log1p(seconds * 1000.0) * FIX) if 0.0 <= seconds < inf else -1
         key, pair = (stream.id, src), (dst, port)
-        source = self.sources.mine(key, Source) if is_flow else self.sources.look(key)
-        if source is None:
+        if is_flow:
+            source = self.sources.mine(key) or self.sources.begin(key, Source())
+        elif (found := self.sources.look(key)) is not None:
+            source = found
+        else:
             return NO_HISTORY + NO_SOURCE
 
         past = source.history
@@ -180,21 +192,25 @@ class Tracker(State):
             starts = (*starts, e.ts_start)[-PAIR_FLOWS:]
         history = (
             past.process_anomaly(service) if service != NO_PORT else nan,
-            regularity(starts) if dst and has_port else nan,
+            nan if not dst or not has_port else regularity(starts) if len(starts) > 2 else 0.0,
             past.behavior_consistency(size) if nbytes >= 0 else nan,
             past.protocol_regularity(),
             spread(len(durations), sum(durations), sum([d * d for d in durations])) if dst else nan,
             past.temporal_anomaly(ts),
         )
+        placed = False
         if is_flow:
             past.remember(ts, service, proto, size)
             self.pairs.put(pair_key, old, with_flow(together, port, starts, duration))
-            source.add((ts, dst, pair, port, *self._kind(proto, port, dst, backward_packets), nbytes, duration))
+            placed = source.add(
+                (ts, dst, pair, port, *self._kind(proto, port, dst, backward_packets), nbytes, duration)
+            )
 
-        if not source.place(ts):
+        if not placed and not source.place(ts):
             self.unplaced += is_flow
             return history + NO_SOURCE
         n = source.hi - source.lo
+        whole = n * log2(n)
         sensor_bytes = stream.bytes_at(ts)
         bytes_known = source.bytes_stated > 0
         tcp_udp = source.tcp + source.udp
@@ -202,26 +218,26 @@ class Tracker(State):
         to_port = dst and has_port
         return (
             *history,
-            min(1.0, log10(1.0 + source.file_bytes / CONTEXT_WINDOW_S) / 8) if bytes_known and has_port else nan,
-            min(1.0, source.bytes / sensor_bytes) if bytes_known and sensor_bytes else nan,
-            min(1.0, log2(1 + source.file) / 10) if has_port else nan,
-            min(1.0, log2(1 + (source.counts[pair] & 0xFFFFF)) / 10) if to_port else nan,
-            min(1.0, log2(1.0 + n / CONTEXT_WINDOW_S) / 10),
+            log10(1.0 + source.file_bytes / CONTEXT_WINDOW_S) / 8 if bytes_known and has_port else nan,
+            source.bytes / sensor_bytes if bytes_known and sensor_bytes else nan,
+            log2(1 + source.file) / 10 if has_port else nan,
+            log2(1 + (source.counts[pair] & 0xFFFFF)) / 10 if to_port else nan,
+            log2(1.0 + n / CONTEXT_WINDOW_S) / 10,
             nan if proto == NO_PROTO else source.tcp / tcp_udp if tcp_udp else 0.5,
-            entropy(source.port_plogp, n) if has_port else nan,
+            entropy(source.port_plogp, whole) if has_port else nan,
             spread(source.durations, source.duration_sum, source.duration_squares),
             source.dst_squares / (n * n) if dst else nan,
-            min(1.0, source.classes / 8) if service != NO_PORT else nan,
-            min(1.0, log2(1.0 + source.internal / CONTEXT_WINDOW_S) / 10) if dst else nan,
+            source.classes / 8 if service != NO_PORT else nan,
+            log2(1.0 + source.internal / CONTEXT_WINDOW_S) / 10 if dst else nan,
             source.port_top / n if has_port else nan,
-            min(1.0, log2(1 + lateral) / 6) if to_port else nan,
+            log2(1 + lateral) / 6 if to_port else nan,
             source.silent / source.stated if to_port and source.stated else nan,
-            entropy(source.pair_plogp, n) if to_port else nan,
+            entropy(source.pair_plogp, whole) if to_port else nan,
         )
 
     def _kind(self, proto: int, port: int, dst: str, backward_packets: float) -> tuple[int, int]:
         """(service class, kind) of an entry."""
-        service = (1 << 20) + (proto + 1 << 11) + (min(port, 1024) + 1)
+        service = (1 << 20) + (proto + 1 << 11) + (port if port < 1024 else 1024) + 1
         kind = IS_TCP if proto == TCP else IS_UDP if proto == UDP else 0
         if dst and self.classify(dst)[0]:
             kind |= IS_INTERNAL | (IS_LATERAL if port in LATERAL_PORTS else 0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from copy import copy
-from math import log2, nan, sqrt
+from math import nan, sqrt
 from typing import Any, Self
 
 import msgspec
@@ -37,9 +37,12 @@ _COUNTS = np.arange(FLOWS_MAX + 2 * STEPS_MAX + 2, dtype=np.float64)  # a late e
 PLOGP: list[int] = np.rint(_COUNTS * np.log2(np.maximum(_COUNTS, 1)) * PLOGP_FIX).astype(np.int64).tolist()  # c log2 c
 
 
-def entropy(plogp: int, n: int) -> float:
-    """Shannon entropy over log2(max(2, n)) of n flows whose counts' c log2 c add up to `plogp`."""
-    return max(0.0, 1.0 - plogp / PLOGP_FIX / (n * log2(n))) if n > 1 else 0.0
+def entropy(plogp: int, whole: float) -> float:
+    """Shannon entropy over log2(max(2, n)) of n flows whose counts' c log2 c add up to `plogp`; whole: n log2 n."""
+    if not whole:
+        return 0.0
+    share = 1.0 - plogp / PLOGP_FIX / whole
+    return share if share > 0.0 else 0.0
 
 
 def spread(n: int, total: int, squares: int) -> float:
@@ -77,34 +80,44 @@ class Window(Struct, gc=False):
         """Become the parent's successor: its counters and these changes are one again."""
         self.counts = self.counts.folded()
 
-    def add(self, entry: Any) -> None:
-        """Take a flow in; entry[0] is its ts. One in order becomes the anchor, and the sums move there."""
+    def add(self, entry: Any) -> bool:
+        """Take a flow in; entry[0] is its ts. One in order becomes the anchor, and the sums move there: True."""
         ts, entries = entry[0], self.entries
-        if not entries or ts >= entries[-1][0]:
-            if entries and self.at > entries[-1][0]:
-                self._move(entries[-1][0])  # an alert looked ahead
-            entries.append(entry)
-            if self.hi == len(entries) - 1:
-                self.at = ts
-                self.hi += 1
-                self._count(entry, 1)
-                since = ts - WINDOW_NS
-                while entries[self.lo][0] <= since:
-                    self._count(entries[self.lo], -1)
-                    self.lo += 1
-            else:
-                self._move(ts)
-            self._trim(self.lo)
-        elif ts > self.horizon:
-            entries.insert(bisect_left(entries, (ts + 1,)), entry)
-            if ts <= self.at - WINDOW_NS:
-                self.lo += 1
-                self.hi += 1
-            elif ts <= self.at:
-                self._count(entry, 1)
-                self.hi += 1
-            if len(entries) > FLOWS_MAX:
-                self._trim(bisect_left(entries, (entries[-1][0] - WINDOW_NS + 1,)))
+        if entries:
+            anchor = entries[-1][0]
+            if ts < anchor:
+                self._add_late(ts, entry)
+                return False
+            if self.at > anchor:
+                self._move(anchor)  # an alert looked ahead
+        entries.append(entry)
+        if self.hi < len(entries) - 1:
+            self._move(ts)
+        else:
+            self._count(entry, 1)
+            self.at = ts
+            self.hi += 1
+            lo, since = self.lo, ts - WINDOW_NS
+            while entries[lo][0] <= since:
+                self._count(entries[lo], -1)
+                lo += 1
+            self.lo = lo
+        self._trim(self.lo)
+        return True
+
+    def _add_late(self, ts: int, entry: Any) -> None:
+        if ts <= self.horizon:
+            return
+        entries = self.entries
+        entries.insert(bisect_left(entries, (ts + 1,)), entry)
+        if ts <= self.at - WINDOW_NS:
+            self.lo += 1
+            self.hi += 1
+        elif ts <= self.at:
+            self._count(entry, 1)
+            self.hi += 1
+        if len(entries) > FLOWS_MAX:
+            self._trim(bisect_left(entries, (entries[-1][0] - WINDOW_NS + 1,)))
 
     def place(self, ts: int) -> bool:
         """Move the sums to the window that ends at ts, or to the newest one. False: it is not held, or is empty."""
@@ -113,9 +126,12 @@ class Window(Struct, gc=False):
             return False
         anchor: int = entries[-1][0]
         if ts != anchor:
-            lo, hi, newest = (bisect_left(entries, (t + 1,)) for t in (ts - WINDOW_NS, ts, anchor - WINDOW_NS))
+            steps = len(entries) - bisect_left(entries, (ts + 1,))
+            if steps <= STEPS_MAX:
+                newest = bisect_left(entries, (anchor - WINDOW_NS + 1,))
+                steps += abs(newest - bisect_left(entries, (ts - WINDOW_NS + 1,)))
             held = ts > anchor or self.horizon <= ts - WINDOW_NS
-            if not held or abs(lo - newest) + len(entries) - hi > STEPS_MAX:
+            if not held or steps > STEPS_MAX:
                 if abs(anchor - ts) >= WINDOW_NS:
                     return False
                 ts = anchor
@@ -217,11 +233,12 @@ class Source(Window, gc=False):
         before = counts[port]
         counts[port] = after = before + step
         self.port_plogp += PLOGP[after] - PLOGP[before]
+        had = 0
         if before:
-            counts[-2 - before] -= 1
+            counts[-2 - before] = had = counts[-2 - before] - 1
         if after:
             counts[-2 - after] += 1
-        if after > self.port_top or (before == self.port_top and not counts[-2 - before]):
+        if after > self.port_top or (not had and before == self.port_top):
             self.port_top = after
 
         step_pair = step
