@@ -88,6 +88,8 @@ class Counters(msgspec.Struct):
     actions_waiting: int = 0  # that have met no event yet
     actions_unmet: int = 0  # that waited in vain
     actions_cut: int = 0  # events that were too many for one commit
+    late: int = 0  # flows too late for a context
+    unplaced: int = 0  # flows whose windows were no longer held
     counted: int = 0  # events, from the first on, that the stored coverage counts
     letter_bytes: int = -1  # of the dead-letter file that belong to commits; below 0: older than the counting
 

@@ -278,6 +278,7 @@ class Publisher:
         overlay = self.tracker.overlay()
         if accepted:
             featurize(events, features, overlay)
+            counters.late, counters.unplaced = overlay.late, overlay.unplaced
         present = np.isfinite(features).sum(1)
         for event, n in zip(events, present.tolist(), strict=True):
             event.coverage = n

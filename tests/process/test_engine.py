@@ -131,6 +131,29 @@ def test_ingest_killed_in_the_middle_loses_and_doubles_nothing(start: Starter, t
     assert done["accepted"] == 70
 
 
+@pytest.mark.parametrize("point", ["publish.synced", "publish.before_commit", "publish.committed"])
+def test_context_features_are_those_of_an_ingest_that_was_never_killed(
+    start: Starter, tmp_path: Path, point: str
+) -> None:
+    """Every life of the ingest worker dies at its 7th commit, before, in or after it; row files fill in between."""
+    sent = several(400)
+    stored = []
+    for name, env in (("whole", None), ("killed", {"ENGINE_FAILPOINT": f"{point}:7"})):
+        engine = start(data_dir=tmp_path / name, env=env)
+        client, first = engine.client(60_000), engine.pid("ingest")
+        for at in range(0, len(sent), 20):
+            while True:
+                try:
+                    client.ingest("ndjson", sent[at : at + 20])
+                except (ConnectError, ClientError):
+                    continue
+                break
+        assert (engine.pid("ingest") != first) == (env is not None)
+        stored.append([(s.event.event_id, s.features) for s in all_events(engine.client(), features=True)])
+        engine.close()
+    assert stored[0] == stored[1] and len(stored[0]) == 400
+
+
 def test_a_second_engine_is_refused_naming_the_first(start: Starter) -> None:
     engine = start()
     assert engine.process is not None

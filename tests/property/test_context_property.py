@@ -218,7 +218,7 @@ def reference(flows: Sequence[Flow]) -> F32:
     return rows[:, list(table.CONTEXT_INDEXES)]
 
 
-HOSTS = ["10.0.0.1", "10.0.0.2", "10.0.9.9", "203.0.113.5", "203.0.7.7", "2001:db8::1"]
+HOSTS = ["10.0.0.1", "10.0.0.2", "10.0.9.9", "203.0.113.5", "203.0.7.7", "2001:db8::1", "fd00::5"]
 maybe = st.sampled_from([NAN, 0.0, 1.0, 3.0, 40.0, 1500.0, 2.5e6])
 # Mostly in order; ties, jitter, minutes late, more than 900 s late, and long silences.
 steps = st.sampled_from([0, 0, 1, S // 3, S, 7 * S, 15 * S, 29 * S, 30 * S, 31 * S, 400 * S, 5_000 * S, 200_000 * S])
@@ -231,7 +231,7 @@ def streams(draw: st.DrawFn) -> list[Flow]:
     for i in range(draw(st.integers(1, 60))):
         now += draw(steps)
         ts = now - draw(lags)
-        proto = draw(st.sampled_from([6, 6, 17, 1, None]))
+        proto = draw(st.sampled_from([6, 6, 17, 1, 132, None]))
         port = None if proto == 1 else draw(st.sampled_from([443, 443, 22, 445, 53, 8080, 50_000, None]))
         e = Event(
             event_id=f"e{i}",
@@ -277,6 +277,47 @@ def test_agrees_with_a_rescan_of_all_earlier_events(flows: list[Flow]) -> None:
             if not (math.isnan(x) and math.isnan(y)) and not abs(x - y) <= 1e-5
         ]
         assert not wrong, (i, flows[i].e, wrong)
+
+
+def busy(seed: int, n: int = 220) -> list[Flow]:
+    """A stream whose windows hold tens of flows, with jitter, silences, late flows and alerts, and values missing."""
+    rng, now, flows = np.random.default_rng(seed), 1_700_000_000 * S, []
+    sizes = np.array([NAN, 0.0, 1.0, 3.0, 40.0, 1500.0, 2.5e6])
+    for i in range(n):
+        now += int(
+            rng.choice([0, S // 10, S, 4 * S, 31 * S, 400 * S, 9_000 * S], p=[0.2, 0.4, 0.2, 0.1, 0.07, 0.02, 0.01])
+        )
+        ts = now - int(rng.choice([0, 1, 2 * S, 20 * S, 200 * S, 901 * S], p=[0.8, 0.05, 0.08, 0.04, 0.02, 0.01]))
+        proto = [6, 6, 6, 17, 1, 132, None][rng.integers(7)]
+        ports = [443, 443, 80, 53, 8080, 50_000, None, *FILE_PORTS, *LATERAL_PORTS]
+        e = Event(
+            event_id=f"e{i}",
+            source="a",
+            kind="alert" if rng.random() < 0.1 else "flow",
+            ts=ts,
+            ts_start=ts - int(rng.choice([0, S // 2, S, 9 * S])),
+            src_ip=HOSTS[min(int(rng.zipf(1.5)), len(HOSTS)) - 1],
+            dst_ip=HOSTS[-min(int(rng.zipf(1.4)), len(HOSTS))],
+            dst_port=None if proto == 1 else ports[min(int(rng.zipf(1.3)), len(ports)) - 1],
+            proto=proto,
+        )
+        flows.append(Flow(e, *rng.choice(sizes, 5, p=[0.1, 0.15, 0.15, 0.15, 0.15, 0.2, 0.1])))
+    return flows
+
+
+def test_all_26_features_agree_where_windows_are_full() -> None:
+    """And each takes many values there, and is missing at times: the comparison says something about every one."""
+    seen: dict[int, set[float]] = {column: set() for column in table.CONTEXT_INDEXES}
+    for seed in range(6):
+        flows = busy(seed)
+        got, want = straight(flows)[:, list(table.CONTEXT_INDEXES)], reference(flows)
+        for i, column in enumerate(table.CONTEXT_INDEXES):
+            assert np.allclose(got[:, i], want[:, i], atol=1e-5, equal_nan=True), (seed, table.NAMES[column])
+            seen[column] |= {NAN if math.isnan(x) else round(float(x), 4) for x in want[:, i]}
+    assert len(seen) == 26
+    few = {table.NAMES[column]: len(known(list(values))) for column, values in seen.items()}
+    assert min(few.values()) >= 4, few
+    assert all(any(map(math.isnan, values)) for values in seen.values())
 
 
 @settings(derandomize=True, deadline=None, max_examples=120)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from engine.families import FAMILIES, canonical, is_attempt, trace_window_ms, trace_word
 
@@ -48,6 +50,20 @@ def test_canonical_is_idempotent() -> None:
         for alias in family.aliases.split(","):
             assert canonical(alias) == family.name
     assert canonical(canonical("Something  New ")) == "Something New"
+
+
+words = st.sampled_from([w for f in FAMILIES for w in (f.name, *f.aliases.split(","))])
+dressed = st.builds(
+    "{}{}{}".format, st.text(max_size=4), words, st.sampled_from(["", " - Attempted", " \u2013 attempted"])
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=400)
+@given(st.one_of(st.text(), dressed))
+@example("x" * 126 + " - attempted")
+def test_canonical_is_idempotent_for_any_word(word: str) -> None:
+    once = canonical(word)
+    assert canonical(once) == once and len(once) <= 128 and once == once.strip()
 
 
 def test_attempts() -> None:

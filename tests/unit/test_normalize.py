@@ -10,6 +10,8 @@ import communityid
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import BadRecordError
 from engine.features import empty, pack
@@ -79,6 +81,24 @@ def test_discrepancy_has_one_definition() -> None:
     assert complete(item(discrepancy=0.9)).discrepancy == 0.0  # what a source says of it does not count
 
 
+verdicts = st.lists(
+    st.builds(Verdict, st.just("e"), st.sampled_from(["BENIGN", "SUSPICIOUS", "MALICIOUS", "UNKNOWN"]),
+              st.floats(0, 1)),
+    max_size=8,
+)  # fmt: skip
+
+
+@settings(derandomize=True, deadline=None)
+@given(verdicts)
+def test_discrepancy_is_the_largest_over_all_pairs(voices: list[Verdict]) -> None:
+    def p(voice: Verdict) -> float:
+        return 1 - voice.confidence if voice.classification == "BENIGN" else voice.confidence
+
+    spoken = [voice for voice in voices if voice.classification != "UNKNOWN"]
+    want = max((abs(p(a) - p(b)) for a in spoken for b in spoken), default=0.0)
+    assert discrepancy(voices) == want
+
+
 def test_trace_id_formula() -> None:
     ts = 1_700_000_012_345 * 1_000_000
     event = complete(item(src_ip="10.0.0.1", dst_ip="10.0.0.2", family="ddos", ts=ts, ts_start=ts))
@@ -102,7 +122,7 @@ def test_community_id_agrees_with_the_reference() -> None:
             dst = src
         proto = rng.choice((6, 17, 132, 1, 58, 47))
         if proto in (1, 58):
-            sport, dport = rng.choice((0, 3, 8, 13, 14, 128, 129, 133, 136, 200)), rng.randrange(4)
+            sport, dport = rng.choice((0, 3, 8, 13, 14, 128, 129, 133, 136, rng.randrange(256))), rng.randrange(256)
         elif proto == 47:
             sport = dport = None
         else:

@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.features import CONTEXT_INDEXES, F32, INDEX, unpack
+from engine.features import CONTEXT_INDEXES, F32, INDEX, NAMES, unpack
+from engine.flows.derived import derive
 from engine.normalize import complete
-from engine.sources.synthetic import START_NS, generate
+from engine.sources.synthetic import PROFILE, START_NS, flow_features, generate
 from ipc.event import FeaturedEvent
 
 N = 6_000
@@ -116,3 +117,75 @@ def test_memory_is_bounded() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 32 * 1024
+
+
+def separation(a: F32, b: F32) -> tuple[float, str]:
+    """Balanced accuracy of the best threshold on one feature between two kinds of flows, and the feature."""
+    found = []
+    for column, name in enumerate(NAMES):
+        x, y = a[:, column], b[:, column]
+        x, y = x[~np.isnan(x)], y[~np.isnan(y)]
+        if len(x) < len(a) / 2 or len(y) < len(b) / 2:
+            continue
+        for edge in np.unique(np.quantile(np.concatenate([x, y]), np.linspace(0, 1, 201))):
+            right = (np.mean(x > edge) + np.mean(y <= edge)) / 2
+            found.append((float(max(right, 1 - right)), name))
+    return max(found)
+
+
+@pytest.mark.parametrize(
+    ("benign", "attack", "at_most"),
+    [("backup", "upload", 0.87), ("monitor", "probe", 0.91), ("update", "beacon", 0.91), ("http", "http_flood", 0.85)],
+)
+def test_no_threshold_on_one_flow_feature_tells_a_look_alike_from_an_attack(
+    benign: str, attack: str, at_most: float
+) -> None:
+    rng, n = np.random.default_rng(1), 2_000
+    kinds = []
+    for name in (benign, attack):
+        rows, _ = flow_features(rng, np.full(n, PROFILE[name]))
+        derive(rows)
+        kinds.append(rows)
+    found, name = separation(*kinds)
+    assert 0.55 < found < at_most, name
+
+
+def test_no_threshold_tells_a_family_from_the_rest(events: list[FeaturedEvent]) -> None:
+    """With the context features, too: an attack takes more than one look."""
+    from engine.config import CIDRS_INTERNAL
+    from engine.context import Tracker
+    from engine.featurize import featurize
+
+    items = list(generate(20_000, seed=7))
+    rows = unpack([item.features for item in items])
+    featurize([item.event for item in items], rows, Tracker(CIDRS_INTERNAL))
+    family = np.array([item.event.family for item in items])
+    for name in sorted(set(family) - {"Normal"}):
+        found, feature = separation(rows[family == name], rows[family == "Normal"])
+        assert found < 0.997, (name, feature)
+
+
+def test_an_engine_alone_is_often_wrong(events: list[FeaturedEvent]) -> None:
+    """Verdicts overlap: scores of attacks and of everyday traffic cover each other."""
+    score = {False: [], True: []}  # type: ignore[var-annotated]
+    for item in generate(12_000, seed=3):
+        score[item.event.family == "Normal"].append(item.event.fast_score)
+    attacks, everyday = (np.sort(np.array(score[key])) for key in (False, True))
+    assert np.mean(attacks < everyday[int(0.98 * len(everyday))]) > 0.03
+    assert np.mean(everyday > attacks[int(0.02 * len(attacks))]) > 0.03
+
+
+def test_a_day_has_its_rhythm() -> None:
+    """Fewer flows at night and at the weekend."""
+    hour_ns = 3600 * 10**9
+
+    def workstation_flows_per_s(hours_later: int) -> float:
+        start_ns = START_NS + hours_later * hour_ns
+        times = [
+            item.event.ts for item in generate(1_200, seed=5, start_ns=start_ns)
+            if item.event.family == "Normal" and item.event.src_ip.startswith("10.1.")
+        ]  # fmt: skip
+        return len(times) / ((times[-1] - start_ns) / 1e9)
+
+    noon, night, saturday = (workstation_flows_per_s(hours) for hours in (5, 19, 5 * 24 + 5))
+    assert noon > 2 * night and noon > 1.5 * saturday

@@ -1,0 +1,105 @@
+"""The context of stored events: files in the order of time, late flows counted, memory bounded."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cli import feed
+from engine import facts
+from engine.config import CIDRS_INTERNAL
+from engine.context import Tracker
+from engine.features import CONTEXT_INDEXES, empty, unpack
+from engine.publish import Submission
+from engine.sources.synthetic import generate
+from ipc.event import Event, FeaturedEvent
+from tests.events import T0, S, make, write
+from tests.store_fixture import Store
+
+
+def stored_features(data_dir: Path, files: list[Path]) -> dict[str, bytes]:
+    """event_id -> features of what `flowkin ingest FILES` would store."""
+    with Store(data_dir) as store:
+        for batch in feed.batches(feed.parts(files, feed.How())):
+            store.publisher.publish([Submission(batch.format, batch.events, batch.rejects, lambda outcome: None)])
+        with store.catalog.read() as view:
+            heads = store.ids()
+            return {name: record.features for name, (_, record) in zip(heads, view.records(0, 1 << 40), strict=True)}
+
+
+@pytest.fixture
+def items() -> list[FeaturedEvent]:
+    found = list(generate(600, seed=11))
+    for item in found:
+        item.event.text = ""
+    return found
+
+
+def test_finished_files_are_taken_in_the_order_of_time(tmp_path: Path, items: list[FeaturedEvent]) -> None:
+    """Shuffled, or cut into files that interleave: the features of the file in order."""
+    order = np.random.default_rng(1).permutation(len(items))
+    files = {
+        "in_order": [write(tmp_path / "a.ndjson", items)],
+        "shuffled": [write(tmp_path / "b.ndjson", [items[i] for i in order])],
+        "interleaved": [write(tmp_path / f"c{k}.ndjson", items[k::3]) for k in range(3)],
+    }
+    found = {name: stored_features(tmp_path / name, paths) for name, paths in files.items()}
+    assert len(found["in_order"]) == len(items)
+    assert found["shuffled"] == found["in_order"] and found["interleaved"] == found["in_order"]
+    rows = unpack(list(found["in_order"].values()))[:, list(CONTEXT_INDEXES)]
+    assert np.isfinite(rows).mean() > 0.8
+
+
+def test_late_flows_are_counted_in_stats_and_the_count_survives(tmp_path: Path) -> None:
+    def told(store: Store) -> Any:
+        with store.catalog.read() as view:
+            return facts.stats(store.layout, view)["context"]
+
+    with Store(tmp_path / "data") as store:
+        assert told(store) == {"late": 0, "unplaced": 0}
+        store.publish([make(1, kind="flow", ts=T0 + 2_000 * S, ts_start=T0), make(2, kind="flow", ts=T0, ts_start=T0)])
+        assert told(store) == {"late": 1, "unplaced": 0}
+    with Store(tmp_path / "data") as store:
+        store.publish([make(3, kind="flow", ts=T0, ts_start=T0)])
+        assert told(store) == {"late": 2, "unplaced": 0}
+
+
+def test_ten_times_as_many_hosts_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = 400
+    for name, bound in (("CONTEXT_HOSTS_MAX", hosts), ("PAIRS_MAX", 2 * hosts)):
+        monkeypatch.setattr(f"engine.context.state.{name}", bound)
+    monkeypatch.setattr("engine.context.addresses.CONTEXT_HOSTS_MAX", hosts)
+    tracker, sizes, dumps, ts = Tracker(CIDRS_INTERNAL), [], [], T0
+    tracemalloc.start()
+    try:
+        for part in range(20):
+            for at in range(part * hosts, (part + 1) * hosts, 100):
+                events = []
+                for i in range(at, at + 100):
+                    ts += S // 10
+                    events.append(Event(event_id="e", source="s", ts=ts, ts_start=ts, src_ip=f"10.0.{i >> 8}.{i & 255}",
+                                        dst_ip=f"11.0.{i >> 8}.{i & 255}", dst_port=i % 1_000, proto=6))  # fmt: skip
+                overlay = tracker.overlay()
+                overlay.observe(events, empty(100))
+                tracker.merge(overlay)
+            dumps.append(len(tracker.dump()))
+            del events, overlay
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert len(tracker.sources) == len(tracker.targets) == hosts
+    assert max(dumps[10:]) < 1.1 * dumps[9] and max(sizes[10:]) < 1.1 * sizes[9]
+
+
+def test_a_tracker_without_overlays_forgets_the_bytes_of_long_ago() -> None:
+    """As in a reader, which follows for months."""
+    tracker, rows = Tracker(CIDRS_INTERNAL), empty(1)
+    rows[:] = 9.0
+    for second in range(0, 20_000, 2):
+        tracker.observe([make(0, kind="flow", ts=T0 + second * S, ts_start=T0).event], rows.copy())
+    (stream,) = tracker.streams.own.values()
+    assert len(stream.slices) <= 930 // 2 + 1
