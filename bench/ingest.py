@@ -16,7 +16,6 @@ import argparse
 import gc
 import gzip
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from bench.harness import MIB, Child, ChildSide, arguments, print_table, report
+from bench.harness import Child, ChildSide, arguments, print_table, report
 from engine.config import CIDRS_INTERNAL, load
 from engine.context import Tracker
 from engine.errors import BadRecordError
@@ -159,11 +158,13 @@ def one_run(stream: Stream, events: int, seed: int, store: bool) -> tuple[int, d
     items = stages.run("parse", lambda: parsed(stream, events, seed))
     items = stages.run("sort", lambda: sorted_events(items))
     items = stages.run("complete", lambda: completed(items))
+    gc.freeze()  # a real ingest does not hold a whole file: the collector must not go through it again and again
     tracker = TimedTracker(stages)
     for batch in batches(items, EVENTS_PER_MESSAGE_MAX):
         overlay = stages.run("context", tracker.overlay)
         stages.run("features", partial(features_of, batch, overlay))
         stages.run("context", partial(tracker.merge, overlay))
+    gc.unfreeze()
     if store:
         embed_and_write(stages, items)
     return len(items), dict(stages.seconds)
@@ -231,9 +232,10 @@ def by_batch(stream: Stream, args: argparse.Namespace) -> dict[str, float]:
 # ---- memory -------------------------------------------------------------------------------------------------------
 
 
-def rss_mib() -> float:
-    """Now, not at most: Linux's VmRSS."""
-    return round(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB, 1)
+def memory_mib(field: str) -> float:
+    """VmRSS: resident now; VmHWM: at most (ru_maxrss would be the parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith(field))
 
 
 def grown(parts: Iterator[int]) -> dict[str, Any]:
@@ -241,10 +243,10 @@ def grown(parts: Iterator[int]) -> dict[str, Any]:
     since_s, n, rss = time.process_time(), 0, []
     for events in parts:
         n += events
-        rss.append(rss_mib())
+        rss.append(memory_mib("VmRSS"))
     return {
         "events": n, "events_per_s": round(n / (time.process_time() - since_s)), "rss_mib": rss,
-        "rss_mib_max": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "rss_mib_max": memory_mib("VmHWM"),
     }  # fmt: skip
 
 
