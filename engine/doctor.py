@@ -175,7 +175,7 @@ def _sources(names: Names, counters: Counters, covered: dict[str, coverage.Cover
         if not c.events:
             continue
         if source not in covered:
-            yield Finding("note", f"source {source}", "what it fills is not counted yet; the next start counts it")
+            yield Finding("note", f"coverage of {source}", "what it fills is not counted yet; the next start counts it")
             continue
         filled, constant = covered[source].filled, covered[source].constant
         held = [f.name for f in FEATURES if constant[f.column]]
@@ -185,7 +185,7 @@ def _sources(names: Names, counters: Counters, covered: dict[str, coverage.Cover
         amiss = list(_amiss(formats.get(source, ""), c.events, filled, len(held)))
         if c.rejected > c.events:
             amiss.append(f"{c.rejected} records were rejected, more than stored; `flowkin dead_letters` shows them")
-        yield Finding("note" if amiss else "ok", f"source {source}", "; ".join([detail, *amiss]))
+        yield Finding("note" if amiss else "ok", f"coverage of {source}", "; ".join([detail, *amiss]))
 
 
 def _amiss(format_name: str, events: int, filled: NDArray[np.bool_], constant: int) -> Iterator[str]:
@@ -224,7 +224,7 @@ def _recounted(
         return  # a row file is not to be had: that is a finding already
     wrong = [s for s in sorted(covered) if s not in found or not covered[s].same(found[s])]
     for source in wrong:
-        yield Finding("note", f"source {source}", "its coverage is not what the row files hold; stats may mislead")
+        yield Finding("note", f"coverage of {source}", "its coverage is not what the row files hold; stats may mislead")
     if not wrong:
         yield Finding("ok", "coverage", f"of {len(covered)} sources is what the row files hold")
 

@@ -8,6 +8,7 @@ Always true
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from ipc.event import Event
 
 def featurize(events: Sequence[Event], features: F32, tracker: Tracker) -> None:
     """Fill float32 [n, 105] in place for events in order of arrival; the tracker moves on."""
-    ends = [[bool(a) and tracker.classify(a)[0] for a in (e.src_ip, e.dst_ip)] for e in events]
-    internal = np.array(ends, np.bool_).reshape(-1, 2)
-    derive(features, internal[:, 0], internal[:, 1])
+    leaves = [
+        float(tracker.classify(e.src_ip)[0] and not tracker.classify(e.dst_ip)[0]) if e.src_ip and e.dst_ip else nan
+        for e in events
+    ]
+    derive(features, np.array(leaves))
     tracker.observe(events, features)

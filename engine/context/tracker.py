@@ -104,7 +104,7 @@ class Tracker(State):
     ) -> Row:
         """The context features of one event, in order of OUTPUTS, those of CAPPED before they are cut to 1."""
         ts, src, dst, is_flow = e.ts, e.src_ip, e.dst_ip, e.kind == "flow"
-        if not src and not dst:
+        if not ts or (not src and not dst):  # without a time there is no window
             return NO_HISTORY + NO_SOURCE + NO_TARGET
         stream = self._stream((e.source, e.sensor), ts, is_flow)
         if stream is None:

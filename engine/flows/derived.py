@@ -22,11 +22,11 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)  # what is larger is a source's mi
 IDLE_US = 5_000_000.0  # a longer gap ends an active period
 
 
-def derive(features: F32, src_internal: Flags | None = None, dst_internal: Flags | None = None) -> None:
+def derive(features: F32, leaves: F64 | None = None) -> None:
     """Fill missing cells of float32 [n, 105], in place.
 
-    src_internal, dst_internal: bool [n], for data_exfiltration_indicators; without them it stays as it is.
-    """
+    leaves: [n], for data_exfiltration_indicators: 1 from an internal address to an external one, 0 otherwise, NaN where
+    an address is missing; without it the column stays as it is."""
     rows = features.astype(np.float64)
 
     def get(name: str) -> F64:
@@ -38,14 +38,15 @@ def derive(features: F32, src_internal: Flags | None = None, dst_internal: Flags
 
     with np.errstate(all="ignore"):
         _fill(get, fill)
-        if src_internal is not None and dst_internal is not None:
+        if leaves is not None:
             forward, backward = get("total_forward_bytes"), get("total_backward_bytes")
             share = forward / (forward + backward) * np.minimum(1.0, np.log10(1.0 + forward) / 8.0)
-            fill("data_exfiltration_indicators", np.where(src_internal & ~dst_internal, share, 0.0))
+            fill("data_exfiltration_indicators", np.where(leaves == 1.0, share, leaves))
     features[:] = rows
 
 
 def _fill(get: Callable[[str], F64], fill: Callable[[str, F64], None]) -> None:
+    _fill_short_sides(get, fill)
     seconds = get("flow_duration")
     n_forward, n_backward = get("total_forward_packets"), get("total_backward_packets")
     bytes_forward, bytes_backward = get("total_forward_bytes"), get("total_backward_bytes")
@@ -107,6 +108,19 @@ def _fill(get: Callable[[str], F64], fill: Callable[[str, F64], None]) -> None:
     fill("avg_packet_size", np.minimum(1.0, get("average_packet_size") / 1500.0))
     fill("temporal_consistency", np.where(gaps >= 2.0, np.maximum(0.0, 1.0 - gap_std / gap_mean), np.nan))
     fill("packet_size_consistency", np.where(n >= 2.0, np.maximum(0.0, 1.0 - std / mean), np.nan))
+
+
+def _fill_short_sides(get: Callable[[str], F64], fill: Callable[[str, F64], None]) -> None:
+    """A direction without packets has nothing; with one its largest, smallest and mean length are its bytes."""
+    for side in ("forward", "backward"):
+        n = get(f"total_{side}_packets")
+        nothing = np.where(n == 0.0, 0.0, np.nan)
+        for name in ("total_{}_bytes", "{}_header_length", "{}_psh_flags", "{}_urg_flags"):
+            fill(name.format(side), nothing)
+        only = np.where(n <= 1.0, get(f"total_{side}_bytes"), np.nan)
+        for stat in ("max", "min"):
+            fill(f"{side}_packet_length_{stat}", only)
+        fill(f"{side}_packet_length_std", only * 0.0)
 
 
 def _fill_both_directions(

@@ -337,11 +337,7 @@ class _Traffic:
         n = len(flows)
         kind = np.array([f.profile for f in flows], np.int64)
         rows, seconds = flow_features(rng, kind)
-        derive(
-            rows,
-            np.array([f.src.startswith("10.") for f in flows], np.bool_),
-            np.array([f.dst.startswith("10.") for f in flows], np.bool_),
-        )
+        derive(rows, np.array([float(f.src.startswith("10.") and not f.dst.startswith("10.")) for f in flows]))
         ports = rng.integers(32_768, 61_000, n).tolist()
         # Engines see the same suspicion, shifted for all of them, and each with an error of its own.
         seen = np.array([p.suspicion for p in PROFILES])[kind] + rng.normal(0.0, 0.6, n)

@@ -73,6 +73,13 @@ def test_an_alert_gets_context_and_counts_as_no_flow() -> None:
     assert tracker.dump() == state
 
 
+def test_an_event_without_a_time_has_no_context_and_changes_nothing() -> None:
+    tracker = Tracker(CIDRS_INTERNAL)
+    before = tracker.dump()
+    rows = observe(tracker, [flow(-T0 / S), flow(-T0 / S)])
+    assert np.isnan(rows[:, list(table.CONTEXT_INDEXES)]).all() and tracker.dump() == before
+
+
 def test_a_window_is_left_open_at_its_beginning() -> None:
     rows = observe(Tracker(CIDRS_INTERNAL), [flow(0), flow(30)])
     assert last(rows, "access_frequency") == pytest.approx(math.log2(2) / 10)

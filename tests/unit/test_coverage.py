@@ -105,7 +105,7 @@ def test_a_directory_from_before_the_counting_is_filled_in(tmp_path: Path) -> No
             rows = facts.stats(store.layout, view, ["a"])
         assert [s["features_filled"] for s in rows["sources"]] == [None, None]
         assert rows["features"] == {}
-    found = [f for f in doctor.run(store.layout) if f.object.startswith("source")]
+    found = [f for f in doctor.run(store.layout) if f.object.startswith("coverage of ")]
     assert [(f.severity, f.detail) for f in found] == [
         ("note", "what it fills is not counted yet; the next start counts it")
     ] * 2
@@ -140,13 +140,13 @@ def test_doctor_says_what_is_filled_and_compares_when_deep(tmp_path: Path) -> No
         bare = [FeaturedEvent(make(n, source="bare", src_ip="", dst_ip="", proto=None).event) for n in range(3)]
         store.publish(several(300) + bare)
     found = {f.object: f for f in doctor.run(store.layout, deep=True)}
-    assert found["source test"].severity == found["source bare"].severity == "ok"
-    assert found["source test"].detail.startswith("fills ")
-    assert "of 105 features (events: 300)" in found["source test"].detail
-    assert "of 105 features (events: 3)" in found["source bare"].detail
+    assert found["coverage of test"].severity == found["coverage of bare"].severity == "ok"
+    assert found["coverage of test"].detail.startswith("fills ")
+    assert "of 105 features (events: 300)" in found["coverage of test"].detail
+    assert "of 105 features (events: 3)" in found["coverage of bare"].detail
     assert found["coverage"].severity == "ok"
     flip(store.layout.row_file(0, 0), _offsets(ROWS)["features"] + 3)
-    wrong = [f.detail for f in doctor.run(store.layout, deep=True) if f.object == "source test"]
+    wrong = [f.detail for f in doctor.run(store.layout, deep=True) if f.object == "coverage of test"]
     assert wrong[1:] == ["its coverage is not what the row files hold; stats may mislead"]
 
 
@@ -171,8 +171,8 @@ def test_doctor_notes_a_source_that_is_mostly_refused_and_the_dead_letters(tmp_p
         store.publish([make(0)])
         store.publish([make(0, dst_port=port) for port in (1, 2)])
     found = {f.object: f for f in doctor.run(store.layout)}
-    assert "2 records were rejected, more than stored" in found["source test"].detail
-    assert found["source test"].severity == found["dead letters"].severity == "note"
+    assert "2 records were rejected, more than stored" in found["coverage of test"].detail
+    assert found["coverage of test"].severity == found["dead letters"].severity == "note"
     assert "2 of test: event '...' is stored with other content" in found["dead letters"].detail
 
 

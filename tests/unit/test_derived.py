@@ -92,9 +92,26 @@ def test_by_hand() -> None:
     assert f["network_activity"] == pytest.approx((np.log10(2) / 6 + np.log10(501) / 9) / 2)
 
 
-def test_exfiltration_needs_to_know_what_is_internal() -> None:
+def test_a_direction_without_packets_or_with_one_says_more() -> None:
     features = empty(3)
+    features[:, INDEX["total_forward_packets"]] = 1
+    features[:, INDEX["total_backward_packets"]] = [0, 1, 2]
+    features[:2, INDEX["total_forward_bytes"]] = 40
+    derive(features)
+    known = {name: features[:, INDEX[name]].tolist() for name in INDEX}
+    for name in ("total_backward_bytes", "backward_header_length", "backward_psh_flags", "backward_packet_length_max"):
+        assert known[name][0] == 0 and np.isnan(known[name][1:]).all(), name
+    for stat in ("max", "min", "mean"):
+        assert known[f"forward_packet_length_{stat}"][:2] == [40, 40]
+    assert known["forward_packet_length_std"][:2] == [0, 0]
+    assert known["packet_length_mean"][0] == known["maximum_packet_length"][0] == 40
+    assert np.isnan(features[2, INDEX["forward_packet_length_max"]])
+
+
+def test_exfiltration_needs_to_know_what_is_internal() -> None:
+    features = empty(4)
     features[:, INDEX["total_forward_bytes"]] = 999
     features[:, INDEX["total_backward_bytes"]] = 1
-    derive(features, np.array([True, True, False]), np.array([False, True, False]))
-    assert features[:, INDEX["data_exfiltration_indicators"]].tolist() == pytest.approx([0.999 * 3 / 8, 0, 0])
+    derive(features, np.array([1.0, 0.0, 0.0, np.nan]))
+    found = features[:, INDEX["data_exfiltration_indicators"]].tolist()
+    assert found == pytest.approx([0.999 * 3 / 8, 0, 0, np.nan], nan_ok=True)
