@@ -192,7 +192,7 @@ def _amiss(format_name: str, events: int, filled: NDArray[np.bool_], constant: i
     if events < JUDGED_EVENTS_MIN:
         return
     if not filled[list(CONTEXT_INDEXES)].any():
-        yield "no feature of its windows and histories: its events have no addresses, or come too late"
+        yield "no feature of its windows and histories: its events have no addresses or no time, or come too late"
     of_flow = [f for f in FEATURES if f.scope == "flow"]
     missing = [f.name for f in of_flow if not filled[f.column]]
     if format_name == "pcap" and len(missing) > len(of_flow) * (1 - CAPTURE_SHARE_MIN):

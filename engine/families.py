@@ -64,7 +64,7 @@ FAMILIES: tuple[Family, ...] = (
         "uploading attack, phf, web application attack"),
     Family("Exfiltration", "exfiltration", 60_000,
         "theft, data theft, data exfiltration, data exfil, exfil, data leak, keylogging, spy, warezclient, "
-        "warezmaster"),
+        "warezmaster, from malicious to malicious malware data exfiltration remcosrat"),
     Family("Ransomware", "ransomware", 60_000,
         "ransom, crypto ransomware, file encryption, wannacry, level2 ransomware, ransomware attack"),
     Family("DNSTunnel", "dns_tunnel", 60_000,
