@@ -184,7 +184,7 @@ def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
         source = how.source or name
         join = Join(base.join_pending_max)
         spec = base._replace(name=source, join=join)
-        ordered = _in_order(files) if name == "zeek" else files
+        ordered = _in_order(name, files, how)
         parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
         for one in sorted_by_time(parsed):
             yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects], one.actions)
@@ -198,13 +198,20 @@ def _say_passed_over(join: Join) -> None:
         sys.stderr.write(clean(f"records that are no events: {logs}") + "\n")
     if join.dropped:
         sys.stderr.write(f"text of {join.dropped:,} connections came too long before their flows and was dropped\n")
+    if join.unclaimed:
+        sys.stderr.write(f"text of {join.unclaimed:,} connections found no flow\n")
 
 
-def _in_order(files: list[Path]) -> list[Path]:
-    """Zeek's logs, the texts before the flows that they belong to."""
-    from engine.sources.zeek import order
+def _in_order(name: str, files: list[Path], how: How) -> list[Path]:
+    """Texts before the flows that they belong to: Zeek's logs by their kind, EVE's by their age."""
+    from engine.sources import eve, zeek
+    from engine.sources.times import zone
 
-    return sorted(files, key=lambda file: order(file, _head(file)))
+    if name == "zeek":
+        return sorted(files, key=lambda file: zeek.order(file, _head(file)))
+    if name == "eve" and len(files) > 1:
+        return sorted(files, key=lambda file: eve.order(_head(file), zone(how.timezone)))
+    return files
 
 
 def spec_of(how: How) -> SourceSpec:

@@ -58,7 +58,7 @@ class Adapter(ABC):
 
     format: ClassVar[str]
     binary: ClassVar[bool] = False  # True: not lines (pcap)
-    joins: ClassVar[bool] = False  # True: records wait for those of other files, and come out by `settle`
+    joins: ClassVar[bool] = False  # True: by spec.join, so that `settle` and `resume_offset` depend on other files, too
 
     def __init__(self, spec: SourceSpec) -> None:
         self.spec = spec

@@ -1,16 +1,18 @@
 """Suricata EVE JSON: flows and alerts become events; the text of dns, http, tls and fileinfo joins its flow.
 
 Always true
-  - A flow record comes last; what was said of its flow_id before waits for it, within JOIN_PENDING_MAX flows,
-    JOIN_BYTES_MAX of text and JOIN_LAG_BYTES_MAX of the log (its times are in no order; bytes also bound a replay).
-    A flow whose text is gone says so in extra.text_missing.
+  - A flow record comes last; what was said of its flow_id before, in this file or an older one, waits for it within
+    the bounds of engine/sources/join.py. A flow whose text is gone says so in extra.text_missing.
+  - Flow ids are a Suricata process's own, of 51 bits, nearly random. Where records name their sensor (`host`), it
+    belongs to the id, so that logs of several sensors may lie in one directory.
   - `resume_offset` is the first record that still waits, so that a restart joins the same text again.
   - Bytes in EVE count whole frames, not payload: they go to event.extra, and the byte features stay missing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from datetime import tzinfo
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -24,14 +26,12 @@ from engine.features import INDEX, empty, pack_rows
 from engine.flows.derived import derive
 from engine.normalize import TEXT_MAX, address
 from engine.sources.base import Parsed, SourceSpec
+from engine.sources.join import Join, Marks
 from engine.sources.lines import Line, LineAdapter, event_id
 from engine.sources.tcpflags import UNSEEN, give_absent
 from engine.sources.times import NS, iso_ns, zone
 from ipc.event import Classification, Decision, Event, FeaturedEvent, Verdict
 
-JOIN_PENDING_MAX = 65_536  # flows whose text waits
-JOIN_BYTES_MAX = 64 << 20
-JOIN_LAG_BYTES_MAX = 128 << 20
 ARRAY_BYTES_MAX = 64 << 20  # one JSON array instead of lines is held whole
 BLOCK_ROWS = 1_024
 
@@ -73,6 +73,7 @@ SIGNATURE_CLASSES = {
 }  # fmt: skip
 
 
+_TIMESTAMP = re.compile(rb'"timestamp"\s*:\s*"([^"]{1,64})"')
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
@@ -125,27 +126,20 @@ class Record(Struct):
     fileinfo: Any = None
 
 
-class Waiting(Struct):
-    """Text that waits for its flow. offset: of the first record of it."""
-
-    offset: int
-    words: list[str]
-    size: int
-
-
 class EveAdapter(LineAdapter):
     format = "eve"
+    joins = True
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
         self._zone = zone(spec.timezone)
         self._decode = Decoder(Record, strict=False).decode  # what a log went through may have put numbers in quotes
-        self._waiting: dict[int, Waiting] = {}  # by flow_id, oldest first
-        self._waiting_size = 0
+        self._join = spec.join if isinstance(spec.join, Join) else Join(spec.join_pending_max)
+        self._marks = Marks()  # texts that no flow has taken
         self._array: bytearray | None = None  # the file is one JSON array: its bytes so far
         self._array_checked = False
         self._array_read = False
-        self.ignored: Counter[str] = Counter()  # records by event_type, texts that found no flow
+        self.ignored = self._join.ignored  # records by event_type
 
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:
@@ -168,15 +162,12 @@ class EveAdapter(LineAdapter):
         if self._array is not None and not self._array_read:
             self._array_read = True
             self.read(self._elements(bytes(self._array), out), out)
-        self.ignored["text without a flow"] += len(self._waiting)
-        self._waiting, self._waiting_size = {}, 0
 
     @property
     def resume_offset(self) -> int:
-        if self._array is not None:
-            return len(self._array) if self._array_read else 0
-        own = super().resume_offset
-        return min(own, next(iter(self._waiting.values())).offset) if self._waiting else own
+        if self._array is not None:  # is read as a whole or not at all
+            return len(self._array) if self._array_read and not self._marks else 0
+        return next(iter(self._marks.values()), super().resume_offset)
 
     def read(self, lines: list[Line], out: Parsed) -> None:
         flows: list[tuple[FeaturedEvent, Record]] = []
@@ -200,7 +191,8 @@ class EveAdapter(LineAdapter):
             item = self._alert(record, record.alert, line)
             flows.append((item, record))
         elif kind in TEXT_KINDS and record.flow_id is not None:
-            self._wait(record, line)
+            if words := _words(record):
+                self._join.tell(_uid(record), words, self._marks, line.offset)
             return
         else:
             self.ignored[kind[:64]] += 1
@@ -212,15 +204,14 @@ class EveAdapter(LineAdapter):
         end = max(start, iso_ns(flow.end, self._zone)) if flow.end else start
         event = self._event("flow", record, line, start, end)
         event.extra = _frame_counts(flow)
-        waiting = self._waiting.pop(record.flow_id, None) if record.flow_id is not None else None
-        if waiting is not None:
-            self._waiting_size -= waiting.size
-            event.text = _joined(waiting.words)
+        self._join.advance(self._marks, line.offset)
+        words = self._join.take(_uid(record)) if record.flow_id is not None else []
+        if words:
+            event.text = _joined(words)
         elif record.app_proto in ("http", "tls"):  # there should have been a record of it
             event.extra["text_missing"] = 1.0
         if flow.alerted:
             event.extra["alerted"] = 1.0
-        self._let_go(line.offset)
         return FeaturedEvent(event, raw=line.record)
 
     def _alert(self, record: Record, alert: AlertPart, line: Line) -> FeaturedEvent:
@@ -265,35 +256,6 @@ class EveAdapter(LineAdapter):
             vlan=vlan if isinstance(vlan, int) and 0 <= vlan <= 4095 else None,
         )
 
-    def _wait(self, record: Record, line: Line) -> None:
-        assert record.flow_id is not None
-        words = _words(record)
-        size = sum(map(len, words)) + 64
-        waiting = self._waiting.get(record.flow_id)
-        if waiting is None:
-            self._waiting[record.flow_id] = Waiting(line.offset, words, size)
-        elif waiting.size + size <= 2 * TEXT_MAX:
-            waiting.words += [word for word in words if word not in waiting.words]
-            waiting.size += size
-        else:
-            size = 0
-        self._waiting_size += size
-        self._let_go(line.offset)
-
-    def _let_go(self, offset: int) -> None:
-        """Drop what waited too long or is too much, oldest first."""
-        while self._waiting:
-            flow_id, oldest = next(iter(self._waiting.items()))
-            if (
-                len(self._waiting) <= JOIN_PENDING_MAX
-                and self._waiting_size <= JOIN_BYTES_MAX
-                and offset - oldest.offset <= JOIN_LAG_BYTES_MAX
-            ):
-                return
-            del self._waiting[flow_id]
-            self._waiting_size -= oldest.size
-            self.ignored["text that waited too long"] += 1
-
     def _elements(self, data: bytes, out: Parsed) -> list[Line]:
         if len(data) > ARRAY_BYTES_MAX:
             reason = f"one JSON array of more than {ARRAY_BYTES_MAX} bytes; write lines"
@@ -312,6 +274,15 @@ class EveAdapter(LineAdapter):
             self._take(record, at, lines, out.rejects)
             at += len(record)
         return lines
+
+
+def order(head: bytes, local: tzinfo) -> int:
+    """How finished files are read, a flow's text before the flow: by the time of their first record."""
+    found = _TIMESTAMP.search(head)
+    try:
+        return iso_ns(found[1].decode("ascii", "replace"), local) if found else 0
+    except BadRecordError:
+        return 0
 
 
 def _give_features(items: list[tuple[FeaturedEvent, Record]]) -> None:
@@ -405,6 +376,12 @@ def _techniques(metadata: Any) -> list[str]:
 def _frame_counts(flow: FlowPart) -> dict[str, float]:
     both = (("frame_bytes_toserver", flow.bytes_toserver), ("frame_bytes_toclient", flow.bytes_toclient))
     return {name: float(count) for name, count in both if count is not None}
+
+
+def _uid(record: Record) -> str:
+    """Whose text it is, and which flow's."""
+    host = record.host
+    return f"{record.flow_id} {host[:128]}" if isinstance(host, str) else str(record.flow_id)
 
 
 def _words(record: Record) -> list[str]:

@@ -341,14 +341,13 @@ class Follower:
             self._strangers = {inode: what for inode, what in self._strangers.items() if inode in seen}
             batches += self._forget()
         ours = self._files.keys() if whole else self._files.keys() & {*directory.hot, *self._moving}
-        present = sorted((seen[i].mtime, seen[i].path, i) for i in ours if i in seen)
-        return [*sorted(i for i in ours if i not in seen), *(i for _, _, i in present)]
+        return [*sorted(i for i in ours if i not in seen), *sorted(ours & seen.keys(), key=lambda i: _age(seen[i]))]
 
     def _meet_all(self, root: int, entries: Iterable[Seen]) -> None:
         new = [e for e in entries if e.inode not in self._files and e.size]
         new = [e for e in new if self._strangers.get(e.inode) != (e.size, e.mtime)]
         room = 0
-        for entry in sorted(new, key=lambda e: (e.mtime, e.path)):
+        for entry in sorted(new, key=_age):
             room = room or self._make_room()
             if room <= 0:
                 self.behind = True
@@ -544,10 +543,17 @@ class Follower:
         if offset != state.offset:
             tail = "" if file.archive else _tail_print(file.before(offset))
         file.state = structs.replace(state, offset=offset, tail=tail, done_size=done_size)
+        if done_size:
+            file.adapter = None  # nothing of it is awaited, and thousands of archives are looked at each time
         return Batch(file.key, file.state, out)
 
     def _name(self, file: _File) -> str:
         return str(self._directory.root / file.state.path)
+
+
+def _age(entry: Seen) -> tuple[int, int, str]:
+    """The oldest first; in one tick of the file system a rotated file, whose name is longer, before the new one."""
+    return entry.mtime, -len(entry.path), entry.path
 
 
 def _begins_so(head: bytes, state: FileState) -> bool:

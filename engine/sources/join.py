@@ -1,15 +1,19 @@
-"""Flows and the text of them that other files hold, joined by the uid of their connection.
+"""Flows and the text of them that other records hold, here or in other files, joined by the uid of their connection.
 
 One Join is shared by all adapters of a Follower (`live`) or of one `flowkin ingest`, which reads texts before flows.
+Zeek's flows wait for their texts; EVE's need not (`take`): a flow record comes last, and older files are read first.
 
 Always true
-  - At most `pending_max` flows wait, and at most as many connections' texts, of JOIN_BYTES_MAX; beyond that the oldest
-    flow goes without its text, the oldest text is dropped and counted.
+  - At most `pending_max` flows wait, and at most as many connections' texts, of JOIN_BYTES_MAX and from the last
+    JOIN_LAG_BYTES_MAX of the logs that hold them; beyond that the oldest flow goes without its text, the oldest text is
+    dropped and counted.
   - A flow waits only while a text may still come. It goes when a text came and all files were read to their ends after
     the flow was (or half of what may wait does); when they were, and the logs that could hold its text do not exist or
     have gone LATE_NS beyond the flow's end; or after `wait_s`.
   - Offsets tell what a restart must read again. A file of flows says the earliest one that waits, a file of texts the
-    earliest text that no flow has taken.
+    earliest text that no flow has taken; also a file that was read to its end, renamed or compressed.
+  - Of a file that was cut and whose content nobody kept, the texts are in memory only: they join while this process
+    lives.
 
 Why nothing is lost or doubled when the process dies
   A text's mark is removed when its flow takes it, and that flow is in the batch that is being made. States are made
@@ -30,20 +34,23 @@ from engine.normalize import TEXT_MAX
 from ipc.event import FeaturedEvent
 
 JOIN_BYTES_MAX = 64 << 20
-JOIN_LAG_BYTES_MAX = (
-    128 << 20
-)  # of a log of texts between the first that waits and the last: what a restart reads again
+JOIN_LAG_BYTES_MAX = 128 << 20  # of logs of texts, between the first that waits and the last: a restart reads it again
 LATE_NS = 30_000_000_000  # a record is written so much later than its time, at most, where its log is busy
 
-Marks = dict[str, int]  # of one file of texts: uid -> offset of its first text that no flow has taken, in order
+
+class Marks(dict[str, int]):
+    """Of one file of texts: uid -> offset of its first text that no flow has taken, in order. at: its latest record."""
+
+    at = -1
 
 
 class Text(Struct):
-    """What was said of one connection. marks: of the files that said it."""
+    """What was said of one connection. marks: of the files that said it; since: Join._passed at its first record."""
 
     words: list[str]
     size: int
     marks: list[Marks]
+    since: int = 0
 
 
 class Waiting(Struct):
@@ -68,13 +75,14 @@ class Join:
         self._texts: dict[str, Text] = {}  # no flow has taken them; oldest first
         self._awaited: dict[str, Text] = {}  # of flows that wait
         self._size = 0
+        self._passed = 0  # bytes of all files of texts, from the first record of each
 
-    def tell(self, uid: str, words: Iterable[str], log: str, at: int, marks: Marks, offset: int) -> None:
-        """A text of that connection: at that time, in that log and place. marks: the file's own."""
-        self.newest[log] = max(at, self.newest.get(log, 0))
+    def tell(self, uid: str, words: Iterable[str], marks: Marks, offset: int) -> None:
+        """A text of that connection, in that place. marks: the file's own."""
+        self.advance(marks, offset)
         text = self._awaited.get(uid) or self._texts.get(uid)
         if text is None:
-            text = self._texts[uid] = Text([], 0, [])
+            text = self._texts[uid] = Text([], 0, [], self._passed)
         marks.setdefault(uid, offset)
         if not any(known is marks for known in text.marks):
             text.marks.append(marks)
@@ -84,21 +92,23 @@ class Join:
                 self._size += len(word[:2048])
                 text.size += len(word[:2048])
         while self._texts and (len(self._texts) > self.pending_max or self._size > JOIN_BYTES_MAX):
-            self._drop(next(iter(self._texts)))
-        while marks and offset - next(iter(marks.values())) > JOIN_LAG_BYTES_MAX:
-            first = next(iter(marks))
-            self._drop(first)
-            marks.pop(first, None)
+            self._drop_oldest()
 
-    def exists(self, log: str) -> None:
-        """There is such a log, whatever was read of it."""
-        self.newest.setdefault(log, 0)
+    def advance(self, marks: Marks, offset: int) -> None:
+        """A file of texts was read up to there: what has waited for too many bytes is dropped."""
+        self._passed += offset - marks.at if marks.at >= 0 else 0
+        marks.at = offset
+        while self._texts and self._passed - next(iter(self._texts.values())).since > JOIN_LAG_BYTES_MAX:
+            self._drop_oldest()
 
-    def _drop(self, uid: str) -> None:
-        text = self._texts.pop(uid, None)
-        if text is not None:
-            self.dropped += 1
-            self._taken(uid, text)
+    def exists(self, log: str, at: int = 0) -> None:
+        """There is such a log, and it has come to that time."""
+        self.newest[log] = max(at, self.newest.get(log, 0))
+
+    def _drop_oldest(self) -> None:
+        uid = next(iter(self._texts))
+        self._taken(uid, self._texts.pop(uid))
+        self.dropped += 1
 
     def _taken(self, uid: str, text: Text) -> None:
         self._size -= text.size
@@ -139,6 +149,11 @@ class Join:
             return True
         late = waiting.end + LATE_NS
         return caught_up and all(self.newest.get(log, late + 1) > late for log in waiting.logs)
+
+    @property
+    def unclaimed(self) -> int:
+        """Connections with a text that no flow has taken so far."""
+        return len(self._texts)
 
     @property
     def flows_full(self) -> bool:

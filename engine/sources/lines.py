@@ -76,6 +76,7 @@ class LineAdapter(Adapter):
             self._take(b"".join(self._tail), self._line_offset, last, out.rejects)
         self._line_offset += self._tail_size
         self._tail, self._tail_size, self._too_long = [], 0, False
+        self._seen, self._seen_before = {}, {}  # no line comes after it, and what waits in a file may stay for long
         if last:
             self.read(last, out)
         self.end(out)

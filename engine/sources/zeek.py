@@ -126,7 +126,7 @@ class ZeekAdapter(LineAdapter):
         self._meta: dict[str, str] = {}  # the header under way
         self._header: Header | None = None
         self._waiting: dict[int, Waiting] = {}  # flows, by offset, in order
-        self._marks: Marks = {}  # texts that no flow has taken
+        self._marks = Marks()  # texts that no flow has taken
         self.ignored = self._join.ignored
 
     @classmethod
@@ -308,7 +308,8 @@ class ZeekAdapter(LineAdapter):
             self.ignored[f"{log} without uid"] += 1
             return
         texts = [_text([words_of(word)], is_table) for word in words if word is not None]
-        self._join.tell(words_of(uid), texts, log, stamp_ns(ts, self._zone), self._marks, offset)
+        self._join.exists(log, stamp_ns(ts, self._zone))
+        self._join.tell(words_of(uid), texts, self._marks, offset)
 
     def _event(
         self, kind: Any, line: Line, start: int, end: int,

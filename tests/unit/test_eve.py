@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
+from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cli import feed
 from engine.features import INDEX, unpack
 from engine.limits import RECORD_BYTES_MAX
 from engine.normalize import complete
-from engine.sources import eve
+from engine.sources import eve, join
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.eve import EveAdapter, Record, completion, family_of, protocol
+from engine.sources.join import Join
 from ipc.event import FeaturedEvent
 from tests.data import content, shared
 
@@ -92,14 +97,65 @@ def test_an_alert() -> None:
 
 
 def test_waiting_text_is_bounded_and_sets_the_low_water_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eve, "JOIN_PENDING_MAX", 2)
-    adapter = EveAdapter(SourceSpec("t", "eve.json"))
-    data = lines(*({**HTTP, "flow_id": i} for i in range(4)))
-    size = len(lines(HTTP))
-    adapter.feed(data, 0)
-    assert adapter.resume_offset == 2 * size and adapter.ignored["text that waited too long"] == 2
-    adapter.feed(lines({**FLOW, "flow_id": 2}), len(data))
+    shared_join = Join(pending_max=2)
+    for spec in (SourceSpec("t", "eve.json", join=shared_join), SourceSpec("t", "eve.json", join_pending_max=2)):
+        adapter = EveAdapter(spec)
+        data = lines(*({**HTTP, "flow_id": i} for i in range(4)))
+        size = len(lines(HTTP))
+        adapter.feed(data, 0)
+        assert adapter.resume_offset == 2 * size
+        adapter.feed(lines({**FLOW, "flow_id": 2}), len(data))
+        assert adapter.resume_offset == 3 * size
+    assert (shared_join.dropped, shared_join.unclaimed) == (2, 1)
+    flow = lines({**FLOW, "flow_id": 9})
+    monkeypatch.setattr(join, "JOIN_LAG_BYTES_MAX", size + 2 * len(flow))
+    adapter.feed(flow * 2, len(data) + len(flow))  # the last begins just so far behind the text
     assert adapter.resume_offset == 3 * size
+    adapter.feed(flow, len(data) + 3 * len(flow))
+    assert adapter.resume_offset == len(data) + 4 * len(flow)
+
+
+def test_text_of_one_file_joins_a_flow_of_the_next() -> None:
+    """One join for both, as after a rotation; each says for itself where a restart must begin."""
+    shared_join = Join(live=True)
+    old, new = (EveAdapter(SourceSpec("t", name, join=shared_join)) for name in ("eve.json.1", "eve.json"))
+    other = {**HTTP, "flow_id": 8, "http": {"url": "/other"}}
+    old.feed(data := lines(ALERT, HTTP, other), 0)
+    assert old.finish() == Parsed([], []) and old.resume_offset == len(lines(ALERT))
+    more = new.feed(lines({**HTTP, "http": {"url": "/more"}}, FLOW, {**FLOW, "flow_id": 9}), 0)
+    assert [item.event.text for item in more.events] == ["evil.example | /a?b | curl | /more", ""]
+    assert [item.event.extra.get("text_missing") for item in more.events] == [None, 1.0]
+    assert old.resume_offset == len(lines(ALERT, HTTP)) and new.resume_offset > len(lines(HTTP))
+    (item,) = new.feed(lines({**FLOW, "flow_id": 8}), new.resume_offset).events
+    assert item.event.text == "/other" and old.resume_offset == len(data)
+
+
+def test_equal_flow_ids_of_two_sensors_are_two_flows() -> None:
+    a, b = {"host": "a"}, {"host": "b"}
+    got = read(lines({**HTTP, **a}, {**HTTP, **b, "http": {"url": "/b"}}, {**FLOW, **b}, {**FLOW, **a}))
+    assert [item.event.text for item in got.events] == ["/b", "evil.example | /a?b | curl"]
+    (item,) = read(lines({**HTTP, "host": {"name": "as Filebeat has it"}}, {**FLOW, "host": ["x"]})).events
+    assert item.event.text == "evil.example | /a?b | curl"
+
+
+@pytest.mark.parametrize("names", [("eve.json.2.gz", "eve.json.1", "eve.json"), ("a", "b", "c"), ("c", "b", "a")])
+def test_rotated_files_are_read_oldest_first_whatever_they_are_called(
+    names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(names):
+        at = {"timestamp": f"2021-06-06T1{i}:00:00.000000+0200"}
+        text = {**HTTP, **at, "flow_id": i, "http": {"url": f"/{i}"}}
+        data = lines({**at, "event_type": "stats"}, text, {**FLOW, **at, "flow_id": i - 1, "src_port": i})
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    items = [item for part in feed.parts([tmp_path], feed.How()) for item in part.events]
+    assert {item.event.src_port: item.event.text for item in items} == {0: "", 1: "/0", 2: "/1"}
+    said = "records that are no events: 3 of stats\ntext of 1 connections found no flow\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_first_record_without_a_time_comes_first() -> None:
+    assert eve.order(b"", UTC) == eve.order(b'{"timestamp": "x"}', UTC) == eve.order(b'{"timestamp":"\xff"}', UTC) == 0
+    assert eve.order(b'{"timestamp":"2021-06-06T14:00:10"}', UTC) == 1_622_988_010_000_000_000
 
 
 def test_a_restart_from_the_low_water_mark_joins_the_same_text() -> None:
@@ -259,6 +315,12 @@ def test_one_array_instead_of_lines() -> None:
         assert [item.event.kind for item in got.events] == ["flow", "alert"] and len(got.rejects) == 1
         assert got.events[0].event.text and data[got.rejects[0].offset :].startswith(b"{")
         assert adapter.finish() == Parsed([], []) and adapter.resume_offset == len(data)
+        shared_join = Join()
+        adapter = EveAdapter(SourceSpec("t", join=shared_join))
+        adapter.feed(data.replace(b'"flow_id": 7', b'"flow_id": 6', 1), 0)
+        adapter.finish()
+        assert adapter.resume_offset == 0 and shared_join.take("6")  # an array cannot be read from its middle
+        assert adapter.resume_offset == len(data)
     assert read(b"[1, 2").rejects[0].reason.startswith("not a JSON array")
 
 

@@ -320,6 +320,101 @@ def test_text_that_waits_is_joined_over_a_restart_and_a_rotation(watch: Watch, l
     assert watch.states[next(iter(watch.states))].offset == log.with_name("eve.json.1").stat().st_size
 
 
+class Joined(Watch):
+    """An EVE log in a directory; texts by source port."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, format="eve")
+        self.texts: dict[int, str] = {}
+
+    def take(self, batches: list[Batch]) -> None:
+        super().take(batches)
+        for item in (item for batch in batches for item in batch.parsed.events if item.event.kind == "flow"):
+            self.texts.setdefault(item.event.src_port or 0, item.event.text)
+
+    def offsets(self) -> list[tuple[int, bool]]:
+        """Of the files in the order in which they came; is it done?"""
+        return [(state.offset, bool(state.done_size)) for state in self.states.values()]
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Iterator[Joined]:
+    made = Joined(tmp_path)
+    yield made
+    made.follower.close()
+
+
+def said(i: int) -> bytes:
+    return eve_lines({**HTTP, "flow_id": i, "http": {"url": f"/{i}"}})
+
+
+def flow(i: int) -> bytes:
+    return eve_lines({**FLOW, "flow_id": i, "src_port": i})
+
+
+@pytest.mark.parametrize("then", ["at once", "let go", "killed"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_rotated_log_keeps_its_place_until_its_last_text_is_taken(
+    joined: Joined, log: Path, then: str, packed: bool
+) -> None:
+    append(log, flow(1) * 3 + said(2) + flow(3) + said(4))
+    joined.poll()
+    waits, size = len(flow(1) * 3), log.stat().st_size
+    old = log.with_name("eve.json.1.gz" if packed else "eve.json.1")
+    log.rename(old)
+    if packed:
+        data = old.read_bytes()
+        old.unlink()  # another inode, as gzip has it
+        old.write_bytes(gzip.compress(data))
+        os.utime(old, (1_000_000, 1_000_000))
+    append(log, said(5))
+    for flow_id, rest in ((2, waits + len(said(2) + flow(3))), (4, size)):
+        for _ in range(QUIET_POLLS + 3 if then == "let go" else 1):
+            joined.poll()
+        assert joined.offsets() == [(waits, False), (0, False)]
+        if then == "killed":
+            joined.restart()
+        append(log, flow(flow_id))
+        joined.poll()
+        waits = rest
+    assert joined.offsets()[0][0] == size
+    append(log, flow(5))
+    for _ in range(QUIET_POLLS + 3):
+        joined.poll()
+    assert joined.offsets() == [(size, packed), (log.stat().st_size, False)]
+    assert joined.texts == {1: "", 2: "/2", 3: "", 4: "/4", 5: "/5"} and not joined.rejects
+    joined.restart()
+    assert joined.follower.poll() == []
+
+
+def test_text_of_a_log_that_was_cut_joins_while_the_process_lives(joined: Joined, log: Path) -> None:
+    """And nobody kept a copy. What is said of the new content is of the new content."""
+    append(log, flow(1) + said(2) + said(3))
+    joined.poll()
+    os.truncate(log, 0)
+    append(log, said(4) + flow(2))
+    joined.poll()
+    assert joined.texts == {1: "", 2: "/2"}
+    assert joined.offsets() == [(len(flow(1)), False), (0, False)]
+    append(log, flow(4))
+    joined.poll()
+    assert joined.offsets() == [(len(flow(1)), False), (log.stat().st_size, False)]
+    joined.restart()
+    append(log, flow(3))
+    joined.poll()
+    assert joined.texts == {1: "", 2: "/2", 4: "/4", 3: ""} and not joined.repeats
+
+
+def test_files_of_one_tick_are_read_oldest_first(joined: Joined, log: Path) -> None:
+    """Where the file system's clock is coarse, the name says which was rotated."""
+    append(log.with_name("eve.json.1"), said(1))
+    append(log, flow(1))
+    for path in (log, log.with_name("eve.json.1")):
+        os.utime(path, (1_000_000, 1_000_000))
+    joined.poll()
+    assert joined.texts == {1: "/1"}
+
+
 def test_a_missing_directory_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         Follower(tmp_path / "none" / "eve.json", SourceSpec("s")).poll()
