@@ -83,20 +83,22 @@ class Join:
         text = self._awaited.get(uid) or self._texts.get(uid)
         if text is None:
             text = self._texts[uid] = Text([], 0, [], self._passed)
-        marks.setdefault(uid, offset)
-        if not any(known is marks for known in text.marks):
+        if uid not in marks:
+            marks[uid] = offset
             text.marks.append(marks)
         for word in words:
+            word = word[:2048]
             if word and word not in text.words and text.size < TEXT_MAX and self._size < 2 * JOIN_BYTES_MAX:
-                text.words.append(word[:2048])
-                self._size += len(word[:2048])
-                text.size += len(word[:2048])
+                text.words.append(word)
+                self._size += len(word)
+                text.size += len(word)
         while self._texts and (len(self._texts) > self.pending_max or self._size > JOIN_BYTES_MAX):
             self._drop_oldest()
 
     def advance(self, marks: Marks, offset: int) -> None:
         """A file of texts was read up to there: what has waited for too many bytes is dropped."""
-        self._passed += offset - marks.at if marks.at >= 0 else 0
+        if marks.at >= 0:
+            self._passed += offset - marks.at
         marks.at = offset
         while self._texts and self._passed - next(iter(self._texts.values())).since > JOIN_LAG_BYTES_MAX:
             self._drop_oldest()
