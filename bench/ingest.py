@@ -71,6 +71,9 @@ def streams(events: int, seed: int) -> Iterator[tuple[str, Stream]]:
         "cic": ("cicflow", [SHARED / "cicids2017_improved" / "cicids2017_improved_dev.csv.gz"]),
         "eve": ("eve", sorted((SHARED / "eve_generated").rglob("*.json.gz"))),
         "pcap": ("pcap", [SHARED / name for name in CAPTURES]),
+        "zeek": ("zeek", sorted((SHARED / "zeek_stratosphere").glob("*conn*"))),
+        "binetflow": ("binetflow", sorted((SHARED / "argus_binetflow").glob("*.gz"))),
+        "netflow": ("netflow", sorted((SHARED / "nf_bot_iot_v2").glob("*.gz"))),
     }
     for name, (format_name, paths) in sources.items():
         files = [content(path) for path in paths if path.exists()]
