@@ -282,5 +282,5 @@ class Intake:
         out = adapter.feed(bytes(piece.data), piece.offset) if piece.data else Parsed([], [])
         if piece.last:
             rest = self._adapters.pop(piece.connection).finish()
-            out = Parsed(out.events + rest.events, out.rejects + rest.rejects)
+            out = Parsed(out.events + rest.events, out.rejects + rest.rejects, out.actions + rest.actions)
         return out

@@ -106,6 +106,14 @@ def test_cuts_between_writes_change_nothing(cuts: list[int]) -> None:
     assert out == whole and len(whole.events) == 4 and len(whole.rejects) == 3
 
 
+def test_actions_come_with_the_last_piece_too() -> None:
+    row = b"1700000000000,10.0.0.1,10.0.0.2,ddos,BLOCK,0.9,\n"
+    intake = Intake(SourceSpec("t", "sock"), "argus-firewall")
+    first = intake.parse(Piece(1, 0, bytearray(row), 1, False))
+    last = intake.parse(Piece(1, len(row), bytearray(2 * row.rstrip(b"\n") + b"\n" + row + row[:-1]), 3, True))
+    assert [len(part.actions) for part in (first, last)] == [1, 2] and len(last.rejects) == 1
+
+
 def test_a_line_that_is_too_long_is_one_reject_and_costs_its_beginning_only(begin: Begin) -> None:
     listener = begin()
     long = b"x" * (3 * RECORD_BYTES_MAX)
