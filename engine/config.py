@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, SourceError
 from engine.limits import COMMIT_EVENTS_MAX, ROW_FILE_ROWS, ROW_FILE_ROWS_MIN
 
 ENV_PREFIX = "FLOWKIN_"
@@ -163,6 +163,9 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"network.internal: {e}") from e
         if self.ingest.save_events > self.ingest.commit_events:
             raise ValueError("ingest.save_events must not be above ingest.commit_events")
+        if self.sources:
+            from engine.sources import MODULES
+            from engine.sources.times import zone
         for name, source in self.sources.items():
             if "/" in name or not 0 < len(name) <= 128:
                 raise ValueError(f"sources.{name}: a source's name has 1 to 128 characters and no '/'")
@@ -170,6 +173,12 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"sources.{name}: needs either path or listen")
             if source.listen and source.format == "auto":
                 raise ValueError(f"sources.{name}: listen needs a format, such as eve")
+            if source.format not in ("auto", *MODULES):
+                raise ValueError(f"sources.{name}: no format {source.format!r}; there are auto, {', '.join(MODULES)}")
+            try:
+                zone(source.timezone)
+            except SourceError as e:
+                raise ValueError(f"sources.{name}: {e}") from e
             if ".." in Path(source.listen).parts:
                 raise ValueError(f"sources.{name}: listen has no '..'; it is absolute, or beneath DATA_DIR/run")
 

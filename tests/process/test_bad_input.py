@@ -124,6 +124,8 @@ def test_a_bad_setting_is_named(tmp_path: Path) -> None:
         ("[readers]\ncuont = 2\n", "cuont"),
         ("not toml", "is not TOML"),
         ('[sources.x]\nformat = "eve"\n', "path"),
+        ('[sources.x]\npath = "/x"\nformat = "tea"\n', "no format 'tea'"),
+        ('[sources.x]\npath = "/x"\ntimezone = "Mars/Phobos"\n', "timezone 'Mars/Phobos' is not known"),
         ("[store]\nrow_file_rows = 5\n", "row_file_rows"),
     ):
         config.write_text(text)
