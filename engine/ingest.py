@@ -344,7 +344,8 @@ class IngestWorker:
                     log.error("source %s: %s; looking again every %d ms", name, e, source.poll_ms)
             for batch in batches:
                 state = b"" if batch.state is None else msgspec.msgpack.encode(batch.state)
-                await self._store(name, source.format, batch.parsed, {f"{name}\0{batch.key}".encode(): state})
+                format_name = batch.format or source.format
+                await self._store(name, format_name, batch.parsed, {f"{name}\0{batch.key}".encode(): state})
                 self.lag.stored(name, batch)
             if not follower.behind:
                 await asyncio.sleep(source.poll_ms / 1000)

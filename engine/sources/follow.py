@@ -70,11 +70,13 @@ class FileState(Struct, frozen=True, omit_defaults=True):
 
 
 class Batch(NamedTuple):
-    """New events of one file. Store `state` under `key` in the commit that stores them; None: forget the key."""
+    """New events of one file. Store `state` under `key` in the commit that stores them; None: forget the key. format:
+    that of the adapter that read it; "": none did."""
 
     key: str
     state: FileState | None
     parsed: Parsed
+    format: str = ""
 
 
 class Reading(NamedTuple):
@@ -446,7 +448,7 @@ class Follower:
         """The inode is gone or holds another file now; ours may live on under another one."""
         file = self._files.pop(inode)
         if file.adapter is not None and (released := file.adapter.release()).events:
-            self._left.append(Batch(file.key, file.state, released))
+            self._left.append(Batch(file.key, file.state, released, file.adapter.format))
         self._stored[file.key] = file.state
         self._strangers.clear()  # one of them may continue it
         self._directory.walk_next()
@@ -543,9 +545,10 @@ class Follower:
         if offset != state.offset:
             tail = "" if file.archive else _tail_print(file.before(offset))
         file.state = structs.replace(state, offset=offset, tail=tail, done_size=done_size)
+        read_by = file.adapter.format if file.adapter is not None else ""
         if done_size:
             file.adapter = None  # nothing of it is awaited, and thousands of archives are looked at each time
-        return Batch(file.key, file.state, out)
+        return Batch(file.key, file.state, out, read_by)
 
     def _name(self, file: _File) -> str:
         return str(self._directory.root / file.state.path)

@@ -551,3 +551,12 @@ def test_how_far_each_file_is(tmp_path: Path) -> None:
     assert (lags["a.json"].offset, lags["a.json"].size) == (size, size + 10)  # the line under way
     assert lags["b.json.gz"].done and lags["b.json.gz"].offset == len(lines(100, 110))
     watch.follower.close()
+
+
+def test_a_batch_says_which_adapter_read_it(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(eve_lines(ALERT))
+    (tmp_path / "b.ndjson").write_bytes(lines(0, 2))
+    follower = Follower(tmp_path, SourceSpec("s"), "auto")
+    formats = {batch.state.path: batch.format for batch in follower.poll() if batch.state is not None}
+    follower.close()
+    assert formats == {"a.json": "eve", "b.ndjson": "ndjson"}
