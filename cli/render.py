@@ -688,7 +688,7 @@ class Out:
             [
                 Span(row["name"], BOLD), row["format"], count(row["events"]), count(row["duplicates"]),
                 Span(count(row["rejected"]), WARN if row["rejected"] else ""), _coverage(row),
-                number(row["coverage_mean"], 1), _part(row["missing_share"]), _part(row["constant_share"]),
+                number(row["coverage_mean"], 1), _part(row.get("missing_share")), _part(row.get("constant_share")),
             ]
             for row in sources
         ]  # fmt: skip
@@ -712,7 +712,7 @@ class Out:
         groups = [
             [row["name"], ", ".join(f"{name} {n}/{of}" for name, (n, of) in row["groups"].items())]
             for row in sources
-            if row["groups"]
+            if row.get("groups")  # an older engine says nothing of them
         ]
         self.to.table([Column("", keep=True), Column("")], groups, indent=2)
 
@@ -909,7 +909,8 @@ def _fact(name: str, value: Any) -> Cell:
 
 def _coverage(row: Mapping[str, Any]) -> str:
     """11/105"""
-    return f"{'-' if row['features_filled'] is None else row['features_filled']}/{row['coverage_of']}"
+    filled = row.get("features_filled")  # an older engine does not say
+    return f"{'-' if filled is None else filled}/{row['coverage_of']}"
 
 
 def _part(value: float | None) -> str:

@@ -281,6 +281,5 @@ class Intake:
             adapter = self._adapters[piece.connection] = self._adapter(self._spec)
         out = adapter.feed(bytes(piece.data), piece.offset) if piece.data else Parsed([], [])
         if piece.last:
-            rest = self._adapters.pop(piece.connection).finish()
-            out = Parsed(out.events + rest.events, out.rejects + rest.rejects, out.actions + rest.actions)
+            out.add(self._adapters.pop(piece.connection).finish())
         return out

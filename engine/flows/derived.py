@@ -18,6 +18,7 @@ from engine.features import F32, INDEX
 F64 = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 TCP = 6.0
+DURATION_US_MAX = 1e15  # 31 years: a source that says more is mistaken
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # what is larger is a source's mistake multiplied, and stays missing
 IDLE_US = 5_000_000.0  # a longer gap ends an active period
 

@@ -204,8 +204,8 @@ def _virtual(w: Work, rows: I64, kind: Tunnel) -> I64:
 def _teredo(w: Work, rows: I64) -> I64:
     """Authentication and origin may come before an IPv6 packet that fills the rest to its last byte."""
     words = np.full(len(rows), Tunnel.TEREDO << KIND_SHIFT, np.int64)
-    signed = w.u16(w.l3[rows]) == 1
-    w.l3[rows] += np.where(signed, 13 + w.read("u1", w.l3[rows] + 2) + w.read("u1", w.l3[rows] + 3).astype(np.int64), 0)
+    signed, sizes = w.u16(w.l3[rows]) == 1, w.read("2u1", w.l3[rows] + 2)
+    w.l3[rows] += np.where(signed, 13 + sizes.astype(np.int64).sum(1), 0)
     rows = w.fits(rows, w.l3, 2, LINK_CUT)
     w.l3[rows] += np.where(w.u16(w.l3[rows]) == 0, 8, 0)
     rows = w.fits(rows, w.l3, 40, LINK_CUT)

@@ -23,7 +23,7 @@ import numpy as np
 from engine.errors import BadRecordError
 from engine.families import FAMILIES, NORMAL, UNKNOWN, canonical, key
 from engine.features import INDEX, NAMES, empty, pack
-from engine.flows.derived import F64, IDLE_US, derive
+from engine.flows.derived import DURATION_US_MAX, F64, FLOAT32_MAX, IDLE_US, derive
 from engine.normalize import ICMP, ICMP6, MISSING_SENTINEL, address, score
 from engine.sources.base import Parsed
 from engine.sources.eve import protocol
@@ -35,7 +35,6 @@ COLUMN_COUNT = 127
 SNIFF_LINES = 8
 TS_NS_MAX = (1 << 63) - 1
 SENTINEL = str(int(MISSING_SENTINEL))
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 HMAC_MISMATCH = "its HMAC does not match"
 
 # Columns 0 to 13.
@@ -154,7 +153,8 @@ def featured(numbers: F64, protocols: list[int | None]) -> Any:
         column = dict(zip(COLUMNS, numbers.T, strict=True))
         for name in MEASURED:
             column[name] = np.where(column[name] >= 0.0, column[name], np.nan)
-        column["flow_duration"] = column["flow_duration"] / 1e6
+        us = column["flow_duration"]
+        column["flow_duration"] = np.where(us <= DURATION_US_MAX, us / 1e6, np.nan)
         # The mean of nothing is missing, not 0.
         forward, backward = column["total_forward_packets"], column["total_backward_packets"]
         for side, n in (("flow", forward + backward), ("forward", forward), ("backward", backward)):

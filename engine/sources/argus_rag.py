@@ -22,9 +22,9 @@ from msgspec.json import Decoder
 from engine.errors import BadRecordError
 from engine.families import canonical
 from engine.features import INDEX, empty, pack
-from engine.flows.derived import derive
+from engine.flows.derived import DURATION_US_MAX, FLOAT32_MAX, derive
 from engine.normalize import TEXT_MAX, address, score
-from engine.sources.argus import FLOAT32_MAX, THREATS, judged
+from engine.sources.argus import THREATS, judged
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.eve import protocol
 from engine.sources.lines import BOM, Line, LineAdapter, event_id
@@ -193,7 +193,7 @@ class ArgusRagAdapter(LineAdapter):
         spec, said, network = self.spec, record.detection, record.network
         ends = network.five_tuple
         ts = self._time(said.detection_timestamp, record.rag_metadata.logged_at)
-        duration_us = _measured(network.flow.duration_us)
+        duration_us = _duration_us(network)
         node = "/".join(filter(None, (record.rag_metadata.deployment_id, record.rag_metadata.node_id)))
         sensor = spec.sensor or node[:SENSOR_MAX]
         for port in (ends.src_port, ends.dst_port):
@@ -285,7 +285,7 @@ def _numbers(record: Record, proto: int | None) -> dict[str, float]:
     network, given = record.network, record.features
     stats, flags, timing = given.basic_stats, given.tcp_flags, given.timing
     forward, backward = _measured(stats.forward_packets), _measured(stats.backward_packets)
-    duration_us = _measured(network.flow.duration_us)
+    duration_us = _duration_us(network)
     both = None if forward is None or backward is None else forward + backward
     found = {
         "protocol_number": None if proto is None else float(proto),
@@ -314,6 +314,12 @@ def _numbers(record: Record, proto: int | None) -> dict[str, float]:
 def _measured(value: Number) -> Number:
     """A count, size or time; None where there is none (they cannot be negative)."""
     return value if value is not None and 0.0 <= value <= FLOAT32_MAX else None
+
+
+def _duration_us(network: Network) -> Number:
+    """None where it cannot be one."""
+    value = _measured(network.flow.duration_us)
+    return value if value is not None and value <= DURATION_US_MAX else None
 
 
 def _gap(value: Number, packets: Number) -> Number:

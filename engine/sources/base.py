@@ -52,6 +52,12 @@ class Parsed(Struct):
     rejects: list[Reject]
     actions: list[FirewallAction] = []  # what was done about events, here or elsewhere (engine/actions.py)
 
+    def add(self, more: Parsed) -> None:
+        """What came after it."""
+        self.events += more.events
+        self.rejects += more.rejects
+        self.actions += more.actions
+
 
 class Adapter(ABC):
     """One format. Subclasses set `format` and implement the rest; engine/sources/__init__.py lists them."""

@@ -214,18 +214,12 @@ class _File:
                 self.adapter.skip(counted, self.position)
             self.position += len(counted)
         if data:
-            _add(out, self.adapter.feed(data, self.position))
+            out.add(self.adapter.feed(data, self.position))
             self.position += len(data)
 
     def finish(self, out: Parsed) -> None:
         if self.adapter is not None:
-            _add(out, self.adapter.finish())
-
-
-def _add(out: Parsed, more: Parsed) -> None:
-    out.events.extend(more.events)
-    out.rejects.extend(more.rejects)
-    out.actions.extend(more.actions)
+            out.add(self.adapter.finish())
 
 
 def _from(stream: Iterator[bytes], offset: int) -> Iterator[bytes]:

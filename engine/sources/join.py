@@ -11,7 +11,9 @@ Always true
     the flow was (or half of what may wait does); when they were, and the logs that could hold its text do not exist or
     have gone LATE_NS beyond the flow's end; or after `wait_s`.
   - Offsets tell what a restart must read again. A file of flows says the earliest one that waits, a file of texts the
-    earliest text that no flow has taken; also a file that was read to its end, renamed or compressed.
+    earliest text that no flow has taken; also a file that was read to its end, renamed or compressed. A text that comes
+    after its flow went out is dropped at once and counted, so that no offset waits for it (the last `pending_max` flows
+    are known).
   - Of a file that was cut and whose content nobody kept, the texts are in memory only: they join while this process
     lives.
 
@@ -74,12 +76,16 @@ class Join:
         self.flows = 0  # that wait, in all queues
         self._texts: dict[str, Text] = {}  # no flow has taken them; oldest first
         self._awaited: dict[str, Text] = {}  # of flows that wait
+        self._gone: dict[str, None] = {}  # uids whose flow went out; a text that comes later is nobody's
         self._size = 0
         self._passed = 0  # bytes of all files of texts, from the first record of each
 
     def tell(self, uid: str, words: Iterable[str], marks: Marks, offset: int) -> None:
         """A text of that connection, in that place. marks: the file's own."""
         self.advance(marks, offset)
+        if uid in self._gone:
+            self.dropped += 1
+            return
         text = self._awaited.get(uid) or self._texts.get(uid)
         if text is None:
             text = self._texts[uid] = Text([], 0, [], self._passed)
@@ -120,11 +126,19 @@ class Join:
 
     def take(self, uid: str) -> list[str]:
         """The words for a flow that goes out at once."""
+        self._goes(uid)
         text = self._texts.pop(uid, None)
         if text is None:
             return []
         self._taken(uid, text)
         return text.words
+
+    def _goes(self, uid: str) -> None:
+        if not self.live:  # no offset is stored
+            return
+        self._gone[uid] = None
+        if len(self._gone) > self.pending_max:
+            del self._gone[next(iter(self._gone))]
 
     def wait(self, uid: str, item: FeaturedEvent, logs: tuple[str, ...]) -> Waiting:
         text = self._awaited.get(uid) or self._texts.pop(uid, None) or Text([], 0, [])
@@ -134,6 +148,7 @@ class Join:
 
     def release(self, waiting: Waiting) -> list[str]:
         """The words for a flow that has waited."""
+        self._goes(waiting.uid)
         self.flows -= 1
         if self._awaited.get(waiting.uid) is waiting.text:
             del self._awaited[waiting.uid]

@@ -109,6 +109,11 @@ def test_the_mean_of_nothing_is_missing_and_nothing_measured_is_negative() -> No
     assert one_way["flow_inter_arrival_time_max"] == 500_000
 
 
+def test_a_duration_of_centuries_is_missing() -> None:
+    item = one(flow_duration_us=3.4e38)
+    assert np.isnan(values(item)["flow_duration"]) and item.event.ts_start == item.event.ts
+
+
 def test_what_follows_from_the_others_is_filled() -> None:
     f = values(one(flow_bytes_per_second=-9999, average_packet_size="", packet_length_mean="nan", data_volume=-9999))
     assert f["flow_bytes_per_second"] == 3_000.0

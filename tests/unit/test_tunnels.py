@@ -85,6 +85,14 @@ def test_teredo_from_its_port_without_what_may_come_before() -> None:
     assert (event.tunnel, event.src_ip) == ("teredo", "fd00::1")
 
 
+def test_teredo_with_a_long_authentication() -> None:
+    """A client id of 250 bytes and an authentication value of 10."""
+    signed = struct.pack(">HBB", 1, 250, 10) + bytes(250 + 10 + 9) + bytes(8) + SIX.ip
+    head = struct.pack(">HHHH", 3544, 40_000, 8 + len(signed), 0)
+    (event,) = events(framed(ipv4(A, B, 17, head + signed)))
+    assert (event.tunnel, event.src_ip) == ("teredo", "fd00::1")
+
+
 LONG = FOUR.ip[:2] + struct.pack(">H", len(FOUR.ip) + 1) + FOUR.ip[4:]
 
 

@@ -407,6 +407,16 @@ def test_a_directory_is_read_texts_first_and_by_period(tmp_path: Path, capsys: p
     assert alone[0].event.extra["text_missing"] == 1.0
 
 
+def test_a_text_after_its_flow_holds_no_offset() -> None:
+    """Zeek had not known the service when the connection ended."""
+    shared_join = Join(live=True)
+    dns, conn = (ZeekAdapter(SourceSpec("t", join=shared_join)) for _ in range(2))
+    conn.feed(table("conn", CONN | {"service": "-"}), 0)
+    data = table("dns", DNS)
+    dns.feed(data, 0)
+    assert dns.resume_offset == len(data) and shared_join.dropped == 1 and not shared_join.unclaimed
+
+
 def test_texts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     shared_join = Join(pending_max=2)
     adapter = ZeekAdapter(SourceSpec("t", join=shared_join))
