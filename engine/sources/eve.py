@@ -26,7 +26,7 @@ from engine.features import INDEX, empty, pack_rows
 from engine.flows.derived import derive
 from engine.normalize import TEXT_MAX, address
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.join import Join, Marks
+from engine.sources.join import Join, Marks, Uid
 from engine.sources.lines import Line, LineAdapter, event_id
 from engine.sources.tcpflags import UNSEEN, give_absent
 from engine.sources.times import NS, iso_ns, zone
@@ -204,7 +204,8 @@ class EveAdapter(LineAdapter):
         end = max(start, iso_ns(flow.end, self._zone)) if flow.end else start
         event = self._event("flow", record, line, start, end)
         event.extra = _frame_counts(flow)
-        self._join.advance(self._marks, line.offset)
+        if self._marks:
+            self._join.advance(self._marks, line.offset)
         words = self._join.take(_uid(record)) if record.flow_id is not None else []
         if words:
             event.text = _joined(words)
@@ -378,10 +379,11 @@ def _frame_counts(flow: FlowPart) -> dict[str, float]:
     return {name: float(count) for name, count in both if count is not None}
 
 
-def _uid(record: Record) -> str:
-    """Whose text it is, and which flow's."""
-    host = record.host
-    return f"{record.flow_id} {host[:128]}" if isinstance(host, str) else str(record.flow_id)
+def _uid(record: Record) -> Uid:
+    """Whose flow it is, and which."""
+    host, flow_id = record.host, record.flow_id
+    assert flow_id is not None
+    return f"{flow_id} {host[:128]}" if isinstance(host, str) else flow_id
 
 
 def _words(record: Record) -> list[str]:

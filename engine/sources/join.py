@@ -39,8 +39,10 @@ JOIN_BYTES_MAX = 64 << 20
 JOIN_LAG_BYTES_MAX = 128 << 20  # of logs of texts, between the first that waits and the last: a restart reads it again
 LATE_NS = 30_000_000_000  # a record is written so much later than its time, at most, where its log is busy
 
+Uid = str | int  # of a connection
 
-class Marks(dict[str, int]):
+
+class Marks(dict[Uid, int]):
     """Of one file of texts: uid -> offset of its first text that no flow has taken, in order. at: its latest record."""
 
     at = -1
@@ -58,7 +60,7 @@ class Text(Struct):
 class Waiting(Struct):
     """A flow that waits for its text. logs: which could hold it; end: of the flow, ns."""
 
-    uid: str
+    uid: Uid
     item: FeaturedEvent
     text: Text
     logs: tuple[str, ...]
@@ -74,13 +76,13 @@ class Join:
         self.dropped = 0  # texts that waited too long
         self.ignored: Counter[str] = Counter()  # records of logs that are no events, by log
         self.flows = 0  # that wait, in all queues
-        self._texts: dict[str, Text] = {}  # no flow has taken them; oldest first
-        self._awaited: dict[str, Text] = {}  # of flows that wait
-        self._gone: dict[str, None] = {}  # uids whose flow went out; a text that comes later is nobody's
+        self._texts: dict[Uid, Text] = {}  # no flow has taken them; oldest first
+        self._awaited: dict[Uid, Text] = {}  # of flows that wait
+        self._gone: dict[Uid, None] = {}  # whose flow went out; a text that comes later is nobody's
         self._size = 0
         self._passed = 0  # bytes of all files of texts, from the first record of each
 
-    def tell(self, uid: str, words: Iterable[str], marks: Marks, offset: int) -> None:
+    def tell(self, uid: Uid, words: Iterable[str], marks: Marks, offset: int) -> None:
         """A text of that connection, in that place. marks: the file's own."""
         self.advance(marks, offset)
         if uid in self._gone:
@@ -118,13 +120,13 @@ class Join:
         self._taken(uid, self._texts.pop(uid))
         self.dropped += 1
 
-    def _taken(self, uid: str, text: Text) -> None:
+    def _taken(self, uid: Uid, text: Text) -> None:
         self._size -= text.size
         for marks in text.marks:
             marks.pop(uid, None)
         text.size, text.marks = 0, []
 
-    def take(self, uid: str) -> list[str]:
+    def take(self, uid: Uid) -> list[str]:
         """The words for a flow that goes out at once."""
         self._goes(uid)
         text = self._texts.pop(uid, None)
@@ -133,14 +135,14 @@ class Join:
         self._taken(uid, text)
         return text.words
 
-    def _goes(self, uid: str) -> None:
+    def _goes(self, uid: Uid) -> None:
         if not self.live:  # no offset is stored
             return
         self._gone[uid] = None
         if len(self._gone) > self.pending_max:
             del self._gone[next(iter(self._gone))]
 
-    def wait(self, uid: str, item: FeaturedEvent, logs: tuple[str, ...]) -> Waiting:
+    def wait(self, uid: Uid, item: FeaturedEvent, logs: tuple[str, ...]) -> Waiting:
         text = self._awaited.get(uid) or self._texts.pop(uid, None) or Text([], 0, [])
         self._awaited[uid] = text
         self.flows += 1

@@ -319,7 +319,7 @@ def test_one_array_instead_of_lines() -> None:
         adapter = EveAdapter(SourceSpec("t", join=shared_join))
         adapter.feed(data.replace(b'"flow_id": 7', b'"flow_id": 6', 1), 0)
         adapter.finish()
-        assert adapter.resume_offset == 0 and shared_join.take("6")  # an array cannot be read from its middle
+        assert adapter.resume_offset == 0 and shared_join.take(6)  # an array cannot be read from its middle
         assert adapter.resume_offset == len(data)
     assert read(b"[1, 2").rejects[0].reason.startswith("not a JSON array")
 
