@@ -21,7 +21,7 @@ from engine.features import INDEX, empty, pack_rows
 from engine.flows.derived import F64, IDLE_US, derive
 from engine.normalize import address
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.lines import Line, event_id, event_id_at
+from engine.sources.lines import Line
 from engine.sources.table import Header, TableAdapter, cells_of, header, normalised, whole
 from engine.sources.times import epoch_ns, fraction_ns, iso_ns, zone
 from ipc.event import Classification, Event, FeaturedEvent
@@ -149,9 +149,7 @@ class CicFlowAdapter(TableAdapter):
         family, classification = judged(label.strip(), attempted.strip())
         spec = self.spec
         return Event(
-            event_id=event_id(spec.sensor, "flow", line.record, line.ordinal)
-            if stamp
-            else event_id_at(spec.fingerprint, line.offset),
+            event_id=self.id_of(line, has_time=bool(stamp)),
             source=spec.name,
             sensor=spec.sensor,
             ts=start,

@@ -20,7 +20,7 @@ from engine.flows.derived import F64, derive
 from engine.normalize import ICMP, ICMP6, TCP, TS_NS_MAX, UDP, address
 from engine.sources import ra
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.lines import Line, event_id, event_id_at
+from engine.sources.lines import Line
 from engine.sources.table import (
     MISSING,
     NAN,
@@ -104,9 +104,7 @@ class NetflowAdapter(TableAdapter):
         family, classification = judged(attack, label)
         spec = self.spec
         return Event(
-            event_id=event_id(spec.sensor, "flow", line.record, line.ordinal)
-            if start
-            else event_id_at(spec.fingerprint, line.offset),
+            event_id=self.id_of(line, has_time=bool(start)),
             source=spec.name,
             sensor=spec.sensor,
             ts=end,

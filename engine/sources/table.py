@@ -26,7 +26,7 @@ from engine.errors import BadRecordError
 from engine.families import NORMAL, UNKNOWN, canonical
 from engine.flows.derived import F64
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.lines import BOM, Line, LineAdapter
+from engine.sources.lines import BOM, Line, LineAdapter, event_id, event_id_at
 from ipc.event import Classification, Event
 
 BLOCK_ROWS = 1_024
@@ -93,6 +93,12 @@ class TableAdapter(LineAdapter):
     @abstractmethod
     def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
         """Append a block of events with their features; numbers: [n, len(header.numbers + worded)], NaN = missing."""
+
+    def id_of(self, line: Line, has_time: bool) -> str:
+        """By its content; a row without a time by its place in the file, as equal rows are common there."""
+        if has_time:
+            return event_id(self.spec.sensor, "flow", line.record, line.ordinal)
+        return event_id_at(self.spec.fingerprint, line.offset)
 
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:

@@ -21,7 +21,7 @@ from engine.flows.derived import F64, derive
 from engine.normalize import TCP, address
 from engine.sources import ra
 from engine.sources.base import Parsed
-from engine.sources.lines import Line, event_id, event_id_at
+from engine.sources.lines import Line
 from engine.sources.table import (
     MISSING,
     NAN,
@@ -101,9 +101,7 @@ class UnswAdapter(TableAdapter):
         family, classification = judged(attack, label)
         spec = self.spec
         return Event(
-            event_id=event_id(spec.sensor, "flow", line.record, line.ordinal)
-            if start
-            else event_id_at(spec.fingerprint, line.offset),
+            event_id=self.id_of(line, has_time=bool(start)),
             source=spec.name,
             sensor=spec.sensor,
             ts=start,
