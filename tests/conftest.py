@@ -62,6 +62,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         shared.ingest(several(FILLED))
         shared.indexed(FILLED // 64)
         yield shared
+        with shared.client() as client:
+            assert client.stats().facts["events"] == FILLED, "a test stored events in the engine that all share"
     finally:
         shared.close()
 

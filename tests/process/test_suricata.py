@@ -97,17 +97,17 @@ def listening(engine: Engine) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_every_flow_and_alert_of_a_file_is_an_event_with_its_text(
-    filled: Engine, suricata: Run, packets: Callable[[str], Path], tmp_path: Path, capture: str
+    engine: Engine, suricata: Run, packets: Callable[[str], Path], tmp_path: Path, capture: str
 ) -> None:
     log = tmp_path / "eve.json"
     suricata(packets(capture), ("regular", log)).wait()
     records = records_of(log)
     kinds = Counter(record["event_type"] for record in records)
     source = Path(capture).stem
-    done = filled.json("ingest", log, "--source", source)
+    done = engine.json("ingest", log, "--source", source)
     assert done["accepted"] == kinds["flow"] + kinds["alert"] > 0
     assert done["duplicates"] == done["rejected"] == 0
-    found = stored(filled, source)
+    found = stored(engine, source)
     assert Counter(s.event.kind for s in found) == {"flow": kinds["flow"], "alert": kinds["alert"]}  # type: ignore[union-attr]
     assert shapes([msgspec.json.decode(s.raw) for s in found]) == shapes(records)
     texts = {msgspec.json.decode(s.raw)["flow_id"]: s.event.text for s in found if s.event.kind == "flow"}  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_every_flow_and_alert_of_a_file_is_an_event_with_its_text(
         }.get(kind)  # fmt: skip
         if words and words[1] in record[words[0]] and len(text) < 4_000:
             assert record[words[0]][words[1]] in text
-    assert filled.json("ingest", log, "--source", source)["duplicates"] == done["accepted"]
+    assert engine.json("ingest", log, "--source", source)["duplicates"] == done["accepted"]
 
 
 def test_nothing_of_a_stream_is_lost_while_nothing_is_killed(start: Starter, suricata: Run, tmp_path: Path) -> None:
