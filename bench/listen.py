@@ -1,7 +1,7 @@
-"""What a detector's socket refuses while the engine is busy: `python -m bench.listen [--rates 2000,10000] [--queries Q]`.
+"""What a detector's socket refuses while the engine is busy: `python -m bench.listen [--rates 2000,10000]`.
 
-A writer in a process of its own sends real EVE records (of ../shared/data, each with a time and a flow_id of its own) as
-a live Suricata does: by the clock, without ever waiting, and what the socket would block for is refused and gone. The
+A writer in a process of its own sends real EVE records (../shared/data, each with a time and a flow_id of its own) as a
+live Suricata does: by the clock, without ever waiting, and what the socket would block for is refused and gone. The
 engine stores them meanwhile; with --queries it answers so many a second besides. A refused record is the detector's
 loss; a dropped one is the engine's, which has 64 MiB of them waiting.
 
@@ -117,7 +117,7 @@ def drain_cpu_s(running: Engine) -> float | None:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if b"engine.listen" in (path / "cmdline").read_bytes() and _descends(path.name, running.process.pid):
+            if b"engine.drain" in (path / "cmdline").read_bytes() and _descends(path.name, running.process.pid):
                 return (int(fields[11]) + int(fields[12])) / 100
         except (OSError, ValueError):
             continue

@@ -127,7 +127,7 @@ def verify(layout: Layout, job: VerifyJob) -> Built:
 
 
 def main() -> int:
-    from engine.worker import die_with_parent
+    from engine.process import die_with_parent
 
     job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | VerifyJob)
     die_with_parent(job.parent_pid)

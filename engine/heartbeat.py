@@ -44,7 +44,7 @@ class Page:
     """A mapped page of named 8-byte slots, which outlives the process that writes it. Raises OSError when it cannot be
     opened; a link in its place is refused."""
 
-    def __init__(self, path: Path, names: Sequence[str], *, create: bool = False) -> None:
+    def __init__(self, path: Path | str, names: Sequence[str], *, create: bool = False) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         fd = os.open(path, flags, 0o600)
         try:
@@ -64,7 +64,7 @@ class Page:
             self._slots[self._numbers[name]] = value
 
     def add(self, name: str, value: int = 1) -> None:
-        """For the one thread that writes this slot."""
+        """For the one process that writes this slot."""
         self._slots[self._numbers[name]] += value
 
     def values(self) -> dict[str, int]:

@@ -352,29 +352,20 @@ class IngestWorker:
 
     async def _listen(self, name: str, source: Source) -> None:
         """Store what comes over a socket until it is stopped and all that was read is stored."""
-        came, loop, sockets = asyncio.Event(), self.worker.loop, self.config.sockets
-
-        def on_data() -> None:
-            loop.call_soon_threadsafe(came.set)
-
+        sockets = self.config.sockets
         intake = listen.Intake(spec_of(name, source, self.config), source.format)
         listener = self.listeners[name] = listen.Listener(
             lag.listen_path(self.worker.layout, source), int(sockets.write_mode, 8), sockets.write_group,
-            self.worker.layout.listen_counts(name), self.writers.__contains__, on_data,
+            self.worker.layout.listen_counts(name), self.writers,
         )  # fmt: skip
         self.lag.error(name)
         try:
-            while not listener.over:
-                await came.wait()
-                came.clear()
-                while (piece := listener.take()) is not None:
-                    await self._store(name, source.format, intake.parse(piece), {})
-                    listener.stored(piece)
+            while (piece := await listener.take()) is not None:
+                await self._store(name, source.format, intake.parse(piece), {})
+                listener.stored(piece)
         finally:
             del self.listeners[name]
             listener.close()
-        if listener.failure is not None:
-            raise listener.failure
 
     async def _stop_listening(self) -> None:
         """What was read is stored first, as far as the time for draining allows; the rest is counted as lost."""

@@ -19,8 +19,9 @@ import msgspec
 from msgspec import Struct
 
 from engine.config import Config, Source
+from engine.drain import Counts
 from engine.layout import Layout
-from engine.listen import Counts, Listener
+from engine.listen import Listener
 from engine.sources.follow import Batch, Follower
 
 FILES_SHOWN_MAX = 64
@@ -53,7 +54,7 @@ class FileLag(Struct):
 
 
 class SocketLag(Struct):
-    """A listening source; the counts are engine/listen.py's."""
+    """A listening source; the counts are engine/drain.py's."""
 
     source: str
     path: str

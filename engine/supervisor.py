@@ -35,9 +35,10 @@ from engine.config import Config
 from engine.errors import BootError, ConfigError, EngineError
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
+from engine.process import raise_limits, set_up_log
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
 from engine.sockets import bind, check_private, remove
-from engine.worker import Job, raise_limits, set_up_log
+from engine.worker import Job
 
 log = logging.getLogger("engine.supervisor")
 

@@ -13,17 +13,12 @@ Always true
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import importlib
-import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -36,14 +31,13 @@ from engine.config import Config
 from engine.errors import BootError, EngineError
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
+from engine.process import PARENT_GONE, die_with_parent, name_process, raise_limits, set_up_log
 from ipc.server import Server
 
 log = logging.getLogger("engine.worker")
 
-PR_SET_PDEATHSIG = 1
 STAMP_S_MAX = 0.25
 LEAVE_S = 1.0  # what is left of us once the supervisor is gone
-SUPERVISOR_GONE = 1
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -54,45 +48,6 @@ class Job(msgspec.Struct, frozen=True):
     module: str  # has main(worker) -> int
     supervisor: int  # pid
     config: Config
-
-
-class LogFormat(logging.Formatter):
-    """One line a record; JSON quoting keeps line ends and escape sequences of foreign text out of a terminal."""
-
-    def __init__(self, role: str) -> None:
-        super().__init__()
-        self.role = role
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        level = record.levelname.lower()
-        return f"ts={at}.{record.msecs:03.0f}Z level={level} role={self.role} msg={json.dumps(text)}"
-
-
-def set_up_log(role: str, level: str) -> None:
-    """All records to stderr, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormat(role))
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    logging.captureWarnings(True)
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells every step of its import
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies; leave at once when it is dead already."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(SUPERVISOR_GONE)
-
-
-def raise_limits() -> None:
-    """As many files as allowed, and no core dumps (they would hold addresses and payloads)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class Worker:
@@ -184,7 +139,7 @@ class Worker:
     def _orphaned(self) -> None:
         log.warning("the supervisor is gone: leaving")
         self.stopping.set()
-        self.loop.call_later(LEAVE_S, os._exit, SUPERVISOR_GONE)
+        self.loop.call_later(LEAVE_S, os._exit, PARENT_GONE)
 
 
 def main(argv: list[str]) -> int:
@@ -193,13 +148,12 @@ def main(argv: list[str]) -> int:
     receiver.sock.set_inheritable(False)
     data = receiver.job()
     if not data:
-        return SUPERVISOR_GONE
+        return PARENT_GONE
     job = msgspec.msgpack.decode(data, type=Job)
     die_with_parent(job.supervisor)
     raise_limits()
     set_up_log(job.role, job.config.log.level)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(f"flowkin {job.role}"[:15])
+    name_process(job.role)
     try:
         worker = Worker(job, receiver)
         status = importlib.import_module(job.module).main(worker)

@@ -8,12 +8,13 @@ import os
 import random
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine_fixture import Engine, Starter, all_events
+from tests.engine_fixture import Engine, Starter, all_events, processes
 from tests.unit.test_eve import ALERT, FLOW, HTTP
 from tests.wait import eventually
 
@@ -233,3 +234,38 @@ def test_stats_and_doctor_say_how_far_it_is(start: Starter, tmp_path: Path, log:
     found = [f for f in json.loads(doctor.stdout)["findings"] if f["object"].startswith("source ")]
     assert [(f["severity"], f["object"]) for f in found] == [("problem", "source gone")]
     assert "No such file or directory" in found[0]["detail"]
+
+
+def test_a_killed_worker_takes_its_listening_process_along_and_the_next_listens_again(
+    start: Starter, tmp_path: Path
+) -> None:
+    config = tmp_path / "flowkin.toml"
+    config.write_text('[sources.sock]\nlisten = "eve.sock"\nformat = "eve"\n')
+    engine = start("--config", str(config))
+    (session,), path = engine.sessions, str(engine.layout.run / "eve.sock")
+
+    def reading() -> set[int]:
+        return {pid for pid, command in processes(session).items() if "engine.drain" in command}
+
+    def counts() -> dict[str, int]:
+        (found,) = engine.facts()["listening"]
+        return found  # type: ignore[no-any-return]
+
+    old, victim = reading(), engine.pid("ingest")
+    with socket.socket(socket.AF_UNIX) as first:
+        first.connect(path)
+        first.sendall(json.dumps(ALERT).encode() + b"\n")
+        eventually(lambda: counts()["stored"] == 1)
+        os.kill(victim, signal.SIGKILL)
+        assert first.recv(1) == b""
+    assert eventually(lambda: not old & reading())
+    engine.replaced("ingest", victim)
+    with socket.socket(socket.AF_UNIX) as second:
+        second.connect(path)
+        second.sendall(json.dumps({**ALERT, "flow_id": 2, "src_port": 2}).encode() + b"\n")
+        eventually(lambda: counts()["stored"] == 2)
+        (alive,) = reading()
+        assert (counts()["connections"], counts()["lost"], counts()["gaps"]) == (2, 0, 1)
+        os.kill(alive, signal.SIGKILL)
+        eventually(lambda: "has died" in counts()["error"])  # type: ignore[operator]
+    assert engine.pid("ingest") not in (0, victim)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -13,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import listen
+from engine.drain import Bounds, Counts, Drain, Peer, Piece
 from engine.errors import BootError, SourceError
 from engine.limits import RECORD_BYTES_MAX
-from engine.listen import Counts, Intake, Listener, Piece
+from engine.listen import Intake, Listener
+from engine.process import PARENT_GONE
 from engine.sources.base import Parsed, SourceSpec
 from tests.unit.test_eve import ALERT, FLOW, HTTP, lines
 from tests.wait import eventually
@@ -29,10 +32,10 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     """begin() -> a Listener on tmp_path/eve.sock; the one before is closed."""
     made: list[Listener] = []
 
-    def make(allowed: bool = True, path: Path = tmp_path / "eve.sock") -> Listener:
+    def make(allowed: bool = True, path: Path = tmp_path / "eve.sock", **bounds: int) -> Listener:
         close()
-        counts = tmp_path / "counts"
-        made.append(Listener(path, 0o660, "", counts, lambda uid: allowed and uid == os.getuid(), lambda: None))
+        uids = [os.getuid()] if allowed else []
+        made.append(Listener(path, 0o660, "", tmp_path / "counts", uids, Bounds(**bounds)))
         return made[0]
 
     def close() -> None:
@@ -54,12 +57,25 @@ def waiting(listener: Listener) -> int:
     return counts.records - counts.stored - counts.dropped - counts.lost
 
 
-def taken(listener: Listener) -> list[Piece]:
-    pieces = []
-    while (piece := listener.take()) is not None:
-        pieces.append(piece)
+def take(listener: Listener) -> Piece | None:
+    piece = asyncio.run(asyncio.wait_for(listener.take(), 20))
+    if piece is not None:
         listener.stored(piece)
+    return piece
+
+
+def some(listener: Listener) -> list[Piece]:
+    """What waits, of a connection that goes on."""
+    pieces = []
+    while waiting(listener) and (piece := take(listener)) is not None:
+        pieces.append(piece)
     return pieces
+
+
+def taken(listener: Listener) -> list[Piece]:
+    """All there is, to the end."""
+    listener.stop()
+    return list(iter(lambda: take(listener), None))  # type: ignore[arg-type]
 
 
 def test_lines_come_whole_and_in_order_whatever_the_writes(begin: Begin) -> None:
@@ -84,10 +100,10 @@ def test_lines_come_whole_and_in_order_whatever_the_writes(begin: Begin) -> None
 def test_cuts_between_writes_change_nothing(cuts: list[int]) -> None:
     """What an adapter makes of the pieces is what it makes of the whole."""
     data = lines(HTTP, FLOW, ALERT, ALERT) + b"{broken\r\n\0\n\xff\n" + lines(ALERT)[:-1]
-    peer = listen._Peer(socket.socket(), 1)
+    peer = Peer(socket.socket(), 1)
     peer.sock.close()
     pieces: list[Piece] = []
-    maker = object.__new__(Listener)
+    maker = object.__new__(Drain)
     maker._put = lambda peer, data, records, last=False: pieces.append(  # type: ignore[method-assign,assignment]
         Piece(peer.number, peer.offset, data, records, last)
     )
@@ -132,16 +148,14 @@ def test_a_line_that_is_too_long_is_one_reject_and_costs_its_beginning_only(begi
     ]  # fmt: skip
 
 
-def test_beyond_the_bound_records_are_dropped_whole_and_counted(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "LISTEN_BYTES_MAX", 50_000)
-    monkeypatch.setattr(listen, "LISTEN_READ_BYTES", 1_000)
-    listener = begin()
+def test_beyond_the_bound_records_are_dropped_whole_and_counted(begin: Begin) -> None:
+    listener = begin(bytes_max=50_000, read_bytes=1_000)
     line = b"y" * 99 + b"\n"
     with connect(listener) as sock:
         sock.sendall(line * 1000)  # never waits for what is stored
         eventually(lambda: listener.counts().records == 1000)
         eventually(lambda: waiting(listener) == 500)
-        first = taken(listener)
+        first = some(listener)
         sock.sendall(line * 100)
     eventually(lambda: listener.counts().open == 0)
     rest = taken(listener)
@@ -150,9 +164,8 @@ def test_beyond_the_bound_records_are_dropped_whole_and_counted(begin: Begin, mo
     assert listener.counts() == Counts(1, 0, 1100, stored=600, dropped=500, gaps=1)
 
 
-def test_the_end_of_a_connection_is_told_even_when_nothing_fits(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "LISTEN_BYTES_MAX", 10)
-    listener = begin()
+def test_the_end_of_a_connection_is_told_even_when_nothing_fits(begin: Begin) -> None:
+    listener = begin(bytes_max=10)
     with connect(listener) as sock:
         sock.sendall(b"y" * 20)
     eventually(lambda: listener.counts() == Counts(1, 0, 1, dropped=1, gaps=1))
@@ -188,10 +201,42 @@ def test_stopping_reads_what_is_there_closes_and_unlinks(begin: Begin) -> None:
         eventually(lambda: listener.counts().open == 1)
         sock.sendall(b"1\n2\nhalf")
         listener.stop()
-        assert sock.recv(1) == b"" and not listener.path.exists() and not listener.over
+        assert sock.recv(1) == b"" and not listener.path.exists()
     assert b"".join(piece.data for piece in taken(listener)) == b"1\n2\nhalf"
-    assert listener.over and listener.failure is None
     assert listener.counts() == Counts(1, 0, 3, 3, gaps=1)
+
+
+def test_a_detector_never_waits_for_a_worker_that_is_busy(begin: Begin) -> None:
+    """This process is the worker; it does nothing while more is written than a socket holds."""
+    listener, line = begin(), b"z" * 999 + b"\n"
+    with connect(listener) as sock:
+        sock.settimeout(20)
+        sock.sendall(line * 5_000)
+        eventually(lambda: listener.counts() == Counts(1, 1, 5_000))
+    assert b"".join(piece.data for piece in taken(listener)) == line * 5_000
+
+
+def test_without_its_process_the_source_fails_and_begins_again(begin: Begin) -> None:
+    listener = begin()
+    with connect(listener) as sock:
+        sock.sendall(b"1\n2\n")
+        eventually(lambda: listener.counts().records == 2)
+        listener._process.send_signal(signal.SIGKILL)
+        assert sock.recv(1) == b""
+    with pytest.raises(SourceError, match="has died"):
+        taken(listener)
+    assert not listener.path.exists()
+    assert begin().counts() == Counts(1, 0, 2, lost=2, gaps=1)
+
+
+def test_its_process_goes_with_the_worker_and_is_light(begin: Begin) -> None:
+    listener = begin()
+    with connect(listener):
+        eventually(lambda: listener.counts().open == 1)
+        rollup = Path(f"/proc/{listener._process.pid}/smaps_rollup").read_text()
+        assert sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_")) < 15 << 10
+        listener._channel.close()
+        assert listener._process.wait(20) == PARENT_GONE
 
 
 def test_who_may_not_write_is_refused(begin: Begin) -> None:
@@ -201,9 +246,8 @@ def test_who_may_not_write_is_refused(begin: Begin) -> None:
     assert listener.counts() == Counts()
 
 
-def test_no_more_connections_than_allowed(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "LISTEN_CONNECTIONS_MAX", 1)
-    listener = begin()
+def test_no_more_connections_than_allowed(begin: Begin) -> None:
+    listener = begin(connections_max=1)
     with connect(listener) as first, connect(listener) as second:
         assert second.recv(1) == b""
         first.sendall(b"1\n")

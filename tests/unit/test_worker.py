@@ -6,7 +6,8 @@ import sys
 import msgspec
 
 from engine.config import Config, Readers
-from engine.worker import Job, LogFormat
+from engine.process import LogFormat
+from engine.worker import Job
 
 
 def test_a_log_record_is_one_line_without_control_characters() -> None:

@@ -1,0 +1,286 @@
+"""The process that reads one listening socket, so that nothing the ingest worker does can keep a detector waiting.
+
+Always true
+  - It does nothing but take what was written, hold it, and hand it on when the worker asks: a thread of the worker got
+    its turn 400 ms late while the worker stored 10,000 records a second, and after 10 ms of those a socket is full.
+  - At most bytes_max wait to be stored. Beyond that whole records are dropped and counted.
+  - A piece holds whole lines of one connection; only the last of a connection may end without a line end.
+  - It dies with the worker: by PR_SET_PDEATHSIG, by comparing getppid() after that, and by EOF on its channel. SIGINT
+    and SIGTERM are the worker's business.
+
+The channel: the worker sends MORE for each piece that it wants (the one before is stored then) and STOP once; a piece
+comes as HEAD and data, and connection 0 is the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from engine.heartbeat import Page
+from engine.limits import LISTEN_BYTES_MAX, LISTEN_CONNECTIONS_MAX, LISTEN_READ_BYTES, RECORD_BYTES_MAX
+from engine.process import PARENT_GONE, die_with_parent, name_process, set_up_log
+
+log = logging.getLogger("engine.drain")
+
+MORE, STOP = b"M", b"S"
+HEAD = struct.Struct("<IQII?")  # connection, offset, bytes of data, records, last
+END = HEAD.pack(0, 0, 0, 0, True)
+LOG_EVERY_S = 60.0  # of records that are dropped
+READS_IN_A_TURN = 4  # of one connection, before the others get theirs
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+class Counts(NamedTuple):
+    """connections: so far; open: of them now. gaps: times that records went missing or may have: runs of dropped ones,
+    connections that were cut. The worker writes stored and lost, this process the others."""
+
+    connections: int = 0
+    open: int = 0
+    records: int = 0  # lines that were read
+    stored: int = 0  # of them durable, as events, as text of events, as dead letters, or of a kind that is passed over
+    dropped: int = 0  # because too much waited
+    lost: int = 0  # read, and not stored when a worker was killed
+    gaps: int = 0
+
+
+class Bounds(Struct):
+    bytes_max: int = LISTEN_BYTES_MAX
+    read_bytes: int = LISTEN_READ_BYTES
+    connections_max: int = LISTEN_CONNECTIONS_MAX
+
+
+class Job(Struct):
+    """The one argument. sock, channel: file descriptors; counts: the file of the page; uids: who may write."""
+
+    sock: int
+    channel: int
+    parent: int
+    path: str
+    counts: str
+    uids: list[int]
+    log_level: str
+    bounds: Bounds
+
+
+class Piece:
+    """Lines of one connection. offset: of the first byte in all that it wrote; last: it has ended."""
+
+    __slots__ = ("connection", "data", "last", "offset", "records")
+
+    def __init__(self, connection: int, offset: int, data: bytearray, records: int, last: bool) -> None:
+        self.connection, self.offset, self.data, self.records, self.last = connection, offset, data, records, last
+
+
+class Peer:
+    """A connection. tail: its line under way, at most RECORD_BYTES_MAX and some; passed: bytes of it beyond that."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.sock, self.number = sock, number
+        self.offset = 0  # of the line under way
+        self.tail = bytearray()
+        self.passed = 0
+
+
+class Drain:
+    """Reads, and hands on."""
+
+    def __init__(
+        self, path: str, sock: socket.socket, channel: socket.socket, page: Page, uids: list[int], bounds: Bounds
+    ) -> None:
+        self._path, self._sock, self._channel, self._page = path, sock, channel, page
+        self._uids, self._bounds = frozenset(uids), bounds
+        self._pieces: deque[Piece] = deque()
+        self._held = 0  # bytes read and not stored
+        self._handed = 0  # of them, in the piece that the worker has
+        self._asked = self._ended = False
+        self._out = memoryview(b"")  # on its way to the worker
+        self._dropping, self._logged_s = False, -LOG_EVERY_S
+        self._peers: set[Peer] = set()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(sock, selectors.EVENT_READ, self._accept)
+        self._selector.register(channel, selectors.EVENT_READ, self._hear)
+
+    def run(self) -> int:
+        """Until the end was handed on, or the worker is gone."""
+        try:
+            while not (self._ended and not self._pieces and self._asked and not self._out):
+                for key, _ in self._selector.select():
+                    key.data()
+                self._hand_on()
+            self._channel.setblocking(True)
+            self._channel.sendall(END)
+        except ConnectionError:
+            return PARENT_GONE
+        return 0
+
+    # ---- the worker ---------------------------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        try:
+            said = self._channel.recv(64)
+        except BlockingIOError:  # it can be written to
+            return
+        if not said:
+            raise ConnectionResetError
+        if MORE in said:
+            self._held -= self._handed
+            self._handed, self._asked = 0, True
+        if STOP in said:
+            self._stop()
+
+    def _hand_on(self) -> None:
+        """What was asked for, as far as the channel takes it."""
+        if self._asked and self._pieces:
+            piece, self._asked = self._pieces.popleft(), False
+            self._handed = size = len(piece.data)
+            head = HEAD.pack(piece.connection, piece.offset, size, piece.records, piece.last)
+            self._out = memoryview(head + piece.data)
+        elif not self._out:
+            return
+        try:
+            self._out = self._out[self._channel.send(self._out) :]
+        except BlockingIOError:
+            pass
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if self._selector.get_key(self._channel).events != wanted:
+            self._selector.modify(self._channel, wanted, self._hear)
+
+    def _stop(self) -> None:
+        """Read what there is and close the connections; what was read can still be asked for."""
+        self._selector.unregister(self._sock)
+        self._sock.close()
+        for peer in list(self._peers):
+            self._read(peer)
+            if peer in self._peers:
+                self._page.add("gaps")
+                self._end(peer)
+        self._ended = True
+
+    # ---- detectors ----------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        sock.setblocking(False)
+        pid, uid, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        refused = ""
+        if uid not in self._uids:
+            refused = "may not write here; add it to sockets.writers or to the group sockets.write_group"
+        elif len(self._peers) >= self._bounds.connections_max:
+            refused = f"is one too many: {self._bounds.connections_max} are connected"
+        if refused:
+            log.warning("%s: uid %d pid %d %s", self._path, uid, pid, refused)
+            sock.close()
+            return
+        self._page.add("connections")
+        self._page.add("open")
+        peer = Peer(sock, self._page.values()["connections"])
+        self._peers.add(peer)
+        self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(peer))
+        log.info("%s: connection %d by uid %d pid %d", self._path, peer.number, uid, pid)
+
+    def _read(self, peer: Peer) -> None:
+        for _ in range(READS_IN_A_TURN):
+            try:
+                data = peer.sock.recv(self._bounds.read_bytes)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._end(peer)
+                return
+            self._split(peer, data)
+
+    def _split(self, peer: Peer, data: bytes) -> None:
+        """Put whole lines; of a line that is too long only so much that the adapter sees it."""
+        end = data.rfind(b"\n") + 1
+        start = 0
+        if end and peer.passed:
+            start = data.index(b"\n") + 1
+            size = len(peer.tail) + peer.passed + start
+            self._put(peer, peer.tail + b"\n", 1)
+            peer.offset += size
+            peer.tail, peer.passed = bytearray(), 0
+        if start < end:
+            whole = peer.tail + data[start:end]
+            self._put(peer, whole, whole.count(b"\n"))
+            peer.offset += len(whole)
+            peer.tail = bytearray()
+        room = RECORD_BYTES_MAX + 2 - len(peer.tail)
+        peer.tail += data[end : end + room]
+        peer.passed += max(0, len(data) - end - room)
+
+    def _end(self, peer: Peer) -> None:
+        self._selector.unregister(peer.sock)
+        peer.sock.close()
+        self._peers.discard(peer)
+        self._put(peer, peer.tail, int(bool(peer.tail)), last=True)
+        self._page.add("open", -1)
+        log.info("%s: connection %d has ended", self._path, peer.number)
+
+    def _put(self, peer: Peer, data: bytearray, records: int, *, last: bool = False) -> None:
+        self._page.add("records", records)
+        fits = not data or self._held + len(data) <= self._bounds.bytes_max
+        if fits:
+            self._held += len(data)
+        if fits or last:
+            self._append(Piece(peer.number, peer.offset, data if fits else bytearray(), records * fits, last))
+        if not fits:
+            self._drop(records)
+        elif data:
+            self._dropping = False
+
+    def _append(self, piece: Piece) -> None:
+        """Small pieces that follow each other become one."""
+        before = self._pieces[-1] if self._pieces else None
+        if (
+            before is not None
+            and before.connection == piece.connection
+            and before.offset + len(before.data) == piece.offset
+            and len(before.data) + len(piece.data) <= self._bounds.read_bytes
+        ):
+            before.data += piece.data
+            before.records += piece.records
+            before.last = piece.last
+        else:
+            self._pieces.append(piece)
+
+    def _drop(self, records: int) -> None:
+        self._page.add("dropped", records)
+        if not self._dropping:
+            self._dropping = True
+            self._page.add("gaps")
+        if (now_s := time.monotonic()) - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            counts = Counts(**self._page.values())
+            log.error("%s: records are dropped, they come faster than they are stored: %s", self._path, counts)
+
+
+def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group; the worker says when to stop
+        signal.signal(number, signal.SIG_IGN)
+    job = msgspec.json.decode(sys.argv[1], type=Job)
+    die_with_parent(job.parent)
+    name_process("listen")
+    set_up_log("listen", job.log_level)
+    sock, channel = socket.socket(fileno=job.sock), socket.socket(fileno=job.channel)
+    page = Page(job.counts, Counts._fields)
+    return Drain(job.path, sock, channel, page, job.uids, job.bounds).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What every process of the engine does first: a log of whole lines, a death with its parent, limits. No heavy import.
+
+Always true
+  - A process that called die_with_parent does not outlive its parent, however that ends.
+  - A record of the log is one line; JSON quoting keeps what foreign text may hold out of a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PARENT_GONE = 1
+
+
+class LogFormat(logging.Formatter):
+    """One line a record; JSON quoting keeps line ends and escape sequences of foreign text out of a terminal."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        level = record.levelname.lower()
+        return f"ts={at}.{record.msecs:03.0f}Z level={level} role={self.role} msg={json.dumps(text)}"
+
+
+def set_up_log(role: str, level: str) -> None:
+    """All records to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormat(role))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells every step of its import
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies; leave at once when it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(PARENT_GONE)
+
+
+def raise_limits() -> None:
+    """As many files as allowed, and no core dumps (they would hold addresses and payloads)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def name_process(name: str) -> None:
+    """As ps and top show it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(f"flowkin {name}"[:15])
