@@ -103,7 +103,7 @@ class Drain:
         self._pieces: deque[Piece] = deque()
         self._held = 0  # bytes read and not stored
         self._handed = 0  # of them, in the piece that the worker has
-        self._asked = self._ended = False
+        self._asked = self._stopping = self._ended = False
         self._out = memoryview(b"")  # on its way to the worker
         self._dropping, self._logged_s = False, -LOG_EVERY_S
         self._peers: set[Peer] = set()
@@ -117,6 +117,8 @@ class Drain:
             while not (self._ended and not self._pieces and self._asked and not self._out):
                 for key, _ in self._selector.select():
                     key.data()
+                if self._stopping and not self._ended:
+                    self._stop()
                 self._hand_on()
             self._channel.setblocking(True)
             self._channel.sendall(END)
@@ -136,8 +138,7 @@ class Drain:
         if MORE in said:
             self._held -= self._handed
             self._handed, self._asked = 0, True
-        if STOP in said:
-            self._stop()
+        self._stopping |= STOP in said  # later: what was selected with it is still open
 
     def _hand_on(self) -> None:
         """What was asked for, as far as the channel takes it."""

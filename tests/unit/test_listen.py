@@ -206,6 +206,20 @@ def test_stopping_reads_what_is_there_closes_and_unlinks(begin: Begin) -> None:
     assert listener.counts() == Counts(1, 0, 3, 3, gaps=1)
 
 
+def test_stopping_in_the_turn_in_which_a_detector_writes_loses_nothing(begin: Begin) -> None:
+    listener = begin()
+    stat_file = Path(f"/proc/{listener._process.pid}/stat")
+    with connect(listener) as sock:
+        eventually(lambda: listener.counts().open == 1)
+        listener._process.send_signal(signal.SIGSTOP)
+        eventually(lambda: stat_file.read_text().rpartition(")")[2].split()[0] == "T")
+        listener.stop()
+        sock.sendall(b"1\n2\n")
+        listener._process.send_signal(signal.SIGCONT)
+        assert b"".join(piece.data for piece in taken(listener)) == b"1\n2\n"
+    assert listener.counts() == Counts(1, 0, 2, 2, gaps=1)
+
+
 def test_a_detector_never_waits_for_a_worker_that_is_busy(begin: Begin) -> None:
     """This process is the worker; it does nothing while more is written than a socket holds."""
     listener, line = begin(), b"z" * 999 + b"\n"
