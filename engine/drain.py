@@ -3,7 +3,10 @@
 Always true
   - It does nothing but take what was written, hold it, and hand it on when the worker asks: a thread of the worker got
     its turn 400 ms late while the worker stored 10,000 records a second, and after 10 ms of those a socket is full.
-  - At most bytes_max wait to be stored. Beyond that whole records are dropped and counted.
+  - At most bytes_max wait to be stored, and a line under way of each connection. Each piece is charged PIECE_BYTES
+    besides its data, so that no writer can make small ones cost memory that is not counted. Beyond that whole records
+    are dropped and counted.
+  - It takes a turn every TURN_S and counts it: the worker ends a process that counts no more (engine/listen.py).
   - A piece holds whole lines of one connection; only the last of a connection may end without a line end.
   - It dies with the worker: by PR_SET_PDEATHSIG, by comparing getppid() after that, and by EOF on its channel. SIGINT
     and SIGTERM are the worker's business.
@@ -36,7 +39,10 @@ log = logging.getLogger("engine.drain")
 MORE, STOP = b"M", b"S"
 HEAD = struct.Struct("<IQII?")  # connection, offset, bytes of data, records, last
 END = HEAD.pack(0, 0, 0, 0, True)
-LOG_EVERY_S = 60.0  # of records that are dropped
+TURN_S = 1.0
+LOG_EVERY_S = 60.0  # of records that are dropped, of connections that cannot be accepted
+ACCEPT_AGAIN_S = 1.0  # after one could not be: it stays in the backlog, and would wake every turn
+PIECE_BYTES = 256  # what a piece costs besides its data
 READS_IN_A_TURN = 4  # of one connection, before the others get theirs
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -52,6 +58,13 @@ class Counts(NamedTuple):
     dropped: int = 0  # because too much waited
     lost: int = 0  # read, and not stored when a worker was killed
     gaps: int = 0
+
+
+SLOTS = (*Counts._fields, "turns")  # of the page; turns: of this process, 0 until the first
+
+
+def counts_of(page: Page) -> Counts:
+    return Counts(*map(page.values().__getitem__, Counts._fields))
 
 
 class Bounds(Struct):
@@ -90,6 +103,7 @@ class Peer:
         self.offset = 0  # of the line under way
         self.tail = bytearray()
         self.passed = 0
+        self.known = False  # the worker got, or will get, something of it
 
 
 class Drain:
@@ -101,11 +115,12 @@ class Drain:
         self._path, self._sock, self._channel, self._page = path, sock, channel, page
         self._uids, self._bounds = frozenset(uids), bounds
         self._pieces: deque[Piece] = deque()
-        self._held = 0  # bytes read and not stored
-        self._handed = 0  # of them, in the piece that the worker has
+        self._held = 0  # bytes read and not stored, and PIECE_BYTES for each piece
+        self._handed = 0  # of them, for the piece that the worker has
         self._asked = self._stopping = self._ended = False
         self._out = memoryview(b"")  # on its way to the worker
         self._dropping, self._logged_s = False, -LOG_EVERY_S
+        self._accept_s, self._unaccepted_s = 0.0, -LOG_EVERY_S  # when to listen again; when it was last said
         self._peers: set[Peer] = set()
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ, self._accept)
@@ -115,8 +130,10 @@ class Drain:
         """Until the end was handed on, or the worker is gone."""
         try:
             while not (self._ended and not self._pieces and self._asked and not self._out):
-                for key, _ in self._selector.select():
+                for key, _ in self._selector.select(TURN_S):
                     key.data()
+                self._page.add("turns")
+                self._listen_again()
                 if self._stopping and not self._ended:
                     self._stop()
                 self._hand_on()
@@ -144,7 +161,8 @@ class Drain:
         """What was asked for, as far as the channel takes it."""
         if self._asked and self._pieces:
             piece, self._asked = self._pieces.popleft(), False
-            self._handed = size = len(piece.data)
+            size = len(piece.data)
+            self._handed = size + PIECE_BYTES
             head = HEAD.pack(piece.connection, piece.offset, size, piece.records, piece.last)
             self._out = memoryview(head + piece.data)
         elif not self._out:
@@ -158,8 +176,13 @@ class Drain:
             self._selector.modify(self._channel, wanted, self._hear)
 
     def _stop(self) -> None:
-        """Read what there is and close the connections; what was read can still be asked for."""
-        self._selector.unregister(self._sock)
+        """Read what there is, of those who have just connected, too, and close the connections; what was read can
+        still be asked for."""
+        while self._accept():
+            pass
+        if not self._accept_s:
+            self._selector.unregister(self._sock)
+        self._accept_s = 0.0
         self._sock.close()
         for peer in list(self._peers):
             self._read(peer)
@@ -170,11 +193,17 @@ class Drain:
 
     # ---- detectors ----------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one connection. False: there is none, or none can be taken for now."""
         try:
             sock, _ = self._sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
+        except BlockingIOError:
+            return False
+        except ConnectionAbortedError:
+            return True
+        except OSError as e:  # no file descriptor, no memory
+            self._accept_later(e)
+            return False
         sock.setblocking(False)
         pid, uid, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         refused = ""
@@ -185,13 +214,30 @@ class Drain:
         if refused:
             log.warning("%s: uid %d pid %d %s", self._path, uid, pid, refused)
             sock.close()
-            return
+            return True
         self._page.add("connections")
         self._page.add("open")
         peer = Peer(sock, self._page.values()["connections"])
         self._peers.add(peer)
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(peer))
         log.info("%s: connection %d by uid %d pid %d", self._path, peer.number, uid, pid)
+        return True
+
+    def _accept_later(self, error: OSError) -> None:
+        now_s = time.monotonic()
+        if not self._accept_s:
+            self._selector.unregister(self._sock)
+        self._accept_s = now_s + ACCEPT_AGAIN_S
+        if now_s - self._unaccepted_s >= LOG_EVERY_S:
+            self._unaccepted_s = now_s
+            log.error(
+                "%s: a connection cannot be accepted: %s; tried again every %.0f s", self._path, error, ACCEPT_AGAIN_S
+            )
+
+    def _listen_again(self) -> None:
+        if self._accept_s and time.monotonic() >= self._accept_s:
+            self._accept_s = 0.0
+            self._selector.register(self._sock, selectors.EVENT_READ, self._accept)
 
     def _read(self, peer: Peer) -> None:
         for _ in range(READS_IN_A_TURN):
@@ -234,20 +280,21 @@ class Drain:
         log.info("%s: connection %d has ended", self._path, peer.number)
 
     def _put(self, peer: Peer, data: bytearray, records: int, *, last: bool = False) -> None:
+        """The end of a connection that is known is told even where nothing fits: those are few, others are nothing."""
         self._page.add("records", records)
-        fits = not data or self._held + len(data) <= self._bounds.bytes_max
-        if fits:
-            self._held += len(data)
-        if fits or last:
-            self._append(Piece(peer.number, peer.offset, data if fits else bytearray(), records * fits, last))
-        if not fits:
+        fits = self._held + len(data) + PIECE_BYTES <= self._bounds.bytes_max
+        if data and fits:
+            self._append(Piece(peer.number, peer.offset, data, records, last))
+            peer.known, self._dropping = True, False
+        elif last and peer.known:
+            self._append(Piece(peer.number, peer.offset, bytearray(), 0, last))
+        if data and not fits:
             self._drop(records)
-        elif data:
-            self._dropping = False
 
     def _append(self, piece: Piece) -> None:
         """Small pieces that follow each other become one."""
         before = self._pieces[-1] if self._pieces else None
+        self._held += len(piece.data)
         if (
             before is not None
             and before.connection == piece.connection
@@ -258,6 +305,7 @@ class Drain:
             before.records += piece.records
             before.last = piece.last
         else:
+            self._held += PIECE_BYTES
             self._pieces.append(piece)
 
     def _drop(self, records: int) -> None:
@@ -267,7 +315,7 @@ class Drain:
             self._page.add("gaps")
         if (now_s := time.monotonic()) - self._logged_s >= LOG_EVERY_S:
             self._logged_s = now_s
-            counts = Counts(**self._page.values())
+            counts = counts_of(self._page)
             log.error("%s: records are dropped, they come faster than they are stored: %s", self._path, counts)
 
 
@@ -279,7 +327,7 @@ def main() -> int:
     name_process("listen")
     set_up_log("listen", job.log_level)
     sock, channel = socket.socket(fileno=job.sock), socket.socket(fileno=job.channel)
-    page = Page(job.counts, Counts._fields)
+    page = Page(job.counts, SLOTS)
     return Drain(job.path, sock, channel, page, job.uids, job.bounds).run()
 
 

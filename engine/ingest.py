@@ -87,7 +87,7 @@ class IngestWorker:
         self.tasks: set[asyncio.Task[None]] = set()
         self.followers: dict[str, Follower] = {}
         self.listeners: dict[str, listen.Listener] = {}
-        self.listening: list[asyncio.Task[None]] = []
+        self.listening: dict[str, asyncio.Task[None]] = {}
         self.lag = lag.Book(worker.layout, self.config)
         self.server = Server(
             role="write", handle=self.handle, generation=lambda: self.publisher.manifest.generation,
@@ -295,7 +295,7 @@ class IngestWorker:
     def _start_sources(self) -> None:
         for name, source in self.config.sources.items():
             if source.listen:
-                self.listening.append(self._spawn(self._always(name, self._listen, source)))
+                self.listening[name] = self._spawn(self._always(name, self._listen, source))
             else:
                 self._spawn(self._always(name, self._follow_stored, source))
         self._spawn(self._tell_lag())
@@ -303,16 +303,19 @@ class IngestWorker:
     async def _always(
         self, name: str, work: Callable[[str, Source], Coroutine[Any, Any, None]], source: Source
     ) -> None:
-        """Follow or listen until the end; after an error that it does not know, begin again."""
-        while True:
+        """Follow or listen until the end; after an error that it does not know, begin again, at most every AGAIN_S."""
+        stopping = self.worker.stopping
+        while not stopping.is_set():
+            begun_s = time.monotonic()
             try:
                 await work(name, source)
             except Exception as e:
                 if self.lag.error(name, str(e) or repr(e)):
                     log.error("source %s: %s; tried again every %.0f s", name, e, AGAIN_S, exc_info=not _is_ours(e))
-                await asyncio.sleep(AGAIN_S)
             else:
                 return
+            if not stopping.is_set():
+                await asyncio.sleep(max(0.0, begun_s + AGAIN_S - time.monotonic()))
 
     async def _follow_stored(self, name: str, source: Source) -> None:
         """Follow one source from its stored states."""
@@ -371,8 +374,8 @@ class IngestWorker:
         """What was read is stored first, as far as the time for draining allows; the rest is counted as lost."""
         for listener in self.listeners.values():
             listener.stop()
-        if self.listening:
-            await asyncio.wait(self.listening, timeout=self.config.drain_ms / 2_000)
+        if draining := [self.listening[name] for name in self.listeners]:  # the others wait to begin again
+            await asyncio.wait(draining, timeout=self.config.drain_ms / 2_000)
 
     async def _store(self, name: str, format_name: str, parsed: Parsed, offsets: dict[bytes, bytes]) -> None:
         """Submit it and wait until it is durable, a full disk included. Raises what else went wrong."""
@@ -397,6 +400,8 @@ class IngestWorker:
     async def _tell_lag(self) -> None:
         while True:
             start_s = time.monotonic()
+            for listener in self.listeners.values():
+                listener.look()
             try:
                 self.lag.write(self.followers, self.listeners)
             except OSError as e:

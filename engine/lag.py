@@ -187,5 +187,5 @@ def troubles(report: Report, now: int) -> Iterator[tuple[str, str, str]]:
             yield (
                 "note", f"source {socket.source}",
                 f"{socket.dropped} records were dropped because they came faster than they were stored, {socket.lost}"
-                f" lost with a killed worker, in {socket.gaps} gaps; a file that is followed loses none",
+                f" lost with a killed process, in {socket.gaps} gaps; a file that is followed loses none",
             )  # fmt: skip

@@ -6,12 +6,13 @@ Always true
   - records = stored + dropped + lost + those that wait; the counts outlive a killed worker, whose successor counts
     what it had read and not stored as lost. Each count has one process that writes it.
   - The socket goes with its reader: a worker that is killed takes the process along, one without its process closes
-    the socket and says why.
+    the socket and says why. A process that takes no more turns is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -22,14 +23,17 @@ from pathlib import Path
 
 import msgspec
 
-from engine.drain import HEAD, MORE, STOP, Bounds, Counts, Job, Piece
-from engine.errors import EngineError, SourceError
+from engine.drain import HEAD, MORE, SLOTS, STOP, Bounds, Counts, Job, Piece, counts_of
+from engine.errors import SourceError
 from engine.heartbeat import Page
 from engine.sockets import bind, check_private, remove
 from engine.sources import adapter_for
 from engine.sources.base import Adapter, Parsed, SourceSpec
 
 log = logging.getLogger(__name__)
+
+SILENT_LOOKS_MAX = 10  # so often the process has taken no turn since the look before: it is stuck
+START_PATIENCE = 6  # before its first turn, so many times as often
 
 
 class Listener:
@@ -41,36 +45,48 @@ class Listener:
         """counts: the file of its Page; uids: who may write."""
         self.path = path
         check_private(path.parent)
-        self._page = Page(counts, Counts._fields, create=True)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._page = Page(counts, SLOTS, create=True)
+            undo.callback(self._page.close)
             self._sock = bind(path, mode, group)
-        except EngineError:
-            self._page.close()
-            raise
-        self._inode = path.lstat().st_ino
-        self._recover()
-        self._channel, theirs = socket.socketpair()
-        self._channel.setblocking(False)
-        theirs.setblocking(False)
-        job = Job(
-            self._sock.fileno(), theirs.fileno(), os.getpid(), str(path), str(counts), list(uids),
-            logging.getLevelName(log.getEffectiveLevel()), bounds or Bounds(),
-        )  # fmt: skip
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "engine.drain", msgspec.json.encode(job).decode()],
-                stdin=subprocess.DEVNULL, pass_fds=[job.sock, job.channel],
+            self._inode = path.lstat().st_ino
+            undo.callback(remove, self._sock, path, self._inode)
+            self._recover()
+            self._channel, theirs = socket.socketpair()
+            undo.callback(self._channel.close)
+            self._channel.setblocking(False)
+            theirs.setblocking(False)
+            job = Job(
+                self._sock.fileno(), theirs.fileno(), os.getpid(), str(path), str(counts), list(uids),
+                logging.getLevelName(log.getEffectiveLevel()), bounds or Bounds(),
             )  # fmt: skip
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "engine.drain", msgspec.json.encode(job).decode()],
+                    stdin=subprocess.DEVNULL, pass_fds=[job.sock, job.channel],
+                )  # fmt: skip
+            undo.pop_all()
         self._stopping = False
+        self._turns = self._silent_looks = 0
 
     def _recover(self) -> None:
         """What a worker that was killed had read and not stored is lost, and each of its connections was cut."""
         old = self.counts()
         waiting = old.records - old.stored - old.dropped - old.lost
-        self._page.put(open=0, lost=old.lost + max(0, waiting), gaps=old.gaps + old.open)
+        self._page.put(turns=0, open=0, lost=old.lost + max(0, waiting), gaps=old.gaps + old.open)
 
     def counts(self) -> Counts:
-        return Counts(**self._page.values())
+        return counts_of(self._page)
+
+    def look(self) -> None:
+        """Called every drain.TURN_S or more rarely: kills a process that is stuck; take() fails then. It counts looks,
+        not seconds: where all processes stood still together nobody was silent."""
+        turns = self._page.values()["turns"]
+        self._silent_looks = self._silent_looks + 1 if turns == self._turns else 0
+        self._turns = turns
+        if self._silent_looks > SILENT_LOOKS_MAX * (1 if turns else START_PATIENCE):
+            log.error("the process that reads %s gave no sign of life: killed", self.path)
+            self._process.kill()
 
     async def take(self) -> Piece | None:
         """The next piece once there is one, to be given to stored() before the next is taken; None after the last.

@@ -240,32 +240,68 @@ def test_a_killed_worker_takes_its_listening_process_along_and_the_next_listens_
     start: Starter, tmp_path: Path
 ) -> None:
     config = tmp_path / "flowkin.toml"
-    config.write_text('[sources.sock]\nlisten = "eve.sock"\nformat = "eve"\n')
+    config.write_text(
+        "".join(f'[sources.{name}]\nlisten = "{name}.sock"\nformat = "eve"\n' for name in ("one", "other"))
+    )
     engine = start("--config", str(config))
-    (session,), path = engine.sessions, str(engine.layout.run / "eve.sock")
+    (session,), run = engine.sessions, engine.layout.run
 
-    def reading() -> set[int]:
-        return {pid for pid, command in processes(session).items() if "engine.drain" in command}
+    def reading(name: str = "") -> set[int]:
+        return {pid for pid, command in processes(session).items() if "engine.drain" in command and name in command}
 
-    def counts() -> dict[str, int]:
-        (found,) = engine.facts()["listening"]
-        return found  # type: ignore[no-any-return]
+    def counts(name: str) -> dict[str, Any]:
+        return next(found for found in engine.facts()["listening"] if found["source"] == name)
+
+    def connect(name: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(run / f"{name}.sock"))
+        return sock
+
+    def alert(number: int) -> bytes:
+        return json.dumps({**ALERT, "flow_id": number, "src_port": number}).encode() + b"\n"
 
     old, victim = reading(), engine.pid("ingest")
-    with socket.socket(socket.AF_UNIX) as first:
-        first.connect(path)
-        first.sendall(json.dumps(ALERT).encode() + b"\n")
-        eventually(lambda: counts()["stored"] == 1)
+    assert len(old) == 2
+    with connect("one") as first:
+        first.sendall(alert(1))
+        eventually(lambda: counts("one")["stored"] == 1)
         os.kill(victim, signal.SIGKILL)
         assert first.recv(1) == b""
-    assert eventually(lambda: not old & reading())
+    eventually(lambda: not old & reading())
     engine.replaced("ingest", victim)
-    with socket.socket(socket.AF_UNIX) as second:
-        second.connect(path)
-        second.sendall(json.dumps({**ALERT, "flow_id": 2, "src_port": 2}).encode() + b"\n")
-        eventually(lambda: counts()["stored"] == 2)
-        (alive,) = reading()
-        assert (counts()["connections"], counts()["lost"], counts()["gaps"]) == (2, 0, 1)
+    with connect("one") as second, connect("other") as third:
+        second.sendall(alert(2))
+        third.sendall(alert(3))
+        eventually(lambda: counts("one")["stored"] == 2 and counts("other")["stored"] == 1)
+        assert (counts("one")["connections"], counts("one")["lost"], counts("one")["gaps"]) == (2, 0, 1)
+        (alive,) = reading("/one.sock")
         os.kill(alive, signal.SIGKILL)
-        eventually(lambda: "has died" in counts()["error"])  # type: ignore[operator]
+        assert second.recv(1) == b""
+        third.sendall(alert(4))  # the other source goes on, and so does the worker
+        eventually(lambda: counts("other")["stored"] == 2)
+        assert "has died" in engine.log
+        eventually(lambda: reading("/one.sock") - {alive}, within_s=20)
+        with connect("one") as fourth:
+            fourth.sendall(alert(5))
+            eventually(lambda: counts("one")["stored"] == 3)
+    assert (counts("one")["error"], counts("one")["connections"], counts("one")["gaps"]) == ("", 3, 2)
     assert engine.pid("ingest") not in (0, victim)
+    assert len(all_events(engine.client())) == 5  # nothing twice
+    assert engine.process is not None
+    engine.process.kill()  # whoever is killed, nobody is left
+    engine.process.wait()
+    engine.process = None
+    eventually(lambda: not processes(session), within_s=20)
+    engine.start("--config", str(config))
+    with connect("one") as fifth:
+        fifth.sendall(alert(6))
+        eventually(lambda: counts("one")["stored"] == 4)
+
+
+def test_a_stop_does_not_wait_for_a_source_that_cannot_listen(start: Starter, tmp_path: Path) -> None:
+    config = tmp_path / "flowkin.toml"
+    config.write_text(f'drain_ms = 60_000\n[sources.sock]\nlisten = "{tmp_path}/taken"\nformat = "eve"\n')
+    (tmp_path / "taken").touch()
+    engine = start("--config", str(config))
+    eventually(lambda: "is not a socket of ours" in engine.facts()["listening"][0]["error"])
+    assert engine.stop(within_s=15.0) == 0
