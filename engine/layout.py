@@ -80,7 +80,7 @@ class Layout(NamedTuple):
         return self.run / "sources.json"
 
     def listen_counts(self, source: str) -> Path:
-        """One mapped page a listening source (engine/listen.py); any name fits."""
+        """One mapped page a listening source (engine/drain.py); any name fits."""
         import hashlib  # clients, who know paths too, have no use for it
 
         return self.run / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.listen"
