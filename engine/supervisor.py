@@ -96,6 +96,7 @@ class _Listener(NamedTuple):
 
 def run(config: Config, *, modules: Mapping[str, str] = MODULES) -> int:
     """Serve until told to stop. Prints one line beginning with READY to stderr once every worker is ready.
+    Meant as all that its process does: afterwards it ignores SIGTERM, SIGINT and SIGHUP.
 
     Returns 0 after SIGTERM or SIGINT, 1 or 2 when it cannot start, a worker's own status when that ended the start.
     """
@@ -364,14 +365,19 @@ class Supervisor:
     # ---- signals
 
     def _catch_signals(self, stack: contextlib.ExitStack) -> socket.socket:
-        """The handlers are empty: the byte on the socket is the event."""
+        """The handlers are empty: the byte on the socket is the event.
+
+        At the end they are not restored: what comes while the process leaves is ignored, as the default would make its
+        exit status a signal's (and an ending Python puts the default back in place of a handler that is a function).
+        """
         wake, wake_w = socket.socketpair()
         for end in (wake, wake_w):
             end.setblocking(False)
             stack.callback(end.close)
         stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wake_w.fileno()))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+            signal.signal(number, lambda *_: None)
+            stack.callback(signal.signal, number, signal.SIG_IGN)
         self.selector.register(wake, selectors.EVENT_READ, self._on_signals)
         return wake
 

@@ -217,6 +217,20 @@ def test_a_hung_worker_does_not_hold_up_the_stop_and_a_second_sigterm_means_now(
     assert 0.25 < time.monotonic() - start_s < 3
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_at_any_moment_of_the_stop_leaves_its_status_at_0(
+    start: Callable[..., Engine], number: signal.Signals
+) -> None:
+    """One a millisecond until it is gone, so that some come while the interpreter itself ends."""
+    engine = start("readers.count=1").ready()
+    engine.process.send_signal(signal.SIGTERM)
+    while engine.process.poll() is None:
+        engine.process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            engine.process.wait(0.001)
+    assert engine.process.returncode == 0
+
+
 def test_a_signal_to_the_whole_group_is_one_orderly_stop(start: Callable[..., Engine]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         engine = start("readers.count=2").ready()
