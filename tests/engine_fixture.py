@@ -190,7 +190,8 @@ class Engine:
         return eventually(look, within_s=within_s)
 
     def facts(self) -> dict[str, Any]:
-        return self.client().stats().facts
+        with self.client() as client:
+            return client.stats().facts
 
     def indexed(self, files: int, within_s: float = 60.0) -> None:
         """Wait until `files` full row files have their indexes and every reader uses them."""

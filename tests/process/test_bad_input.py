@@ -7,12 +7,14 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from engine import heartbeat
 from ipc import errors
 from ipc.client import Client
 from ipc.messages import Filter, Options
@@ -264,11 +266,27 @@ def test_a_write_on_the_query_socket_names_the_right_one(filled: Engine) -> None
 
 
 def test_a_client_that_goes_away_in_the_middle_costs_nothing(filled: Engine) -> None:
+    """Seen (each is an error), and not counted any longer than it is there."""
+
+    def figures() -> tuple[int, int]:
+        """Errors and connections from pages that are stamped after now; to look costs no connection."""
+        now_ns = time.monotonic_ns()
+        paths = [filled.layout.heartbeat(f"reader-{i}") for i in range(filled.readers)]
+        eventually(lambda: all(beat is not None and beat.stamp_ns > now_ns for beat in map(heartbeat.read, paths)))
+        beats = [beat for beat in map(heartbeat.read, paths) if beat is not None]
+        return sum(beat.errors for beat in beats), sum(beat.connections for beat in beats)
+
+    errors_before, before = figures()  # connections that earlier tests still hold
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(filled.layout.query_socket))
             sock.sendall(b"\x10\x00\x00")
-    eventually(lambda: sum(r["connections"] for r in filled.facts()["readers"]) < 10)
+
+    def forgotten() -> bool:
+        seen, connections = figures()
+        return seen == errors_before + 20 and connections <= before
+
+    eventually(forgotten)
 
 
 def test_an_ingest_without_engine_is_not_half_done(tmp_path: Path) -> None:
