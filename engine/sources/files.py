@@ -85,9 +85,17 @@ def walk(path: str | Path, pattern: str = "*") -> list[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         for name in files:
             file = Path(directory) / name
-            if not name.startswith(".") and file.match(pattern) and stat.S_ISREG(file.lstat().st_mode):
+            if not name.startswith(".") and file.match(pattern) and _is_file(file):
                 found.append(file)
     return sorted(found)
+
+
+def _is_file(path: Path) -> bool:
+    """Itself a regular file, not a link to one; one that is gone since it was listed is none."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def hmac_key(path: Path) -> bytes:

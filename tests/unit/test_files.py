@@ -92,6 +92,22 @@ def test_directories_are_walked_in_order_and_links_are_not_followed(tmp_path: Pa
     assert walk(root / "a.json") == [root / "a.json"]
 
 
+def test_a_file_that_goes_between_the_list_and_the_look_stops_no_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(DATA)
+    lstat = Path.lstat
+
+    def late(path: Path) -> os.stat_result:
+        if path.name == "b":
+            path.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    assert walk(tmp_path) == [tmp_path / "a", tmp_path / "c"]
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         open_path(tmp_path)
