@@ -98,7 +98,8 @@ A client of 30 lines in another language: examples/client.mjs (Node.js with @msg
 
 ## Requests on the write socket
 
-Hello, Ping, Info, Stats and Cancel are answered here, too.
+Hello, Ping, Info, Stats and Cancel are answered here, too. A write with more fields than these, by a client newer than
+the engine, is refused (BAD_REQUEST): what they ask for would be lost. Reads and replies may have more.
 
 {table(writes)}
 

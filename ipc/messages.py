@@ -3,6 +3,8 @@
 Always true
   - A frame is a u32 little-endian length, then one msgpack body: an array whose first element is the tag.
   - A tag, a code and a field's place are given out once. A new field goes last and has a default.
+  - A field that a newer peer adds is passed over in a read or a reply; a write with one is refused, because what it
+    asks for would be lost, with an answer that says it is done.
   - Tags below 32 are reads (query socket), 32 to 63 writes (write socket), 64 and above replies.
   - docs/PROTOCOL.md is generated from this file; a test fails when it is stale.
 """
@@ -56,6 +58,10 @@ Weight = Annotated[float, Meta(ge=0.0, le=1e6)]
 
 class Message(Struct, array_like=True, gc=False):
     """Base of all messages."""
+
+
+class Order(Message, forbid_unknown_fields=True):
+    """Base of all writes."""
 
 
 class Filter(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,10 +194,10 @@ class Models(Message, tag=14):       request_id: RequestId
 
 # ---- requests, write socket ---------------------------------------------------------------------------------------
 class Reject(Message):               file: Annotated[str, Meta(max_length=4096)]; offset: int; reason: Annotated[str, Meta(max_length=512)]; record: Annotated[bytes, Meta(max_length=1 << 16)] = b""
-class Ingest(Message, tag=32):       request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""; actions: Annotated[list[FirewallAction], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []
-class Label(Message, tag=33):        request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
-class UseModel(Message, tag=34):     request_id: RequestId; version: Name
-class AddModel(Message, tag=35):     request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors and card; checked, stored by sha256
+class Ingest(Order, tag=32):         request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""; actions: Annotated[list[FirewallAction], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []
+class Label(Order, tag=33):          request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
+class UseModel(Order, tag=34):       request_id: RequestId; version: Name
+class AddModel(Order, tag=35):       request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors and card; checked, stored by sha256
 
 # ---- replies ------------------------------------------------------------------------------------------------------
 class Welcome(Message, tag=64):      request_id: RequestId; protocol: int; protocol_min: int; server: Name; version: Name; generation: int; frame_bytes_max: int; top_k_max: int
