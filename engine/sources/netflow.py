@@ -5,6 +5,9 @@ Always true
     ICMP over IPv4 in packets too short to have been cut into fragments, and TCP in packets of nothing but a header.
   - Flags are the OR over all packets: only "in none" is a number.
   - A row of nfdump without packets back is one direction of a flow: of the other nothing is known.
+  - ts and ts_start are the row's times, flow_duration and all rates its duration: nfdump writes times in whole seconds
+    and durations in ms. Where they contradict each other both are kept as given, as neither is known to be wrong. A row
+    with only one time ends its duration later.
   - Rows without a time (v1, v2) have ts 0, and ids by their place in the file. L7, DNS and FTP numbers are in extra,
     where 0 stands for "none" and is left out.
 """

@@ -103,6 +103,14 @@ def test_times(first: str, last: str, start_s: float, duration_s: float) -> None
     assert event.ts_start == round(start_s * 1_000) * 1_000_000 and event.ts - event.ts_start == round(duration_s * S)
 
 
+def test_a_duration_that_contradicts_the_times_is_kept_beside_them() -> None:
+    event, f = one(
+        FLOW_START_MILLISECONDS="1424242193000", FLOW_END_MILLISECONDS="1424242195000", FLOW_DURATION_MILLISECONDS="500"
+    )
+    assert (event.ts_start, event.ts) == (1_424_242_193 * S, 1_424_242_195 * S)
+    assert f["flow_duration"] == 0.5 and f["flow_bytes_per_second"] == 352
+
+
 def test_icmp() -> None:
     event, _ = one(PROTOCOL="1", ICMP_TYPE="771", L4_SRC_PORT="0", L4_DST_PORT="0")
     assert (event.src_port, event.dst_port) == (3, 3)
