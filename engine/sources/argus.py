@@ -11,7 +11,6 @@ Always true
 
 from __future__ import annotations
 
-import csv
 import hmac
 from functools import lru_cache
 from math import isfinite
@@ -28,6 +27,7 @@ from engine.normalize import ICMP, ICMP6, MISSING_SENTINEL, address, score
 from engine.sources.base import Parsed
 from engine.sources.eve import protocol
 from engine.sources.lines import BOM, Line, LineAdapter, event_id
+from engine.sources.table import split
 from ipc.event import Classification, Decision, Event, FeaturedEvent, Verdict
 
 BLOCK_ROWS = 1_024
@@ -176,7 +176,7 @@ def featured(numbers: F64, protocols: list[int | None]) -> Any:
 def cells_of(record: bytes, count: int, hmac_key: bytes) -> list[str]:
     """The `count` columns of a row, the last of which signs it. Raises BadRecordError."""
     text = record.decode()
-    cells = text.split(",") if '"' not in text else _quoted(text)
+    cells = split(text)
     if len(cells) != count:
         raise BadRecordError(f"{len(cells)} columns, a row has {count}")
     if hmac_key:
@@ -232,13 +232,6 @@ def _looks_so(line: bytes) -> bool:
         and 16 <= len(cells[TIME]) <= 19
         and (not sign or (len(sign) == 64 and not sign.strip(b"0123456789abcdef")))
     )
-
-
-def _quoted(text: str) -> list[str]:
-    try:
-        return next(csv.reader([text], strict=True))
-    except (csv.Error, StopIteration) as e:
-        raise BadRecordError("a quoted column does not end") from e
 
 
 def _floats(cells: list[str]) -> list[float]:

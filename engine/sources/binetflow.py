@@ -22,7 +22,7 @@ from engine.flows.derived import F64, FLOAT32_MAX, Flags, derive
 from engine.normalize import TCP, address
 from engine.sources import ra
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.lines import Line, event_id
+from engine.sources.lines import Line
 from engine.sources.table import NAN, Header, TableAdapter, cells_of, columns, header, judged, normalised, sized
 from engine.sources.tcpflags import ACK, SYN, UNSEEN, bits_of, completion, give_absent
 from engine.sources.times import NS, epoch_ns, iso_ns, zone
@@ -103,24 +103,10 @@ class BinetflowAdapter(TableAdapter):
             completed = completion(src_seen, dst_seen) if "_" in state else completed
         numbers += (NAN if proto is None else proto, turned, both, src_seen, dst_seen, completed)
         ends = [(_ip(src), src_port), (_ip(dst), dst_port)]
-        (src_ip, src_port), (dst_ip, dst_port) = reversed(ends) if turned else ends
-        family, family_raw, classification = verdict(label)
-        spec = self.spec
-        return Event(
-            event_id=event_id(spec.sensor, "flow", line.record, line.ordinal),
-            source=spec.name,
-            sensor=spec.sensor,
-            ts=start,
-            ts_start=start,
-            src_ip=src_ip,
-            dst_ip=dst_ip,
-            src_port=src_port,
-            dst_port=dst_port,
-            proto=proto,
-            classification=classification,
-            family=family,
-            family_raw=family_raw,
-        )
+        src_of, dst_of = reversed(ends) if turned else ends
+        family, family_raw, opinion = verdict(label)
+        row_id = self.id_of(line, has_time=True)
+        return self.flow(row_id, (start, start), src_of, dst_of, proto, (family_raw, opinion), family)
 
     def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
         flags = dict(zip(self.worded, numbers[:, len(header.numbers) :].T, strict=True))

@@ -146,22 +146,9 @@ class CicFlowAdapter(TableAdapter):
         dst_port = whole("destination port", dst_end.strip(), 65_535)
         if proto == ICMP and icmp_type.strip() not in ("", "-1"):
             src_port, dst_port = whole("type", icmp_type.strip(), 255), whole("code", icmp_code.strip(), 255)
-        family, classification = judged(label.strip(), attempted.strip())
-        spec = self.spec
-        return Event(
-            event_id=self.id_of(line, has_time=bool(stamp)),
-            source=spec.name,
-            sensor=spec.sensor,
-            ts=start,
-            ts_start=start,
-            src_ip=address(src)[0],
-            dst_ip=address(dst)[0],
-            src_port=src_port,
-            dst_port=dst_port,
-            proto=proto,
-            classification=classification,
-            family_raw=family,
-        )
+        row_id = self.id_of(line, has_time=bool(stamp))
+        src_of, dst_of = (address(src)[0], src_port), (address(dst)[0], dst_port)
+        return self.flow(row_id, (start, start), src_of, dst_of, proto, judged(label.strip(), attempted.strip()))
 
     def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
         blobs = pack_rows(featured(header, numbers))

@@ -104,22 +104,9 @@ class NetflowAdapter(TableAdapter):
         start = self._time(header, first)
         end = max(start, self._time(header, last)) if last not in MISSING else start
         src_port, dst_port = _ends(proto, src_end, dst_end, number.get("icmp", NAN))
-        family, classification = judged(attack, label)
-        spec = self.spec
-        return Event(
-            event_id=self.id_of(line, has_time=bool(start)),
-            source=spec.name,
-            sensor=spec.sensor,
-            ts=end,
-            ts_start=start,
-            src_ip=address(src)[0],
-            dst_ip=address(dst)[0],
-            src_port=src_port,
-            dst_port=dst_port,
-            proto=proto,
-            classification=classification,
-            family_raw=family,
-        )
+        row_id = self.id_of(line, has_time=bool(start))
+        src_of, dst_of = (address(src)[0], src_port), (address(dst)[0], dst_port)
+        return self.flow(row_id, (start, end), src_of, dst_of, proto, judged(attack, label))
 
     def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
         column = columns(header.numbers, numbers[:, : len(header.numbers)])

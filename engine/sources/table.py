@@ -37,6 +37,7 @@ NAN = float("nan")
 _WORD = re.compile(r"[^a-z0-9]+")
 _decode = msgspec.json.Decoder(list[float]).decode
 Names = Sequence[str]  # the normalised names that a column has in one dialect or another
+End = tuple[str, int | None]  # address and port
 
 
 class Header(NamedTuple):
@@ -99,6 +100,18 @@ class TableAdapter(LineAdapter):
         if has_time:
             return event_id(self.spec.sensor, "flow", line.record, line.ordinal)
         return event_id_at(self.spec.fingerprint, line.offset)
+
+    def flow(
+        self, event_id: str, times: tuple[int, int], src: End, dst: End, proto: int | None,
+        said: tuple[str, Classification], family: str = "", text: str = "",
+    ) -> Event:
+        """The event of a row. times: start and end; said: the source's word and its verdict, as `judged` has them."""
+        spec = self.spec
+        return Event(
+            event_id=event_id, source=spec.name, sensor=spec.sensor, ts=times[1], ts_start=times[0], src_ip=src[0],
+            dst_ip=dst[0], src_port=src[1], dst_port=dst[1], proto=proto, classification=said[1], family=family,
+            family_raw=said[0], text=text,
+        )  # fmt: skip
 
     @classmethod
     def sniff(cls, head: bytes, file_name: str) -> bool:
@@ -209,7 +222,7 @@ def split(line: str, delimiter: str = ",") -> list[str]:
     if '"' not in line:
         return line.split(delimiter)
     try:
-        return next(csv.reader([line], delimiter=delimiter))
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
     except (csv.Error, StopIteration) as e:
         raise BadRecordError("a quoted column does not end") from e
 

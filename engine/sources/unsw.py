@@ -98,23 +98,10 @@ class UnswAdapter(TableAdapter):
         )
         start = epoch_ns(stime) if stime.strip() not in MISSING else 0
         src_port, dst_port = ra.ports(proto, src_end, dst_end)
-        family, classification = judged(attack, label)
-        spec = self.spec
-        return Event(
-            event_id=self.id_of(line, has_time=bool(start)),
-            source=spec.name,
-            sensor=spec.sensor,
-            ts=start,
-            ts_start=start,
-            src_ip=address(src)[0],
-            dst_ip=address(dst)[0],
-            src_port=src_port,
-            dst_port=dst_port,
-            proto=proto,
-            classification=classification,
-            family_raw=family,
-            text="" if service.strip() in MISSING else service.strip(),
-        )
+        row_id = self.id_of(line, has_time=bool(start))
+        src_of, dst_of = (address(src)[0], src_port), (address(dst)[0], dst_port)
+        text = "" if service.strip() in MISSING else service.strip()
+        return self.flow(row_id, (start, start), src_of, dst_of, proto, judged(attack, label), text=text)
 
     def emit(self, header: Header, events: list[Event], numbers: F64, records: list[bytes], out: Parsed) -> None:
         column = columns(header.numbers, numbers[:, : len(header.numbers)])

@@ -134,6 +134,8 @@ def test_numbers_that_no_flow_has(format: str, cell: str) -> None:
 
 def test_cells() -> None:
     assert split('a,"b,c",d') == ["a", "b,c", "d"] and split("a\tb,c", "\t") == ["a", "b,c"]
+    with pytest.raises(BadRecordError, match="does not end"):
+        split('a,b,"c')
     assert normalised(" Total Fwd_Packet/s") == "totalfwdpackets"
     assert header(("a", "b"), "", {"x": ("a",)}, (("b",), ("c",))) is None
     assert whole("port", "80.0", 99) == 80 and whole("port", "-", 99) is None
