@@ -61,7 +61,7 @@ def test_events_are_numbered_in_order_of_time_and_valid(events: list[FeaturedEve
     assert [e.event.event_id for e in events] == [f"synthetic_{i:06d}" for i in range(N)]
     times = [e.event.ts for e in events]
     assert times == sorted(times) and times[0] >= START_NS
-    assert len({e.raw for e in events}) == N
+    assert len({e.raw for e in events}) == N and all(e.raw.startswith(b"synthetic 2 seed=7 ") for e in events)
     for item in generate(300, seed=2):
         complete(msgspec.msgpack.decode(msgspec.msgpack.encode(item), type=FeaturedEvent))
 
@@ -135,11 +135,19 @@ def separation(a: F32, b: F32) -> tuple[float, str]:
 
 @pytest.mark.parametrize(
     ("benign", "attack", "at_most"),
-    [("backup", "upload", 0.87), ("monitor", "probe", 0.91), ("update", "beacon", 0.91), ("http", "http_flood", 0.85)],
+    [
+        ("backup", "upload", 0.87),
+        ("monitor", "probe", 0.91),
+        ("update", "beacon", 0.91),
+        ("http", "http_flood", 0.85),
+        ("file", "encrypting", 0.92),
+        ("dns", "dns_beacon", 0.80),
+    ],
 )
 def test_no_threshold_on_one_flow_feature_tells_a_look_alike_from_an_attack(
     benign: str, attack: str, at_most: float
 ) -> None:
+    """Entropy among them: an archive has as much of it as what was encrypted."""
     rng, n = np.random.default_rng(1), 2_000
     kinds = []
     for name in (benign, attack):
@@ -163,6 +171,18 @@ def test_no_threshold_tells_a_family_from_the_rest(events: list[FeaturedEvent]) 
     for name in sorted(set(family) - {"Normal"}):
         found, feature = separation(rows[family == name], rows[family == "Normal"])
         assert found < 0.997, (name, feature)
+
+
+def test_quiet_beacons_ask_for_names_like_others() -> None:
+    """Hosts with a word of hex are asked for by everybody, by beacons more often, and not by most of them."""
+    named: dict[bool, list[bool]] = {False: [], True: []}
+    for item in generate(12_000, seed=8):
+        event = item.event
+        if event.dst_port == 53 and event.text.startswith("dns | ") and event.family in ("Normal", "C2"):
+            first = event.text.split(" | ")[1].partition(".")[0]
+            named[event.family == "C2"].append(len(first) == 8 and not set(first) - set("0123456789abcdef"))
+    assert len(named[True]) > 20
+    assert 0.05 < np.mean(named[False]) < np.mean(named[True]) < 0.6
 
 
 def test_an_engine_alone_is_often_wrong(events: list[FeaturedEvent]) -> None:
