@@ -27,6 +27,10 @@ def host(n: int) -> str:
     return f"{'abcdefghijklmnopqrs'[n % 19]}.example"
 
 
+def lines(records: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
 class Log:
     """What a detector and its logrotate write, and what must be stored of it: the text of each flow and alert."""
 
@@ -49,11 +53,13 @@ class Log:
             text = "ET SCAN Potential SSH Scan | Attempted Information Leak | x.example | A"
             self.expected += [("alert", text, n % 60_000)] * (1 + n % 2)
         if len(self.open_flows) > 5:
-            done = self.open_flows.pop(self.random.randrange(len(self.open_flows)))
-            records.append({**FLOW, "flow_id": done, "src_port": done % 60_000})
-            text = "" if done in self.lost else f"{host(done)} | /{done % 3}"
-            self.expected.append(("flow", text, done % 60_000))
-        return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+            records.append(self._end(self.open_flows.pop(self.random.randrange(len(self.open_flows)))))
+        return lines(records)
+
+    def _end(self, n: int) -> dict[str, Any]:
+        text = "" if n in self.lost else f"{host(n)} | /{n % 3}"
+        self.expected.append(("flow", text, n % 60_000))
+        return {**FLOW, "flow_id": n, "src_port": n % 60_000}
 
     def write(self, count: int) -> None:
         """Cut anywhere, also in the middle of lines."""
@@ -92,6 +98,12 @@ class Log:
         self.compress()
         shutil.copyfile(self.path, self.old)
         self.truncate()
+
+    def end(self) -> None:
+        """All open flows end."""
+        with self.path.open("ab") as out:
+            out.write(lines([self._end(n) for n in self.open_flows]))
+        self.open_flows.clear()
 
     def truncate(self) -> None:
         """In place: the same inode, whatever the file system does."""
@@ -177,8 +189,32 @@ def test_rotated_while_it_runs_and_while_it_is_dead(start: Starter, tmp_path: Pa
     settled(engine, log)
 
 
+@pytest.mark.parametrize("down", [True, False], ids=["down", "running"])
+def test_a_file_that_gets_the_inode_of_a_removed_one(start: Starter, tmp_path: Path, log: Log, down: bool) -> None:
+    """Unlinked and created again: a file system may hand out the inode at once. Twice, as the state of each stays."""
+    engine = serve(start, tmp_path, log.path)
+    for _ in range(2):
+        log.write(30)
+        log.end()
+        settled(engine, log)
+        inode = log.path.stat().st_ino
+        if down:
+            engine.kill()
+        log.path.unlink()
+        if not down:  # until then its inode is held
+            fds = Path(f"/proc/{engine.pid('ingest')}/fd")
+            eventually(lambda fds=fds: not any("eve.json" in str(fd.readlink()) for fd in fds.iterdir()))
+        log.path.touch()
+        if log.path.stat().st_ino != inode:
+            pytest.skip("this file system does not hand out an inode again at once")
+        log.write(30)
+        if down:
+            engine.start("--config", str(tmp_path / "flowkin.toml"))
+        settled(engine, log)
+
+
 def test_a_new_log_in_the_inode_of_an_old_one(start: Starter, tmp_path: Path, log: Log) -> None:
-    """Removed and written anew while the engine is down, as file systems hand out inodes again; and while it runs."""
+    """Cut and written anew while the engine is down, so that it has the inode for certain; and while it runs."""
     engine = serve(start, tmp_path, log.path)
     log.write(30)
     settled(engine, log)
