@@ -15,7 +15,7 @@ import msgspec
 
 from cli.text import iso
 from ipc.event import Annotation, Event, Hit, Verdict
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Stored
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
 
 if TYPE_CHECKING:
     from engine.dead_letters import Letter
@@ -243,6 +243,45 @@ def answer_document(answer: Answer, generation: int) -> Document:
     if answer.plan:
         document["plan"] = answer.plan
     return document
+
+
+def precedent_document(rank: int, precedent: Precedent) -> Document:
+    hit = hit_document(rank, precedent.hit)
+    voted = {"family": precedent.family, "labelled": precedent.labelled, "weight": precedent.weight}
+    first = ("rank", "event_id", "distance", "percentile", "count")
+    detector = {"classification": hit["classification"], "detector_family": hit["family"]}
+    rest = {name: value for name, value in hit.items() if name not in (*first, "classification", "family")}
+    return {name: hit[name] for name in first} | voted | detector | rest
+
+
+def judgement_document(j: Judgement, generation: int) -> Document:
+    return {
+        "generation": generation,
+        "query": None if j.query is None else event_document(j.query),
+        "family": j.family or None,
+        "probability": j.probability,
+        "runners_up": [{"family": family, "probability": probability} for family, probability in j.runners_up],
+        "novelty": j.novelty,
+        "no_close_precedent": j.no_close_precedent,
+        "false_alarm": j.false_alarm,
+        "calibrated": j.calibrated,
+        "precedents": [precedent_document(rank, p) for rank, p in enumerate(j.precedents, 1)],
+        "k": j.k,
+        "votes": j.votes,
+        "doubt": j.doubt,
+        "distances": spread_document(j.distances),
+        "percentiles": spread_document(j.percentiles),
+        "space": j.space,
+        "model": j.model,
+        "exact": j.exact,
+        "scanned": j.scanned,
+        "matched": j.matched,
+        "took_ms": j.took_us / 1000,
+    }
+
+
+def spread_document(values: Sequence[float]) -> Document | None:
+    return dict(zip(("min", "median", "max"), values, strict=True)) if values else None
 
 
 class Split(NamedTuple):

@@ -17,13 +17,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from cli.errors import NOT_FOUND, USAGE, CommandError
 from cli.text import clean
 from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, NotReadyError, error_of
 from ipc.event import FeaturedEvent, FirewallAction
-from ipc.messages import Answer, ErrorCode, Failure, Ingest, Ingested, Options, Reject, Request, encode
+from ipc.messages import (
+    Answer,
+    ErrorCode,
+    Failure,
+    Ingest,
+    Ingested,
+    Judgement,
+    Options,
+    Reject,
+    Request,
+    Voting,
+    encode,
+)
 
 if TYPE_CHECKING:
     from cli.render import Meter
@@ -34,10 +46,12 @@ if TYPE_CHECKING:
 EVENTS_MAX = 512  # of one message
 BYTES_MAX = 3 << 20
 ASK_EVENTS_MAX = 256
+CLASSIFY_EVENTS_MAX = 64  # each looks through all earlier events, and a reader answers a message at once
 WINDOW = 4
 TIMEOUT_MS = 30_000  # of one message
 RETRY_S = 60.0
 REJECT_RECORD_BYTES = 1 << 16
+T = TypeVar("T")
 RETRIED = (ErrorCode.OVERLOADED, ErrorCode.NO_SPACE, ErrorCode.NOT_READY, ErrorCode.DEADLINE, ErrorCode.CANCELLED)
 
 
@@ -393,40 +407,64 @@ def ask(
 ) -> Iterator[tuple[Answer, int]]:
     """(answer, generation) for each event in order; one session, so that context goes on between messages."""
     session = random.getrandbits(52) | 1
-    most = per_message(options)
+    for batch in _messages(events, per_message(options)):
+        reply = client.query_events(batch, options=options, session=session, timeout_ms=timeout_ms or TIMEOUT_MS)
+        yield from ((answer, reply.generation) for answer in reply.answers)
+
+
+def classify(
+    client: Client, events: Iterable[FeaturedEvent], options: Voting, timeout_ms: int | None
+) -> Iterator[tuple[Judgement, int]]:
+    """As ask: (judgement, generation)."""
+    session = random.getrandbits(52) | 1
+    most = max(1, min(CLASSIFY_EVENTS_MAX, BYTES_MAX // ((1 + options.k) * 1_024)))
+    for batch in _messages(events, most):
+        reply = client.classify((), batch, options=options, session=session, timeout_ms=timeout_ms or TIMEOUT_MS)
+        yield from ((judgement, reply.generation) for judgement in reply.judgements)
+
+
+def _messages(events: Iterable[FeaturedEvent], most: int) -> Iterator[list[FeaturedEvent]]:
+    """The events of each question, at most so many, without their records: these are not needed."""
     batch: list[FeaturedEvent] = []
     size = 0
-
-    def answered() -> Iterator[tuple[Answer, int]]:
-        reply = client.query_events(batch, options=options, session=session, timeout_ms=timeout_ms or TIMEOUT_MS)
-        for answer in reply.answers:
-            yield answer, reply.generation
-
     for item in events:
-        item.raw = b""  # the record itself is not needed for a question
+        item.raw = b""
         more = len(encode(item))
         if batch and (len(batch) >= most or size + more > BYTES_MAX):
-            yield from answered()
+            yield batch
             batch, size = [], 0
         batch.append(item)
         size += more
     if batch:
-        yield from answered()
+        yield batch
 
 
-def metered(answers: Iterable[tuple[Answer, int]], meter: Meter) -> Iterator[tuple[Answer, int]]:
+def files_of(what: Sequence[str], how: How) -> list[Path]:
+    """The files among what is to be classified: all where a format is given, none where they are ids. Raises
+    CommandError where they are both, or a file is not there."""
+    paths = [Path(one) for one in what]
+    if how.format != "auto":
+        return found(paths)
+    there = [path for one, path in zip(what, paths, strict=True) if one != "-" and path.exists()]
+    if there and len(there) < len(paths):
+        missing = next(one for one, path in zip(what, paths, strict=True) if path not in there)
+        raise CommandError(f"{there[0]} is a file and {missing} is none: give ids or files, not both", USAGE)
+    return there
+
+
+def metered(answers: Iterable[tuple[T, int]], meter: Meter) -> Iterator[tuple[T, int]]:
     for answer in answers:
         meter.advance(1)
         yield answer
 
 
-class Peeked(NamedTuple):
+class Peeked(NamedTuple, Generic[T]):
     """The same answers, and whether there is more than one."""
 
     several: bool
-    answers: Iterator[tuple[Answer, int]]
+    answers: Iterator[tuple[T, int]]
 
 
-def peeked(answers: Iterator[tuple[Answer, int]]) -> Peeked:
+def peeked(answers: Iterator[tuple[T, int]]) -> Peeked[T]:
     first = list(itertools.islice(answers, 2))
     return Peeked(len(first) > 1, itertools.chain(first, answers))

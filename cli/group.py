@@ -9,7 +9,7 @@ import click
 CHAPTERS = {
     "Run the engine": ("serve", "start", "stop", "status", "doctor"),
     "Put events in": ("ingest", "generate", "label"),
-    "Ask": ("query_similar", "query_event", "search", "list", "recent", "show", "watch", "shell"),
+    "Ask": ("query_similar", "query_event", "classify", "search", "list", "recent", "show", "watch", "shell"),
     "Know more": ("stats", "dead_letters", "info", "models", "fit", "export"),
 }
 ALIASES = {"similar": "query_similar", "query": "query_similar", "event": "query_event", "ls": "list"}

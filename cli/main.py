@@ -15,13 +15,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.group import SETTINGS, Flowkin
-from cli.options import PATH, PATH_OR_DASH, TOP_K_MAX, Words, filtered, located, printed, reading, searching, timed
+from cli.options import (
+    PATH,
+    PATH_OR_DASH,
+    TOP_K_MAX,
+    Words,
+    filtered,
+    located,
+    printed,
+    reading,
+    searching,
+    timed,
+    voting,
+)
 from cli.session import Session
 
 if TYPE_CHECKING:
     from cli.feed import How
     from cli.render import Out
-    from ipc.messages import Answers, Filter, Found, Options
+    from ipc.messages import Answers, Filter, Found, Options, Voting
 
 
 def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -326,6 +338,43 @@ def query_event(
             out.summaries(answers)
         else:
             out.answers(answers, several=True, plan=plan)
+
+
+@flowkin.command("classify")
+@click.argument("what", metavar="ID...|FILE...", nargs=-1, required=True)
+@reading("--as-source")
+@voting()
+@located()
+@printed
+def classify(
+    session: Session, out: Out, what: tuple[str, ...], how: How, options: Voting, timeout_ms: int | None
+) -> None:
+    """What is this event, how sure, and has there been anything like it? By the vote of its nearest precedents.
+
+    Precedents bear an analyst's label, or the family that their detector named; labels count from the next answer on.
+    IDs are of stored events (- reads them from stdin); events of files are not stored. With --format, all are files.
+
+    \b
+    Examples:
+      flowkin classify synthetic_000042 --data-dir ./data
+      flowkin classify today.csv --format cicflow --ndjson --data-dir ./data
+      flowkin classify ID --other-episodes --space chronos -k 10 --json --data-dir ./data
+      flowkin recent --ndjson | jq -r .event_id | flowkin classify - --ndjson
+    """
+    from cli import feed, questions
+    from cli.render import progress
+
+    paths = feed.files_of(what, how)
+    if paths:
+        events = feed.events(paths, how)
+        with progress("classify") as meter:
+            found = feed.metered(feed.classify(session.client(), events, options, timeout_ms), meter)
+            several, judgements = feed.peeked(questions.remembered(found, session))
+            out.judgements(judgements, several=several, listed=True)
+        return
+    several, wanted = questions.ids_of(what, sys.stdin)
+    found = questions.classified(session.client(), wanted, options, timeout_ms)
+    out.judgements(questions.remembered(found, session), several=several, listed=several)
 
 
 @flowkin.command("search")

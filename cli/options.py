@@ -393,6 +393,40 @@ def searching(space: str = "fused") -> Callable[[F], F]:
     return decorate
 
 
+def voting() -> Callable[[F], F]:
+    """The flags of classify and the filter flags; gives `options` and `timeout_ms`."""
+
+    def decorate(function: F) -> F:
+        @timed
+        @filtered
+        @wraps(function)
+        def inner(*args: Any, min_generation: int, **kw: Any) -> Any:
+            from ipc.messages import Voting
+
+            given = {name: kw.pop(name) for name in ("space", "k", "filter", "before", "other_episodes", "collapse")}
+            options = Voting(min_generation=min_generation, **given)
+            return function(*args, options=options, **kw)
+
+        return _stack(
+            inner,
+            [
+                click.option("-k", metavar="K", type=click.IntRange(1, TOP_K_MAX), default=5, show_default=True,
+                             help="How many precedents vote; probabilities were measured with 5."),
+                click.option("--space", type=click.Choice(SPACES[1:], case_sensitive=False), default="attack",
+                             show_default=True, help="Near in what; see query_similar."),
+                click.option("--before/--no-before", default=True,
+                             help="Only events earlier than the query's own time vote, or those of any time."),
+                click.option("--other-episodes", is_flag=True, help="Not the same pair within 10 minutes."),
+                click.option("--collapse/--no-collapse", default=True,
+                             help="Near-duplicates have one vote together, or each its own."),
+                click.option("--min-generation", type=click.IntRange(0), default=0, metavar="G",
+                             help="Wait for this generation: read your own writes."),
+            ],
+        )  # type: ignore[return-value]  # fmt: skip
+
+    return decorate
+
+
 # ---- how to read files --------------------------------------------------------------------------------------------
 def reading(source: str = "--source") -> Callable[[F], F]:
     """What the adapters need to know; gives `how` (cli.feed.How). source: how that option is called (a query's

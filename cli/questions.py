@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 from cli.errors import NOT_FOUND, CommandError
 from ipc.client import within
 from ipc.errors import error_of
-from ipc.messages import Answers, Failure, Filter, Found, Options, QuerySimilar, Request
+from ipc.messages import (
+    Answers,
+    Classified,
+    Classify,
+    Failure,
+    Filter,
+    Found,
+    Judgement,
+    Options,
+    QuerySimilar,
+    Request,
+    Voting,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +66,37 @@ def similar(client: Client, ids: Iterator[str], options: Options, timeout_ms: in
             raise error_of(reply)
         if isinstance(reply, Answers):
             yield reply
+
+
+def classified(
+    client: Client, ids: Iterator[str], options: Voting, timeout_ms: int | None
+) -> Iterator[tuple[Judgement, int]]:
+    """(judgement, generation) of each id, in order."""
+    first, second = next(ids, None), next(ids, None)
+    if first is not None and second is None:  # the one that is tried again when a reader leaves
+        reply = client.classify([first], options=options, timeout_ms=timeout_ms)
+        yield reply.judgements[0], reply.generation
+        return
+
+    def make(one: str) -> Callable[[int, int], Request]:
+        return lambda request_id, left_ms: Classify(request_id, [one], [], within(options, left_ms))
+
+    makes = (make(one) for one in itertools.chain([first, second], ids) if one is not None)
+    for answer in client.pipeline(makes, window=WINDOW, timeout_ms=timeout_ms):
+        if isinstance(answer, Failure):
+            raise error_of(answer)
+        if isinstance(answer, Classified):
+            yield from ((judgement, answer.generation) for judgement in answer.judgements)
+
+
+def remembered(judgements: Iterable[tuple[Judgement, int]], session: Session) -> Iterator[tuple[Judgement, int]]:
+    """The same; a shell remembers the precedents of the last one."""
+    from cli.answers import event_of, identity
+
+    for judgement, generation in judgements:
+        if session.interactive:
+            session.hits = [identity(event_of(p.hit.event)) for p in judgement.precedents]
+        yield judgement, generation
 
 
 def pages(

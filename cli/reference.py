@@ -42,6 +42,20 @@ SIMILAR = """## What `--json` holds
 | outcome | object | of the hits: `labels`, `unlabelled`, `decisions`, `firewall_actions`, `families`, `classifications`, `first_seen`, `last_seen`, `events` |
 | weights, plan | object, str | only where there are any |
 
+`classify ID --json` prints this document (several ids, or a file: a list of them; `--ndjson`: a line each).
+
+| key | type | meaning |
+|---|---|---|
+| generation, space, model, exact, scanned, took_ms | | as above; `matched`: events that may vote |
+| query | event | the event asked about; its own family and label are not looked at |
+| family, probability | str or null, float | of the largest vote; null and 0 where nobody votes |
+| runners_up | list | [{`family`, `probability`}], the largest first; what is missing to 1 is none of them |
+| novelty, no_close_precedent, false_alarm | float, bool, float | share of held-out events with a precedent that had a nearer one; above 1 - false_alarm; how often that is wrongly so |
+| calibrated | bool | probability and novelty were measured when the model was fitted, with this k |
+| precedents | list | nearest first: `rank`, `event_id`, `distance`, `percentile`, `count` (near-identical events it speaks for), `family` (voted for), `labelled` (an analyst says so), `weight` (of the vote), `detector_family`, then all fields of the event |
+| k, votes, doubt | int, object, float | places that voted; share of each family in the vote; share that far neighbours leave to nobody |
+| distances, percentiles | object or null | `min`, `median`, `max` of the places |
+
 An event has all fields of ipc/event.py; times are ISO-8601 UTC with as many digits as they have, then `label`,
 `labelled_by`, `labelled_at`, `firewall_action`, `firewall_ts`, null where nothing was said.
 

@@ -23,6 +23,7 @@ from cli.answers import (
     event_document,
     event_of,
     history_document,
+    judgement_document,
     outcome,
     split,
     stored_document,
@@ -30,7 +31,7 @@ from cli.answers import (
 from cli.tables import Cell, Column, Piece, Span, Writer
 from cli.text import clean, count, duration, end, iso, number, plural, protocol, quantity, size, when
 from ipc.event import FEATURE_BYTES, FEATURE_COUNT, Annotation, Event, Hit
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Stored
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Judgement, Precedent, Stored
 
 Format = Literal["text", "json", "ndjson"]
 
@@ -459,6 +460,102 @@ class Out:
                     pieces.append(Span("  no close precedent", BAD))
             else:
                 pieces.append(Span("no event matches", WARN))
+            self.to.line(*pieces)
+            self.to.stream.flush()
+
+    # ---- judgements -----------------------------------------------------------------------------------------------
+    def judgements(self, judgements: Iterable[tuple[Judgement, int]], *, several: bool, listed: bool) -> None:
+        """One in full, several a line each; JSON: a list where `listed`, NDJSON: a line each."""
+        if not self.text:
+            documents = (judgement_document(judgement, generation) for judgement, generation in judgements)
+            if listed or self.format == "ndjson":
+                self.documents(documents)
+            else:
+                for document in documents:
+                    self.document(document)
+            return
+        if several:
+            self._judgement_lines(judgements)
+            return
+        for judgement, generation in judgements:
+            self.judgement(judgement, generation)
+
+    def judgement(self, j: Judgement, generation: int) -> None:
+        query = None if j.query is None else event_of(j.query)
+        if query is not None:
+            self._headline(query)
+            self.to.line()
+        if not j.precedents:
+            self.to.line(Span("no event may vote", WARN), ": none is of a known family, or the filter leaves none")
+        else:
+            self._probabilities(j)
+            self.to.line()
+            self._precedents(j.precedents)
+        parts = [
+            f"{j.space} space", f"model {j.model}", "exact" if j.exact else "approximate",
+            f"{count(j.scanned)} scanned", f"{count(j.matched)} may vote", duration(j.took_us / 1e6),
+            f"generation {generation}",
+        ]  # fmt: skip
+        self.to.line()
+        self.to.line(Span(" · ".join(parts), DIM))
+
+    def _probabilities(self, j: Judgement) -> None:
+        rest = max(0.0, 1.0 - j.probability - sum(p for _, p in j.runners_up))
+        rows: list[list[Cell]] = [
+            [_family(family), Span(_share(probability), BOLD if i == 0 else ""),
+             Span(f"{_share(j.votes.get(family, 0.0))} of the vote", DIM)]
+            for i, (family, probability) in enumerate([(j.family, j.probability), *j.runners_up])
+        ]  # fmt: skip
+        rows.append([Span("none of these", DIM), _share(rest), Span(f"{_share(j.doubt)} doubt", DIM)])
+        self.to.table([Column("FAMILY", keep=True), Column("PROBABILITY", right=True), Column("")], rows)
+        if not j.calibrated:
+            self.to.line(Span("not calibrated: this model was not measured with such a vote", WARN))
+        nearest, _, farthest = j.distances
+        pieces: list[Piece] = [Span("no close precedent", BAD), ": "] if j.no_close_precedent else []
+        pieces.append(f"farther from its nearest precedent than {_share(j.novelty)} of events that had one")
+        self.to.line(*pieces, Span(f"  {j.k} voted, at distance {number(nearest)} to {number(farthest)}", DIM))
+
+    def _precedents(self, precedents: Sequence[Precedent]) -> None:
+        rows: list[list[Cell]] = []
+        for rank, p in enumerate(precedents, 1):
+            event = event_of(p.hit.event)
+            rows.append(
+                [
+                    Span(str(rank), DIM), event.event_id, Span(number(p.hit.distance), BOLD),
+                    number(p.hit.percentile, 2), f"x{p.hit.count:,}" if p.hit.count > 1 else "", _share(p.weight),
+                    _family(p.family), Span("an analyst", BOLD) if p.labelled else event.source, when(event.ts),
+                    _ends(event),
+                ]
+            )  # fmt: skip
+        self.to.table(
+            [
+                Column("#", right=True), Column("ID", keep=True), Column("DISTANCE", right=True),
+                Column("PCTL", right=True, spare=6), Column("COUNT", right=True, spare=3), Column("VOTE", right=True),
+                Column("FAMILY"), Column("SAYS", spare=4), Column("WHEN (UTC)", spare=2),
+                Column("SOURCE -> DESTINATION"),
+            ],
+            rows,
+        )  # fmt: skip
+
+    def _judgement_lines(self, judgements: Iterable[tuple[Judgement, int]]) -> None:
+        """The widths are fixed, so that lines come at once."""
+        columns = f"{'FAMILY':14}  {'PROB':>5}  {'NEW':>5}  NEAREST"
+        self.to.line(Span(f"{'WHEN (UTC)':23}  {'SOURCE -> DESTINATION':45}  {columns}", DIM))
+        for j, _ in judgements:
+            query = event_of(j.query) if j.query is not None else None
+            if query is None:
+                continue
+            pieces: list[Piece] = [f"{when(query.ts):23}  {_ends(query):45}  "]
+            if j.precedents:
+                nearest = event_of(j.precedents[0].hit.event)
+                pieces += [
+                    Span(f"{j.family:14}", FAMILY_STYLES.get(j.family, "cyan")),
+                    f"  {_share(j.probability):>5}  {_share(j.novelty):>5}  {nearest.event_id}",
+                ]
+                if j.no_close_precedent:
+                    pieces.append(Span("  no close precedent", BAD))
+            else:
+                pieces.append(Span("no event may vote", WARN))
             self.to.line(*pieces)
             self.to.stream.flush()
 

@@ -36,7 +36,7 @@ HELP = r"""A line is what would follow `flowkin`: recent, query_similar ID --exp
   \timing              say how long each command took, or stop saying so
   exit  \q  Ctrl-D     leave;  Ctrl-C ends a request and stays"""
 WORDS = ("help", "exit", "quit", r"\timing", r"\?", r"\q")
-TAKES_PATHS = ("ingest", "query_event", "query-event", "event", "fit")
+TAKES_PATHS = ("ingest", "query_event", "query-event", "event", "classify", "fit")
 _HIT = re.compile(r"#(\d+)")
 RECENT_S = 15.0
 RECENT_TIMEOUT_MS = 250
@@ -194,7 +194,7 @@ class Words:
             yield from _starting(_choices(option.type), last)
         elif last.startswith("-"):
             yield from _starting(sorted(o for p in command.params for o in p.opts if o.startswith("--")), last)
-        elif any(p.name in ("ids", "event_id") for p in command.params):
+        elif any(p.name in ("ids", "event_id", "what") for p in command.params):
             yield from _starting([f"#{n}" for n in range(1, len(self.session.hits) + 1)] if last == "#" else [], last)
             yield from _starting(dict.fromkeys([*self.session.hits, *self.recent()]), last)
 

@@ -127,6 +127,22 @@ def _web_attack(word: str) -> str:
     return "webattack" if key(word).startswith("webattack") else ""
 
 
+def labelled(label: str, family: str) -> str:
+    """The family that an analyst's label gives an event which its detector called `family`; Unknown where nobody knows.
+
+    A label is a family, or says of the detector's word whether it was right; what follows a colon is a remark.
+    """
+    word = clean(label.partition(":")[0])
+    match key(word):
+        case "truepositive" | "truenegative" | "tp" | "tn" | "confirmed":
+            return family or UNKNOWN
+        case "falsepositive" | "fp" | "falsealarm":
+            return NORMAL
+        case "falsenegative" | "fn":
+            return UNKNOWN
+    return canonical(word) or family or UNKNOWN
+
+
 def is_attempt(word: str) -> bool:
     """CIC's improved labels: traffic of an attack that had no effect."""
     return _ATTEMPTED.search(word) is not None

@@ -125,8 +125,8 @@ def before(event: Event) -> Test:
     return lambda c: c["ts"] < event.ts
 
 
-def other_episodes(event: Event, snapshot: Snapshot) -> Test:
-    """Not the same pair of hosts (either way round) and family within OTHER_EPISODE_S."""
+def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False) -> Test:
+    """Not the same pair of hosts (either way round) and family within OTHER_EPISODE_S; or the same pair alone."""
     (src_hi, src_lo), (dst_hi, dst_lo) = address(event.src_ip), address(event.dst_ip)
     names = snapshot.names.families
     family = names.index(event.family) if event.family in names else -1
@@ -140,7 +140,7 @@ def other_episodes(event: Event, snapshot: Snapshot) -> Test:
             at("src", dst_hi, dst_lo) & at("dst", src_hi, src_lo)
         )
         near = np.abs(c["ts"] - event.ts) <= span
-        return np.asarray(~(same_pair & (c["family"] == family) & near))
+        return np.asarray(~(same_pair & (any_family | (c["family"] == family)) & near))
 
     return test
 

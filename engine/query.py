@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,21 +28,23 @@ from engine.catalog import View
 from engine.embed.base import FUSED, SPACES, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextEmbedder
+from engine.embed.vote import places, within
 from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
 from engine.features import F32, unpack
 from engine.index import Mask
 from engine.limits import COLLAPSE_FETCH_MAX
 from engine.snapshot import Candidates, Snapshot
 from ipc.event import Event, Hit
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Filter, Options
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Filter, Judgement, Options
 
 log = logging.getLogger(__name__)
 
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
-SAME_VECTOR = 0.01  # of the median distance between random pairs: nearer ones of one family are one hit
 KNOWN_MIN = 8  # features; an event with fewer (a bare alert) says nothing of behaviour: two such are not alike in it
 SAME_DEVIATIONS = 0.25  # robust deviations; nearer values agree
 LEADING = 5  # features named as agreeing and disagreeing
+
+A = TypeVar("A", Answer, Judgement)
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
@@ -66,11 +68,15 @@ class Question(Struct):
 
 
 class Group(NamedTuple):
-    """A hit and the near-duplicates it stands for."""
+    """A hit and the near-duplicates it stands for. seqs: int64 [n], its own first."""
 
     seq: int
     distance: float
-    size: int
+    seqs: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        return len(self.seqs)
 
 
 def spaces_of(options: Options) -> tuple[str, ...]:
@@ -92,7 +98,7 @@ def stored_question(name: str, options: Options, snapshot: Snapshot, view: View)
     return Question(options, {space: snapshot.vector(space, seq) for space in spaces}, seq, head)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """How one question is searched. allowed: None = all rows."""
 
     allowed: Mask | None
@@ -109,28 +115,34 @@ class Answering:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
         """One answer each, in order; an exception where that question cannot be answered."""
+        return self._each(questions, self._finish)
+
+    def _each(
+        self, questions: Sequence[Question], finish: Callable[[Question, Plan, dict[str, Candidates]], A]
+    ) -> list[A | Exception]:
+        """Plan all, search together, finish each."""
         start = time.perf_counter()
-        plans: list[_Plan | Exception] = []
+        plans: list[Plan | Exception] = []
         for question in questions:
             try:
                 plans.append(self._plan(question))
             except Exception as e:  # one bad question must not cost the others theirs
                 plans.append(e)
         found = self._search_together(questions, plans)
-        out: list[Answer | Exception] = []
+        out: list[A | Exception] = []
         for i, (question, plan) in enumerate(zip(questions, plans, strict=True)):
             if isinstance(plan, Exception):
                 out.append(plan)
                 continue
             try:
-                answer = self._finish(question, plan, {s: found[i, s] for s in plan.weights})
+                answer = finish(question, plan, {s: found[i, s] for s in plan.weights})
                 answer.took_us = int((time.perf_counter() - start) * 1e6)
                 out.append(answer)
             except Exception as e:
                 out.append(e)
         return out
 
-    def _plan(self, question: Question) -> _Plan:
+    def _plan(self, question: Question) -> Plan:
         options, snapshot = question.options, self.snapshot
         spaces = spaces_of(options)
         missing = [s for s in spaces if s not in question.vectors]
@@ -155,48 +167,41 @@ class Answering:
             if options.before:
                 wanted.append(filters.before(question.event))
             if options.other_episodes:
-                wanted.append(filters.other_episodes(question.event, snapshot))
+                wanted.append(self._other_episodes(question.event))
         said = filters.marks(options.filter)
         allowed = filters.mask(snapshot, wanted, said, self.view) if wanted or said else None
         if allowed is not None and 0 <= question.seq < snapshot.count:
             allowed[question.seq] = False
         matched = int(allowed.sum()) if allowed is not None else snapshot.count - (question.seq >= 0)
         fetch = options.top_k * (4 if options.collapse else 1) + (question.seq >= 0)
-        return _Plan(allowed, matched, max(fetch, FUSED_FETCH_MIN if options.space == FUSED else 0), weights)
+        return Plan(allowed, matched, max(fetch, FUSED_FETCH_MIN if options.space == FUSED else 0), weights)
+
+    def _other_episodes(self, event: Event) -> filters.Test:
+        return filters.other_episodes(event, self.snapshot)
 
     def _search_together(
-        self, questions: Sequence[Question], plans: Sequence[_Plan | Exception]
+        self, questions: Sequence[Question], plans: Sequence[Plan | Exception]
     ) -> dict[tuple[int, str], Candidates]:
         """Questions without a filter share one search for each space and number of candidates."""
         groups: dict[tuple[str, int, int], list[int]] = {}
         for i, plan in enumerate(plans):
-            if isinstance(plan, _Plan):
+            if isinstance(plan, Plan):
                 for space in plan.weights:
                     groups.setdefault((space, plan.fetch, -1 if plan.allowed is None else i), []).append(i)
         out: dict[tuple[int, str], Candidates] = {}
         for (space, fetch, _), members in groups.items():
             queries = np.stack([questions[i].vectors[space] for i in members])
             plan = plans[members[0]]
-            assert isinstance(plan, _Plan)
+            assert isinstance(plan, Plan)
             for i, candidates in zip(members, self.snapshot.search(space, queries, fetch, plan.allowed), strict=True):
                 out[i, space] = candidates
         return out
 
     # ---- from candidates to hits ----------------------------------------------------------------------------------
 
-    def _finish(self, question: Question, plan: _Plan, found: dict[str, Candidates]) -> Answer:
+    def _finish(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Answer:
         options = question.options
-        fetch = plan.fetch
-        while True:
-            ranked = self._rank(question, plan, found)
-            groups = self._collapse(ranked, plan, options)
-            everything = fetch >= min(COLLAPSE_FETCH_MAX, plan.matched + 1)
-            if len(groups) >= min(options.top_k, plan.matched) or everything:
-                break
-            fetch = min(4 * fetch, COLLAPSE_FETCH_MAX)  # a flood filled the candidates; look further
-            found = {
-                s: self.snapshot.search(s, question.vectors[s][None, :], fetch, plan.allowed)[0] for s in plan.weights
-            }
+        groups, found, fetch = self._grouped(question, plan, found)
         hits = self._hits(groups, plan, question, options.top_k)
         own = self._own_family(question)
         same = self._families(np.array([h.seq for h in hits], np.int64)) == own
@@ -213,7 +218,23 @@ class Answering:
             answer.explain, answer.counter_example = self._explain(question, plan, hits)
         return answer
 
-    def _rank(self, question: Question, plan: _Plan, found: dict[str, Candidates]) -> Candidates:
+    def _grouped(
+        self, question: Question, plan: Plan, found: dict[str, Candidates]
+    ) -> tuple[list[Group], dict[str, Candidates], int]:
+        """The nearest groups, and among which candidates they were found, how many of each space."""
+        fetch = plan.fetch
+        while True:
+            ranked = self._rank(question, plan, found)
+            groups = self._collapse(ranked, plan, question.options)
+            everything = fetch >= min(COLLAPSE_FETCH_MAX, plan.matched + 1)
+            if len(groups) >= min(question.options.top_k, plan.matched) or everything:
+                return groups, found, fetch
+            fetch = min(4 * fetch, COLLAPSE_FETCH_MAX)  # a flood filled the candidates; look further
+            found = {
+                s: self.snapshot.search(s, question.vectors[s][None, :], fetch, plan.allowed)[0] for s in plan.weights
+            }
+
+    def _rank(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Candidates:
         """Candidates of all spaces in one order, without the event itself."""
         if len(found) == 1 and question.options.space != FUSED:
             (candidates,) = found.values()
@@ -229,33 +250,23 @@ class Answering:
         order = np.lexsort((-seqs, fused))
         return Candidates(fused[order], seqs[order], False, 0)
 
-    def _collapse(self, ranked: Candidates, plan: _Plan, options: Options) -> list[Group]:
+    def _collapse(self, ranked: Candidates, plan: Plan, options: Options) -> list[Group]:
         """Near-duplicates (same family, vectors nearly equal in every space that counts) become one group."""
-        seqs, distances = ranked.seqs.tolist(), ranked.distances.tolist()
-        if not options.collapse:
-            return [Group(seq, distance, 1) for seq, distance in zip(seqs, distances, strict=True)]
-        families = self._families(ranked.seqs)
-        vectors = [
-            (self.snapshot.vectors(space, ranked.seqs), self._same_within(space)) for space in plan.weights if seqs
-        ]
-        groups: list[Group] = []
-        left = np.arange(len(seqs))  # in order of distance; each round takes the first and all that are like it
-        while len(left) and len(groups) < options.top_k:
-            first = left[0]
-            like = families[left] == families[first]
-            for of, within in vectors:
-                difference = of[left] - of[first]
-                like &= np.einsum("ij,ij->i", difference, difference) <= within * within
-            like[0] = True
-            groups.append(Group(seqs[first], distances[first], int(like.sum())))
-            left = left[~like]
-        return groups
+        if not options.collapse or not len(ranked.seqs):
+            found = [np.array([i]) for i in range(len(ranked.seqs))]
+        else:
+            vectors = [
+                (self.snapshot.vectors(space, ranked.seqs), within(self.models.embedders[space].calibration))
+                for space in plan.weights
+            ]
+            found = places(vectors, options.top_k, self._kinds(ranked.seqs))
+        return [Group(int(ranked.seqs[i[0]]), float(ranked.distances[i[0]]), ranked.seqs[i]) for i in found]
 
-    def _same_within(self, space: str) -> float:
-        """So near, two vectors are one hit."""
-        return SAME_VECTOR * float(np.median(self.models.embedders[space].calibration.pair_quantiles))
+    def _kinds(self, seqs: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Events of different kinds are never one hit: their families."""
+        return self._families(seqs)
 
-    def _hits(self, groups: Sequence[Group], plan: _Plan, question: Question, top_k: int) -> list[Hit]:
+    def _hits(self, groups: Sequence[Group], plan: Plan, question: Question, top_k: int) -> list[Hit]:
         hits: list[Hit] = []
         fused = question.options.space == FUSED
         for group in groups:
@@ -318,7 +329,7 @@ class Answering:
         names = self.snapshot.names.families
         return names.index(question.event.family) if question.event.family in names else -1
 
-    def _no_close_precedent(self, plan: _Plan, found: dict[str, Candidates], question: Question) -> bool:
+    def _no_close_precedent(self, plan: Plan, found: dict[str, Candidates], question: Question) -> bool:
         """Is the nearest event beyond the calibrated bound in every space that counts?"""
         for space in plan.weights:
             others = found[space].distances[found[space].seqs != question.seq]
@@ -326,7 +337,7 @@ class Answering:
                 return False
         return True
 
-    def _describe(self, plan: _Plan, found: dict[str, Candidates], fetch: int) -> str:
+    def _describe(self, plan: Plan, found: dict[str, Candidates], fetch: int) -> str:
         """One line for --explain-plan."""
         snapshot = self.snapshot
         if plan.allowed is None:
@@ -357,7 +368,7 @@ class Answering:
         return features
 
     def _explain(
-        self, question: Question, plan: _Plan, hits: Sequence[Hit]
+        self, question: Question, plan: Plan, hits: Sequence[Hit]
     ) -> tuple[list[Explanation], CounterExample | None]:
         if question.event is None:
             space = question.options.space
@@ -368,7 +379,7 @@ class Answering:
         return explanations, self._counter_example(question, features, plan) if question.event is not None else None
 
     def _explain_hit(
-        self, question: Question, features: F32, seq: int, space: str, plan: _Plan | None
+        self, question: Question, features: F32, seq: int, space: str, plan: Plan | None
     ) -> Explanation:
         record = self.view.record(seq)
         if record is None:
@@ -406,7 +417,7 @@ class Answering:
             disagree=next((p.disagree for p in parts if p.space == "attack"), []),
         )  # fmt: skip
 
-    def _counter_example(self, question: Question, features: F32, plan: _Plan) -> CounterExample | None:
+    def _counter_example(self, question: Question, features: F32, plan: Plan) -> CounterExample | None:
         """The nearest event of another known family; in the attack space where the answer is fused."""
         event = question.event
         assert event is not None

@@ -13,7 +13,9 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +24,7 @@ from msgspec import Raw
 
 from engine import facts, filters
 from engine.catalog import Catalog, View
+from engine.classify import Classifying, options_of
 from engine.columns import Columns
 from engine.context_query import QueryContext
 from engine.counter import Counter
@@ -42,15 +45,16 @@ from engine.features import F32, unpack
 from engine.limits import PENDING_REQUESTS_MAX
 from engine.normalize import complete
 from engine.publish import load_models
-from engine.query import Answering, Question, spaces_of, stored_question
+from engine.query import A, Answering, Question, spaces_of, stored_question
 from engine.recover import map_size
 from engine.snapshot import Snapshot, Snapshots
 from engine.version import VERSION
 from engine.worker import Worker
 from ipc.event import Event
 from ipc.messages import (
-    Answer,
     Answers,
+    Classified,
+    Classify,
     Explain,
     Explained,
     Facts,
@@ -156,7 +160,7 @@ class Reader:
             )  # fmt: skip
             return
         pending = Pending(connection, request, time.monotonic())
-        if isinstance(request, SearchText | QueryEvent):
+        if isinstance(request, SearchText | QueryEvent) or (isinstance(request, Classify) and request.events):
             self._prepare(pending)
         else:
             self._queue(pending)
@@ -176,7 +180,7 @@ class Reader:
         def work() -> list[Question]:
             if isinstance(pending.request, SearchText):
                 return [self._text_question(pending.request, models)]
-            assert isinstance(pending.request, QueryEvent)
+            assert isinstance(pending.request, QueryEvent | Classify)
             return self._event_questions(pending.connection, pending.request, models)
 
         async def wait() -> None:
@@ -198,8 +202,11 @@ class Reader:
         assert isinstance(text, TextEmbedder)
         return Question(request.options, {"sbert": text.embed_texts([request.text])[0]})
 
-    def _event_questions(self, connection: Connection, request: QueryEvent, models: ModelSet) -> list[Question]:
-        spaces = spaces_of(request.options)
+    def _event_questions(
+        self, connection: Connection, request: QueryEvent | Classify, models: ModelSet
+    ) -> list[Question]:
+        options = options_of(request.options) if isinstance(request, Classify) else request.options
+        spaces = spaces_of(options)
         events: list[Event] = []
         for i, item in enumerate(request.events):
             try:
@@ -212,7 +219,7 @@ class Reader:
         vectors = {space: models.embedders[space].embed(events, features) for space in spaces}
         return [
             Question(
-                request.options, {space: vectors[space][i] for space in spaces}, head=msgspec.msgpack.encode(event),
+                options, {space: vectors[space][i] for space in spaces}, head=msgspec.msgpack.encode(event),
                 features=features[i], decoded=event,
             )
             for i, event in enumerate(events)
@@ -255,8 +262,8 @@ class Reader:
             self.worker.stamp(searching="")
 
     def _serve_batch(self, batch: list[Pending], snapshot: Snapshot, models: ModelSet, view: View) -> None:
-        questions: list[Question] = []
-        asked: list[tuple[Pending, int, int]] = []
+        queries: list[tuple[Pending, list[Question]]] = []
+        classified: list[tuple[Pending, list[Question]]] = []
         for pending in batch:
             if pending.min_generation > snapshot.generation:
                 self._wait(pending)
@@ -269,28 +276,33 @@ class Reader:
                 if mine is None:
                     self._reply_simple(pending, snapshot, models, view)
                 else:
-                    asked.append((pending, len(questions), len(questions) + len(mine)))
-                    questions += mine
+                    asked = classified if isinstance(pending.request, Classify) else queries
+                    asked.append((pending, mine))
             except Exception as e:
                 pending.connection.fail(pending.request.request_id, _told(e))
-        if not asked:
-            return
-        answers = Answering(snapshot, models, view).answer(questions)
-        for pending, lo, hi in asked:
-            mine_answers: list[Answer] = []
-            error: Exception | None = None
-            for answer in answers[lo:hi]:
-                if isinstance(answer, Exception):
-                    error = answer
-                    break
-                mine_answers.append(answer)
+        if queries:
+            self._reply_together(queries, Answering(snapshot, models, view).answer, Answers, snapshot.generation)
+        if classified:
+            self._reply_together(classified, Classifying(snapshot, models, view).judge, Classified, snapshot.generation)
+
+    def _reply_together(
+        self,
+        asked: list[tuple[Pending, list[Question]]],
+        answer: Callable[[list[Question]], list[A | Exception]],
+        reply: Callable[[int, int, list[A]], Answers | Classified],
+        generation: int,
+    ) -> None:
+        """Answer the questions of several requests at once; a request of which one fails hears of that."""
+        answers = iter(answer([question for _, mine in asked for question in mine]))
+        for pending, mine in asked:
             request_id = pending.request.request_id
+            given = list(islice(answers, len(mine)))
+            error = next((one for one in given if isinstance(one, Exception)), None)
             if error is not None:
                 pending.connection.fail(request_id, _told(error))
             else:
-                pending.connection.reply_raw(
-                    request_id, encode(Answers(request_id, snapshot.generation, mine_answers))
-                )
+                good = [one for one in given if not isinstance(one, Exception)]
+                pending.connection.reply_raw(request_id, encode(reply(request_id, generation, good)))
 
     def _questions(
         self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View
@@ -303,12 +315,13 @@ class Reader:
             case QueryVector():
                 return [_vector_question(request, models)]
             case SearchText() | QueryEvent():
-                questions = pending.questions or []
-                for question in questions:
-                    if question.event is not None:  # stored meanwhile, or all along: it is not its own neighbour
-                        known = view.identity(question.event.event_id, question.event.source)
-                        question.seq = known[0] if known and known[0] < snapshot.count else -1
-                return questions
+                return _sought(pending.questions or [], snapshot, view)
+            case Classify():
+                if not request.ids and not request.events:
+                    raise BadRequestError("nothing to classify: give ids of stored events, or events")
+                options = options_of(request.options)
+                stored = [stored_question(name, options, snapshot, view) for name in request.ids]
+                return stored + _sought(pending.questions or [], snapshot, view)
         return None
 
     def _reply_simple(self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View) -> None:
@@ -396,6 +409,15 @@ def _told(error: Exception) -> Exception:
     if isinstance(error, CorruptionError):
         log.error("%s", error)
     return error
+
+
+def _sought(questions: list[Question], snapshot: Snapshot, view: View) -> list[Question]:
+    """Of events that were sent: one that is stored, meanwhile or all along, is not its own neighbour."""
+    for question in questions:
+        if question.event is not None:
+            known = view.identity(question.event.event_id, question.event.source)
+            question.seq = known[0] if known and known[0] < snapshot.count else -1
+    return questions
 
 
 def _vector_question(request: QueryVector, models: ModelSet) -> Question:

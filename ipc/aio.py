@@ -22,6 +22,7 @@ from ipc.client import (
     LATE_MS,
     QUERY_SOCKET,
     TEXT,
+    VOTING,
     WRITE_SOCKET,
     WRITES,
     Make,
@@ -38,6 +39,8 @@ from ipc.messages import (
     AddModel,
     Answers,
     Cancel,
+    Classified,
+    Classify,
     Done,
     ErrorCode,
     Explain,
@@ -68,6 +71,7 @@ from ipc.messages import (
     SearchText,
     Stats,
     UseModel,
+    Voting,
     Watch,
     Welcome,
     decode_reply,
@@ -284,6 +288,21 @@ class AsyncClient:
     ) -> Answers:
         asked = builtins.list(events)
         return await self._expect(Answers, lambda i, ms: QueryEvent(i, asked, within(options, ms), session), timeout_ms)
+
+    async def classify(
+        self,
+        ids: Sequence[str] = (),
+        events: Sequence[FeaturedEvent] = (),
+        *,
+        options: Voting = VOTING,
+        session: int = 0,
+        timeout_ms: int | None = None,
+    ) -> Classified:
+        """Of stored events by id, then of events that are not stored."""
+        names, asked = builtins.list(ids), builtins.list(events)
+        return await self._expect(
+            Classified, lambda i, ms: Classify(i, names, asked, within(options, ms), session), timeout_ms
+        )
 
     async def query_vector(
         self, vector: bytes, model: str, *, options: Options = DEFAULT, timeout_ms: int | None = None

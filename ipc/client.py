@@ -35,6 +35,8 @@ from ipc.messages import (
     AddModel,
     Answers,
     Cancel,
+    Classified,
+    Classify,
     Done,
     ErrorCode,
     Explain,
@@ -65,6 +67,7 @@ from ipc.messages import (
     SearchText,
     Stats,
     UseModel,
+    Voting,
     Watch,
     Welcome,
     Write,
@@ -81,7 +84,8 @@ Path = str | PathLike[str]
 Make = Callable[[int, int], Request]  # (request id, milliseconds left) -> the request
 R = TypeVar("R", bound=Reply)
 WRITES = get_args(Write)
-DEFAULT, TEXT = Options(), Options(space="sbert")
+DEFAULT, TEXT, VOTING = Options(), Options(space="sbert"), Voting()
+How = TypeVar("How", Options, Voting)
 
 
 class Wire:
@@ -394,6 +398,21 @@ class Client:
         asked = builtins.list(events)
         return self._expect(Answers, lambda i, ms: QueryEvent(i, asked, within(options, ms), session), timeout_ms)
 
+    def classify(
+        self,
+        ids: Sequence[str] = (),
+        events: Sequence[FeaturedEvent] = (),
+        *,
+        options: Voting = VOTING,
+        session: int = 0,
+        timeout_ms: int | None = None,
+    ) -> Classified:
+        """Of stored events by id, then of events that are not stored."""
+        names, asked = builtins.list(ids), builtins.list(events)
+        return self._expect(
+            Classified, lambda i, ms: Classify(i, names, asked, within(options, ms), session), timeout_ms
+        )
+
     def query_vector(
         self, vector: bytes, model: str, *, options: Options = DEFAULT, timeout_ms: int | None = None
     ) -> Answers:
@@ -460,7 +479,7 @@ class Client:
             wire.close()
 
 
-def within(options: Options, left_ms: int) -> Options:
+def within(options: How, left_ms: int) -> How:
     """The same options with the call's own deadline."""
     return replace(options, deadline_ms=left_ms)
 

@@ -103,6 +103,19 @@ class Options(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unkn
     deadline_ms: Millis = 5_000
 
 
+class Voting(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
+    """How to classify. The events that vote are the k nearest of a known family, or labelled by an analyst."""
+
+    space: SpaceName = "attack"  # chronos | sbert | attack
+    k: TopK = 5  # places that vote; probabilities were measured with 5
+    filter: Filter | None = None  # which events may vote
+    before: bool = True  # only events earlier than the query's own time
+    other_episodes: bool = False  # not the same pair within 10 minutes, of whatever family
+    collapse: bool = True  # near-duplicates are one place and have one vote; otherwise each event votes
+    min_generation: int = 0
+    deadline_ms: Millis = 5_000
+
+
 class Contribution(Struct, array_like=True, frozen=True, gc=False):
     """What one feature (or group of features that state one fact) adds to a distance.
 
@@ -164,6 +177,51 @@ class Answer(Struct, array_like=True):
     plan: str = ""
 
 
+class Precedent(Struct, array_like=True):
+    """An event behind a judgement. family: what it votes for, as an analyst labelled it (labelled) or as its detector
+    said; weight: its share of the whole vote. The hit's count: the near-identical events that it speaks for."""
+
+    hit: Hit
+    family: str
+    labelled: bool
+    weight: float
+
+
+class Judgement(Struct, array_like=True):
+    """What one event is, going by its precedents. The detector's own word and the label of the event asked about are
+    never looked at.
+
+    family: "" where nobody votes. runners_up: [family, probability] of the others, the largest first; what is missing to 1
+    is the probability of none of them. votes: each family's share of the vote; doubt: the share that far neighbours
+    leave to nobody; these and doubt add up to 1. distances: nearest, median and farthest voter, percentiles of the same
+    among random pairs; both empty where nobody votes. novelty: share of held-out events with a precedent that had a
+    nearer one; no_close_precedent: it is above 1 - false_alarm, which is how often it is wrongly so. calibrated:
+    probability and novelty were measured when the model was fitted, with this k; otherwise the probability is as measured
+    with another k, or the share itself.
+    """
+
+    query: Event | Raw | None
+    family: str
+    probability: float
+    runners_up: list[tuple[str, float]]
+    novelty: float
+    no_close_precedent: bool
+    false_alarm: float
+    calibrated: bool
+    precedents: list[Precedent]  # the nearest first
+    k: int  # places that voted
+    votes: dict[str, float]
+    doubt: float
+    distances: list[float]
+    percentiles: list[float]
+    space: str
+    model: str
+    exact: bool
+    scanned: int
+    matched: int
+    took_us: int
+
+
 class Stored(Struct, array_like=True):
     """An event as stored. features: FEATURE_BYTES or empty, raw: the source record or empty, as asked for."""
 
@@ -191,6 +249,7 @@ class Explain(Message, tag=11):      request_id: RequestId; query: Id; hit: Id; 
 class Watch(Message, tag=12):        request_id: RequestId; after_generation: int = 0
 class Cancel(Message, tag=13):       request_id: RequestId; target: RequestId
 class Models(Message, tag=14):       request_id: RequestId
+class Classify(Message, tag=15):     request_id: RequestId; ids: Annotated[list[Id], Meta(max_length=IDS_PER_MESSAGE_MAX)] = []; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; options: Voting = Voting(); session: int = 0
 
 # ---- requests, write socket ---------------------------------------------------------------------------------------
 class Reject(Message):               file: Annotated[str, Meta(max_length=4096)]; offset: int; reason: Annotated[str, Meta(max_length=512)]; record: Annotated[bytes, Meta(max_length=1 << 16)] = b""
@@ -210,16 +269,17 @@ class Explained(Message, tag=70):    request_id: RequestId; generation: int; exp
 class Ingested(Message, tag=73):     request_id: RequestId; generation: int; accepted: int; duplicates: int; rejected: int; dead_letters: str = ""; joined: int = 0; waiting: int = 0  # firewall actions joined by this message; those in the engine that have met no event yet
 class Done(Message, tag=74):         request_id: RequestId; generation: int; facts: dict[str, Any] = {}
 class Generation(Message, tag=75):   request_id: RequestId; generation: int  # to a watcher, at each new one
+class Classified(Message, tag=76):   request_id: RequestId; generation: int; judgements: list[Judgement]  # one for each id, then one for each event, in order
 # fmt: on
 
 Read = (
     Hello | Ping | Info | Stats | Get | List | Recent | QuerySimilar | QueryEvent | QueryVector | SearchText
-    | Explain | Watch | Cancel | Models
+    | Explain | Watch | Cancel | Models | Classify
 )  # fmt: skip
 Write = Ingest | Label | UseModel | AddModel
 Request = Read | Write
 Reply = (
-    Welcome | Pong | Facts | Failure | Found | Answers | Explained | Ingested | Done | Generation
+    Welcome | Pong | Facts | Failure | Found | Answers | Explained | Ingested | Done | Generation | Classified
 )  # fmt: skip
 RETIRED_TAGS: frozenset[int] = frozenset()
 

@@ -25,21 +25,40 @@ SPACES = tuple(DIMS)
 FUSED = "fused"
 QUANTILES = 1_001  # of the distance between random pairs, in a calibration
 PERCENTS = np.linspace(0.0, 100.0, QUANTILES)
+NEAREST_QUANTILES = 101  # of the distance to the nearest precedent
 
 
 class Calibration(NamedTuple):
     """pair_quantiles: float64 [1001], quantiles 0..1 of the distance between random pairs of training events.
     precedent_bound: distance to the nearest neighbour beyond which there is no close precedent, exceeded by
-    `false_alarm` of held-out events that do have one."""
+    `false_alarm` of held-out events that do have one. nearest_quantiles: float64 [101], quantiles 0..1 of that distance
+    for them. certainty: float64 [m, 2], how often the family with that share of a vote was right, ascending. Both are
+    empty in versions that were made before they were measured."""
 
     pair_quantiles: NDArray[np.float64]
     precedent_bound: float
     false_alarm: float
+    nearest_quantiles: NDArray[np.float64] = np.empty(0)
+    certainty: NDArray[np.float64] = np.empty((0, 2))
 
     def percentile(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
         """0..100, how many of the random pairs are nearer; same shape."""
         percent = np.interp(distance, self.pair_quantiles, PERCENTS)
         return np.where(distance > self.pair_quantiles[0], percent, 0.0)  # interp takes the last of equal quantiles
+
+    def novelty(self, distance: float) -> float:
+        """0..1, the share of held-out events with a precedent that had a nearer one; above 1 - false_alarm just where
+        the distance is beyond the bound. Without quantiles: a line to the bound, and a curve from there to 1."""
+        known, bound = 1.0 - self.false_alarm, self.precedent_bound
+        if not len(self.nearest_quantiles):
+            return known * distance / bound if distance < bound else 1.0 - self.false_alarm * bound / (distance or 1.0)
+        shares = np.linspace(0.0, 1.0, len(self.nearest_quantiles))
+        nearer = float(np.interp(distance, self.nearest_quantiles, shares, left=0.0))
+        return nearer if distance > bound else min(nearer, known)
+
+    def probability(self, share: float) -> float:
+        """Of a family with that share of a vote; the share itself where that was never measured."""
+        return float(np.interp(share, *self.certainty.T)) if len(self.certainty) else share
 
 
 class Embedder(Protocol):

@@ -9,17 +9,19 @@ Always true
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import CIDRS_INTERNAL
-from engine.embed.base import DIMS, F32, QUANTILES, Calibration, Embedder
+from engine.embed.base import DIMS, F32, NEAREST_QUANTILES, QUANTILES, Calibration, Embedder
+from engine.embed.certainty import BLOCKS, Embed, Votes, certainty, looks_back, votes
 from engine.embed.linear import F64, LinearEmbedder, transformed
 from engine.embed.models import Data, to_files
 from engine.embed.text import TextEmbedder, TextModel
+from engine.embed.vote import within
 from engine.errors import ModelError
 from engine.features import CONTEXT_INDEXES, FEATURES
 from ipc.event import FEATURE_COUNT, Event
@@ -211,8 +213,27 @@ def calibration(vectors: F32, families: Families, rng: np.random.Generator) -> C
     test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
     rows, gaps = nearest(vectors[test], vectors[train], 1)
     known = families[train][rows[:, 0]] == families[test]
-    bound = np.quantile(gaps[known] if known.any() else gaps, 1 - FALSE_ALARM)
-    return Calibration(np.quantile(distances, np.linspace(0, 1, QUANTILES)), float(bound), FALSE_ALARM)
+    gaps = gaps[known] if known.any() else gaps
+    return Calibration(
+        np.quantile(distances, np.linspace(0, 1, QUANTILES)), float(np.quantile(gaps, 1 - FALSE_ALARM)), FALSE_ALARM,
+        np.quantile(gaps, np.linspace(0, 1, NEAREST_QUANTILES)),
+    )  # fmt: skip
+
+
+def measured_certainty(embedder_of: Callable[[NDArray[np.int64]], Embed], families: Families, seed: int) -> F64:
+    """As in Calibration. embedder_of: the rows that a throw-away map may be fitted on -> what embeds rows with it."""
+    rng = np.random.default_rng(seed)
+    measured: list[Votes] = []
+    for earlier, asked in looks_back(families):
+        asked = asked[:: max(1, BLOCKS * len(asked) // NEIGHBOURS_MAX)]
+        if not len(asked) or len(earlier) < 2:
+            continue
+        embed = embedder_of(earlier)
+        vectors = embed(earlier)
+        trial = calibration(vectors, families[earlier], rng)
+        scale = within(trial), trial.precedent_bound
+        measured.append(votes(embed(asked), families[asked], vectors, families[earlier], *scale, nearest))
+    return certainty(measured)
 
 
 def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, rng: np.random.Generator) -> list[int]:
@@ -225,6 +246,18 @@ def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, 
             break
         picked.append(int(i))
     return sorted(picked)
+
+
+def _throw_away(
+    space: str, features: F32, families: Families, seed: int
+) -> Callable[[NDArray[np.int64]], Embed]:
+    """What measured_certainty needs of a linear space."""
+
+    def embedder_of(earlier: NDArray[np.int64]) -> Embed:
+        trial = linear(space, "held-out", features[earlier], families[earlier], seed)
+        return lambda rows: trial.embed_features(features[rows])
+
+    return embedder_of
 
 
 def fit(
@@ -257,13 +290,17 @@ def fit(
     metrics: dict[str, float] = {}
     for space in ("chronos", "attack"):
         embedder = linear(space, version, features, families, seed)
-        embedder.calibration = calibration(embedder.embed_features(features), families, rng)
+        embedder.calibration = calibration(embedder.embed_features(features), families, rng)._replace(
+            certainty=measured_certainty(_throw_away(space, features, families, seed), families, seed)
+        )
         embedders[space] = embedder
         metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(space, features, families, seed), 4)
     text = TextEmbedder(version, NOT_CALIBRATED, text_model, internal=internal)
     picked = text_sample(text, events, features, rng)
     vectors = text.embed([events[i] for i in picked], features[picked])
-    text.calibration = calibration(vectors, families[picked], rng)
+    text.calibration = calibration(vectors, families[picked], rng)._replace(
+        certainty=measured_certainty(lambda earlier: vectors.__getitem__, families[picked], seed)
+    )
     embedders["sbert"] = text
     counts = Counter(e.family for e in events)
     described = Data(

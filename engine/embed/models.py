@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +27,14 @@ from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save as bytes_of
 
 from engine.config import CIDRS_INTERNAL
-from engine.embed.base import DIMS, QUANTILES, SPACES, Calibration, Embedder, ModelSet
+from engine.embed.base import DIMS, NEAREST_QUANTILES, QUANTILES, SPACES, Calibration, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.sentence import WORDING
 from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder
 from engine.errors import ModelError
 from engine.features import INDEX, NAMES
 from engine.limits import FEATURES_VERSION
+from ipc.event import Share
 
 LINEAR = ("chronos", "attack")
 CARD = "card.json"
@@ -43,13 +45,15 @@ _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class SpaceCard(Struct, frozen=True, kw_only=True):
-    """One space. pair_quantiles, precedent_bound, false_alarm: as in Calibration."""
+    """One space. All but dim and metric: as in Calibration."""
 
     dim: int
     metric: str
     pair_quantiles: Annotated[list[float], Meta(min_length=QUANTILES, max_length=QUANTILES)]
     precedent_bound: Annotated[float, Meta(ge=0)]
     false_alarm: Annotated[float, Meta(ge=0, le=1)]
+    nearest_quantiles: Annotated[list[float], Meta(max_length=NEAREST_QUANTILES)] = []
+    certainty: Annotated[list[tuple[Share, Share]], Meta(max_length=64)] = []
 
 
 class TextRef(Struct, frozen=True, kw_only=True):
@@ -127,7 +131,10 @@ def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTER
     embedders: dict[str, Embedder] = {}
     for space in SPACES:
         of = card.spaces[space]
-        calibration = Calibration(np.array(of.pair_quantiles), of.precedent_bound, of.false_alarm)
+        calibration = Calibration(
+            np.array(of.pair_quantiles), of.precedent_bound, of.false_alarm, np.array(of.nearest_quantiles),
+            np.array(of.certainty).reshape(-1, 2),
+        )  # fmt: skip
         if space in LINEAR:
             embedders[space] = _linear(space, card, files[f"{space}.safetensors"], calibration)
         else:
@@ -165,6 +172,11 @@ def card_of(files: Mapping[str, bytes]) -> Card:
             raise ModelError(f"model {card.version}: {space} is {of.dim} {of.metric}, not {DIMS[space]} l2")
         if of.pair_quantiles != sorted(of.pair_quantiles):
             raise ModelError(f"model {card.version}: the pair quantiles of {space} are not in order")
+        nearest = of.nearest_quantiles
+        if nearest != sorted(nearest) or len(nearest) not in (0, NEAREST_QUANTILES):
+            raise ModelError(f"model {card.version}: the nearest quantiles of {space} are not in order, or too few")
+        if any(b[0] <= a[0] or b[1] < a[1] for a, b in pairwise(of.certainty)):
+            raise ModelError(f"model {card.version}: the certainty of {space} does not ascend")
     return card
 
 
@@ -210,9 +222,11 @@ def to_files(
             space: SpaceCard(
                 dim=e.dim,
                 metric=e.metric,
-                pair_quantiles=[float(f"{q:.7g}") for q in e.calibration.pair_quantiles],
-                precedent_bound=float(f"{e.calibration.precedent_bound:.7g}"),
+                pair_quantiles=_rounded(e.calibration.pair_quantiles),
+                precedent_bound=_rounded([e.calibration.precedent_bound])[0],
                 false_alarm=e.calibration.false_alarm,
+                nearest_quantiles=_rounded(e.calibration.nearest_quantiles),
+                certainty=[(share, right) for share, right in map(_rounded, e.calibration.certainty)],
             )
             for space, e in embedders.items()
         },
@@ -226,6 +240,10 @@ def to_files(
     files[CARD] = msgspec.json.encode(card)
     from_files(files)
     return files
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.7g}") for value in values]
 
 
 def save(directory: Path, files: Mapping[str, bytes]) -> Path:

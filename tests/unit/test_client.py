@@ -28,6 +28,8 @@ from ipc.messages import (
     AddModel,
     Answers,
     Cancel,
+    Classified,
+    Classify,
     Done,
     ErrorCode,
     Explain,
@@ -169,6 +171,8 @@ class Engine:
                 reply = Found(i, 7, [], ["a"], 3)
             case QuerySimilar() | QueryEvent() | QueryVector() | SearchText():
                 reply = Answers(i, 7, [])
+            case Classify():
+                reply = Classified(i, 7, [])
             case Explain():
                 reply = Explained(i, 7, Explanation(event_id="a", space="attack", distance=1.0))
             case Ingest():
@@ -262,7 +266,7 @@ def ask_all(c: Client) -> list[Reply]:
         c.ping(), c.info(), c.stats(), c.models(), c.get(["a"], features=True, raw=True), c.list(limit=3),
         c.recent(by_event_time=True), c.query_similar("a", options=Options(top_k=3)), c.query_events([EVENT]),
         c.query_vector(b"\0" * 8, "m"), c.search_text("dns"), c.explain("a", "b"), c.label("a", "tp", by="ann"),
-        c.ingest("eve", [EVENT, EVENT]), c.use_model("v2"), c.add_model("v2", {"x": b"1"}),
+        c.ingest("eve", [EVENT, EVENT]), c.use_model("v2"), c.add_model("v2", {"x": b"1"}), c.classify(["a"], [EVENT]),
     ]  # fmt: skip
 
 
@@ -272,7 +276,7 @@ async def ask_all_async(c: AsyncClient) -> list[Reply]:
         await c.list(limit=3), await c.recent(by_event_time=True), await c.query_similar("a", options=Options(top_k=3)),
         await c.query_events([EVENT]), await c.query_vector(b"\0" * 8, "m"), await c.search_text("dns"),
         await c.explain("a", "b"), await c.label("a", "tp", by="ann"), await c.ingest("eve", [EVENT, EVENT]),
-        await c.use_model("v2"), await c.add_model("v2", {"x": b"1"}),
+        await c.use_model("v2"), await c.add_model("v2", {"x": b"1"}), await c.classify(["a"], [EVENT]),
     ]  # fmt: skip
 
 

@@ -149,6 +149,10 @@ def changed(files: dict[str, bytes], change: Callable[[dict[str, object]], objec
         (lambda c: c["spaces"].pop("sbert"), "spaces must be for"),
         (lambda c: c["spaces"]["attack"].update(dim=65), "not 64"),
         (lambda c: c["spaces"]["attack"]["pair_quantiles"].reverse(), "not in order"),
+        (lambda c: c["spaces"]["attack"]["nearest_quantiles"].reverse(), "nearest quantiles of attack"),
+        (lambda c: c["spaces"]["attack"]["nearest_quantiles"].pop(), "nearest quantiles of attack"),
+        (lambda c: c["spaces"]["attack"]["certainty"].reverse(), "certainty of attack"),
+        (lambda c: c["spaces"]["attack"]["certainty"].append([0.5, 1.5]), r"card.json .*certainty"),
         (lambda c: c["features"].update(attack=["nonsense"]), "not such a model"),
         (lambda c: c["features"].update(attack=c["features"]["chronos"]), "not such a model"),
     ],
@@ -156,6 +160,25 @@ def changed(files: dict[str, bytes], change: Callable[[dict[str, object]], objec
 def test_a_card_that_does_not_fit_is_refused(files: dict[str, bytes], change, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ModelError, match=message):
         models.from_files(changed(files, change))
+
+
+def test_what_is_fitted_is_calibrated_and_survives_the_card(files: dict[str, bytes]) -> None:
+    for space, embedder in models.from_files(files).embedders.items():
+        calibration = embedder.calibration
+        assert len(calibration.nearest_quantiles) == 101 and len(calibration.certainty) > 1, space
+        bound = calibration.precedent_bound
+        assert calibration.novelty(bound) <= 0.95 < calibration.novelty(bound * 1.01)
+    assert models.from_files(files).embedders["attack"].calibration.probability(1.0) > 0.9
+
+
+def test_a_card_made_before_votes_were_measured_still_loads(files: dict[str, bytes]) -> None:
+    def without(card: dict[str, object]) -> None:
+        for space in card["spaces"].values():  # type: ignore[attr-defined]
+            del space["nearest_quantiles"], space["certainty"]
+
+    old = models.from_files(changed(files, without)).embedders["attack"].calibration
+    assert old.probability(0.7) == 0.7
+    assert old.novelty(old.precedent_bound) <= 0.95 < old.novelty(old.precedent_bound * 1.01)
 
 
 def test_other_files_are_refused(files: dict[str, bytes]) -> None:

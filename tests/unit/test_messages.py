@@ -80,6 +80,12 @@ ANSWER = m.Answer(
     counter_example=m.CounterExample(9, 4.0, EVENT),
     plan="exact",
 )
+JUDGEMENT = m.Judgement(
+    EVENT, "DDoS", 0.75, [("DoS", 0.125)], 0.5, False, 0.0625, True,
+    [m.Precedent(Hit(5, 0.5, 1.0, 2, EVENT, NOTE), "DDoS", True, 0.5)], 2, {"DDoS": 0.5, "DoS": 0.25}, 0.25,
+    [0.5, 0.75, 1.0], [1.0, 1.5, 2.0], "attack", "v1", True, 100, 50, 1_234,
+)  # fmt: skip
+VOTING = m.Voting(space="chronos", k=3, filter=m.Filter(labels=[""]), before=False, deadline_ms=250)
 SAMPLES: tuple[m.Message, ...] = (
     m.Hello(1, "test", 0),
     m.Ping(1),
@@ -110,6 +116,8 @@ SAMPLES: tuple[m.Message, ...] = (
     m.Ingested(15, 9, 1, 2, 3, "dead_letters.ndjson"),
     m.Done(16, 9, {"ok": True}),
     m.Generation(12, 9),
+    m.Classify(19, ["a"], [FEATURED], VOTING, 3),
+    m.Classified(19, 9, [JUDGEMENT]),
 )
 
 

@@ -14,7 +14,7 @@ from cli.render import Out
 from cli.tables import Column, Span, Writer
 from cli.text import clean, duration, instant, iso, quantity, when
 from ipc.event import FEATURE_COUNT, Annotation, Event, Hit, Verdict
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Stored
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Judgement, Precedent, Stored
 
 T0 = 1_778_000_000_000_000_000  # 2026-05-05T16:53:20Z
 EVIL = "ET \x1b[31mred\x1b[0m \x00 \x07 \u202egnp.exe \u2066iso\u2069 \x9b2J \u200b end\nline\r"
@@ -74,6 +74,18 @@ def answer(explain: bool = True) -> Answer:
     )  # fmt: skip
 
 
+def judgement(of: Event, **more: Any) -> Judgement:
+    precedent = Precedent(Hit(2, 0.5, 0.25, 14, of, Annotation(label=of.family)), of.family, True, 0.75)
+    given: dict[str, Any] = {
+        "query": of, "family": of.family, "probability": 0.875, "runners_up": [("DoS", 0.0625)], "novelty": 0.97,
+        "no_close_precedent": True, "false_alarm": 0.05, "calibrated": False, "precedents": [precedent], "k": 1,
+        "votes": {of.family: 0.75, "DoS": 0.125}, "doubt": 0.125, "distances": [0.5, 0.5, 0.5],
+        "percentiles": [0.25, 0.25, 0.25], "space": "attack", "model": of.family, "exact": True, "scanned": 100,
+        "matched": 50, "took_us": 1_500,
+    }  # fmt: skip
+    return Judgement(**(given | more))
+
+
 def text_of(do: Any, fmt: Any = "text") -> str:
     stream = io.StringIO()
     do(Out(fmt, Writer(stream)))
@@ -112,6 +124,29 @@ def test_json_is_one_line_in_a_pipe_and_ndjson_one_line_each():
     assert json.loads(text_of(lambda out: out.answers([], several=True), "json")) == []
 
 
+def test_a_judgement_in_words_and_as_json():
+    given = [(judgement(event(1)), 42)]
+    text = text_of(lambda out: out.judgements(given, several=False, listed=False))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "DDoS 88 % 75 % of the vote" in lines and "none of these 6 % 12 % doubt" in lines
+    assert "not calibrated" in text and "no close precedent: farther from its nearest precedent than 97 %" in text
+    assert "x14" in text and "an analyst" in text and "50 may vote" in text
+    document = json.loads(text_of(lambda out: out.judgements(given, several=False, listed=False), "json"))
+    assert {
+        "generation", "query", "family", "probability", "runners_up", "novelty", "no_close_precedent", "false_alarm",
+        "calibrated", "precedents", "k", "votes", "doubt", "distances", "percentiles", "space", "model",
+    } <= document.keys()  # fmt: skip
+    assert document["runners_up"] == [{"family": "DoS", "probability": 0.0625}]
+    assert document["distances"] == {"min": 0.5, "median": 0.5, "max": 0.5}
+    first = document["precedents"][0]
+    assert [first[key] for key in ("family", "detector_family", "labelled", "weight")] == ["DDoS", "DDoS", True, 0.75]
+    assert set(Event.__struct_fields__) <= first.keys()
+    nobody = judgement(event(1), precedents=[], family="", probability=0.0, distances=[], percentiles=[])
+    assert "no event may vote" in text_of(lambda out: out.judgements([(nobody, 1)], several=False, listed=False))
+    said = json.loads(text_of(lambda out: out.judgements([(nobody, 1)], several=False, listed=False), "json"))
+    assert said["family"] is None and said["distances"] is None
+
+
 def test_nan_is_null_in_json():
     nan = Answer("attack", "m", "l2", True, 1, 1, 1, None, [Hit(1, float("nan"), float("inf"), 1, event())])
     hit = json.loads(text_of(lambda out: out.answers([(nan, 1)], several=False), "json"))["hits"][0]
@@ -133,6 +168,8 @@ def test_text_of_an_event_is_escaped_everywhere_but_in_json(terminal, monkeypatc
     out = Out("text", writer)
     out.answer(asked, 1, plan=True)
     out.summaries([(asked, 1)])
+    out.judgements([(judgement(evil), 1)], several=False, listed=False)
+    out.judgements([(judgement(evil), 1)] * 2, several=True, listed=True)
     out.events([Found(1, 1, [Stored(1, evil, said)])])
     out.passing([Stored(1, evil, said)])
     out.stored(Stored(1, evil, said, struct.pack(f"<{FEATURE_COUNT}f", *[1.0] * FEATURE_COUNT)), 1)

@@ -1,0 +1,102 @@
+"""How often is a vote right? Measured where later events look back at earlier ones.
+
+Always true
+  - The later part of each family looks back at all that came before it, block after block, never the other way; the map
+    that it is seen with was fitted on the earlier part alone.
+  - What is measured is the vote of an answer: the same places, weights and doubt (engine/embed/vote.py).
+  - A larger share of a vote never means a smaller probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.embed.base import F32
+from engine.embed.vote import VOTERS, places, vote
+
+BLOCKS = 5  # of each family, in order of time; all but the first look back
+KNOTS = 12
+FETCH = 32  # neighbours of one event among which its places are found
+
+F64 = NDArray[np.float64]
+Families = NDArray[np.int64]
+Rows = NDArray[np.int64]
+Nearest = Callable[[F32, F32, int], tuple[Rows, F64]]
+Embed = Callable[[Rows], F32]  # rows -> their vectors
+
+
+class Votes(NamedTuple):
+    """share: of the family that leads, float64 [n]; right: whether it is the event's own, bool [n]."""
+
+    share: F64
+    right: NDArray[np.bool_]
+
+
+def looks_back(families: Families) -> Iterator[tuple[Rows, Rows]]:
+    """(earlier, later) rows, in order of time; later ones are of a known family."""
+    block = np.zeros(len(families), np.int64)
+    for family in np.unique(families):
+        rows = np.flatnonzero(families == family)
+        block[rows] = np.arange(len(rows)) * BLOCKS // len(rows)
+    for number in range(1, BLOCKS):
+        yield np.flatnonzero(block < number), np.flatnonzero((block == number) & (families >= 0))
+
+
+def votes(
+    later: F32, asked: Families, earlier: F32, families: Families, near: float, bound: float, nearest: Nearest
+) -> Votes:
+    """What the earlier events say of each later one. near, bound: as in `vote`."""
+    known = families >= 0
+    earlier, families = earlier[known], families[known]
+    share, right = np.zeros(len(later)), np.zeros(len(later), np.bool_)
+    if not len(earlier) or not len(later):
+        return Votes(share, right)
+    rows, distances = nearest(later, earlier, FETCH)
+    for i in range(len(later)):
+        found = places([(earlier[rows[i]], near)], VOTERS)
+        parts = [parts_of(families[rows[i][place]].tolist()) for place in found]
+        ballot = vote([float(distances[i][place[0]]) for place in found], parts, near, bound)
+        family, share[i] = next(iter(ballot.shares.items()))
+        right[i] = family == asked[i]
+    return Votes(share, right)
+
+
+def parts_of(families: list[int]) -> dict[int, float]:
+    """How a place divides its vote: each of its events alike."""
+    return {family: families.count(family) / len(families) for family in set(families)}
+
+
+def certainty(measured: list[Votes]) -> F64:
+    """float64 [m, 2]: a share of a vote, and how often so large a share was right; both ascend, m <= KNOTS + 1. Empty
+    where nothing was measured."""
+    share = np.round(np.concatenate([v.share for v in measured] or [np.empty(0)]), 4)  # so that no two knots meet
+    right = np.concatenate([v.right for v in measured] or [np.empty(0, np.bool_)])[share > 0]
+    share = share[share > 0]
+    if not len(share):
+        return np.empty((0, 2))
+    edges = np.unique(np.quantile(share, np.linspace(0, 1, KNOTS + 1)[1:-1]))
+    knots: list[tuple[float, float, int]] = []  # share, right, events
+    for group in range(len(edges) + 1):
+        here = np.searchsorted(edges, share, side="right") == group
+        n = int(here.sum())
+        if n:
+            knots.append((float(share[here].mean()), (float(right[here].sum()) + 0.5) / (n + 1), n))
+    return np.array([(0.0, 0.0), *ascending(knots)])
+
+
+def ascending(knots: list[tuple[float, float, int]]) -> list[tuple[float, float]]:
+    """The nearest values that never fall (pooled adjacent violators), at the same places."""
+    pools: list[list[tuple[float, float, int]]] = []
+
+    def mean(pool: list[tuple[float, float, int]]) -> float:
+        return sum(right * n for _, right, n in pool) / sum(n for _, _, n in pool)
+
+    for knot in sorted(knots):
+        pools.append([knot])
+        while len(pools) > 1 and mean(pools[-2]) >= mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    return [(share, mean(pool)) for pool in pools for share, _, _ in pool]
