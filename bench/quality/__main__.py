@@ -11,13 +11,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from statistics import mean
 from typing import Any
 
 from bench.harness import keep
-from bench.quality.data import SETS, load
+from bench.quality.data import SETS, Labelled, load
 from bench.quality.measure import Figure
 from bench.quality.methods import METHODS
-from bench.quality.run import SHARE_MIN, Novel, Result, as_json, bars, compare, novelty, result
+from bench.quality.run import (
+    NOVEL_ROWS_MAX,
+    ROWS_MAX,
+    SHARE_MIN,
+    Novel,
+    Result,
+    as_json,
+    bars,
+    compare,
+    novelty,
+    result,
+)
 from bench.quality.splits import Episodes, Sides, sides, split
 from bench.quality.through import fitted, through_engine
 
@@ -25,27 +37,27 @@ ENGINE = "attack/engine"  # the attack space, asked of a running engine
 ATTACK = "attack-v1"
 
 
-def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one set, printed on the way unless they are wanted as JSON."""
-    data = load(name)
-    cut = split(data, args.seed)
+def measured(data: Labelled, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """All figures of one split of a set, printed on the way unless they are wanted as JSON."""
+    cut = split(data, seed)
     at = sides(data, cut)
-    results = compare(at, args.methods, args.other_episodes, args.seed)
+    results = compare(at, args.methods, args.other_episodes, seed)
     if args.engine:
-        files = fitted(at, data.internal, args.seed)
+        files = fitted(at, data.internal, seed)
         found = through_engine(data, cut, at, files, other_episodes=args.other_episodes)
         without = Episodes(at.past.events, at.asked.events).same if args.other_episodes else None
-        results[ENGINE] = result(at, found, past=at.past, without=without, seed=args.seed)
-    novel = novelty(at, args.methods, args.seed) if args.novel else {}
+        results[ENGINE] = result(at, found, past=at.past, without=without, seed=seed)
+    novel = novelty(at, args.methods, seed) if args.novel else {}
     judged = next((space for space in (ENGINE, ATTACK) if space in results), None)
     held = bars(results, judged) if judged and {"boosting", "log-z"} <= results.keys() else []
     if not args.json:
-        print_set(name, data.split, at, results, novel, args.families)
+        print_set(data.name, f"{data.split}, seed {seed}", at, results, novel, args.families)
         print("\n".join(f"{'yes' if met else ' NO'}  {judged}: {what}" for what, met in held), end="\n\n", flush=True)
     return {
-        "set": name, "split": data.split, "indexed": len(at.past.events), "queries": len(at.asked.events),
-        "twins": int(at.twins.sum()), "methods": as_json(results), "novel": as_json(novel),
-        "bars": dict(held),
+        "set": data.name, "split": data.split, "seed": seed,
+        "indexed": len(at.past.events), "queries": len(at.asked.events), "twins": int(at.twins.sum()),
+        "rows_max": ROWS_MAX, "novel_rows_max": NOVEL_ROWS_MAX,
+        "methods": as_json(results), "novel": as_json(novel), "bars": dict(held),
         "poor": [r.family for r in results[judged].all.rows if r.judged and r.at_10 < SHARE_MIN] if judged else [],
     }  # fmt: skip
 
@@ -54,8 +66,11 @@ def print_set(
     name: str, how: str, at: Sides, results: dict[str, Result], novel: dict[str, Novel], families: list[str]
 ) -> None:
     """One line a method; with all families of those named in `families`."""
-    print(f"== {name}, split by {how}: {len(at.past.events)} known, {len(at.asked.events)} asked, of which "
+    print(f"== {name}, by {how}: {len(at.past.events)} known, {len(at.asked.events)} asked, of which "
           f"{int(at.twins.sum())} have a twin; macro without twins (F1 with them)")  # fmt: skip
+    for rows_max, what in ((ROWS_MAX, "methods learn"), (NOVEL_ROWS_MAX, "novelty is learnt") if novel else (0, "")):
+        if 0 < rows_max < len(at.past.events):
+            print(f"{what} from {rows_max} of them at most, small families whole")
     print(f"{'method':15} {'macro-F1':>20} {'P@10':>20} {'P@5':>6} {'P@1':>6} {'ECE':>6} {'F1 all':>7} {'fit s':>6}")
     for method, of in results.items():
         figures, every = of.without_twins, of.all
@@ -79,6 +94,14 @@ def print_set(
         print(f"novel {method:15} {interval(left_out.macro)}, attacks {interval(left_out.attacks)}: {each}")
 
 
+def print_spread(name: str, lines: list[dict[str, Any]]) -> None:
+    """The macro-F1 of each method over several splits: a split that moves whole groups says more than an interval."""
+    for method in lines[0]["methods"]:
+        values = [line["methods"][method]["without_twins"]["macro"]["f1"][0] for line in lines]
+        print(f"{name}, {len(values)} splits: {method:15} {mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    print(flush=True)
+
+
 def interval(figure: Figure | None) -> str:
     return "" if figure is None else f"{figure.value:.3f} {figure.low:.3f}-{figure.high:.3f}"
 
@@ -99,16 +122,19 @@ def main() -> int:
     parse.add_argument("--engine", action="store_true", help="ask a running engine, too, by query_event")
     parse.add_argument("--keep", action="store_true", help="append a line a set to bench/results/quality.jsonl")
     parse.add_argument("--json", action="store_true", help="a JSON line a set instead of tables")
-    parse.add_argument("--seed", type=int, default=1)
+    parse.add_argument("--seeds", type=int, nargs="+", default=[1], help="sets split by groups are split by each")
     args = parse.parse_args()
     poor = False
     for name in SETS if "all" in args.data else args.data:
-        figures = measured(name, args)
-        poor |= bool(figures["poor"])
-        if args.keep:
-            figures = keep("quality", vars(args) | {"data": [name]}, figures)
-        if args.json:
-            print(json.dumps(figures), flush=True)
+        data = load(name)
+        lines = [measured(data, args, seed) for seed in (args.seeds if data.split == "groups" else args.seeds[:1])]
+        if not args.json and len(lines) > 1:
+            print_spread(name, lines)
+        for line in lines:
+            poor |= bool(line["poor"])
+            kept = keep("quality", vars(args) | {"data": [name]}, line) if args.keep else line
+            if args.json:
+                print(json.dumps(kept), flush=True)
     return 1 if poor else 0
 
 

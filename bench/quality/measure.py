@@ -80,11 +80,12 @@ def neighbours(
     """The k nearest in `index`, of which `families` are, exact. without: for a slice of queries, bool [m, n], which of
     the index may not answer."""
     k = min(k, len(index))
-    base = index.astype(np.float64)
+    center = index.mean(axis=0, dtype=np.float64)  # norms of what lies far from 0 would hide small distances
+    base = index - center
     norms = np.einsum("ij,ij->i", base, base)
     found, distances = [], []
     for at in range(0, len(queries), _ROWS):
-        q = queries[at : at + _ROWS].astype(np.float64)
+        q = queries[at : at + _ROWS] - center
         square = np.maximum(norms - 2.0 * (q @ base.T) + np.einsum("ij,ij->i", q, q)[:, None], 0.0)
         if without is not None:
             square[without(slice(at, at + len(q)))] = np.inf

@@ -32,7 +32,7 @@ from ipc.event import FEATURE_COUNT, Event, FeaturedEvent
 EARLIER = 0.6
 EVENTS_MIN = 50  # fewer of a family in a capture are no reason to know the capture
 SHARED_MIN = 10  # so many of a family in another capture, and it can be asked about there
-COARSE = 0.5  # robust deviations: what one step of a group is
+COARSE = 0.1  # robust deviations, of logs where heavy: one step of a group
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
