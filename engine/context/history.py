@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from itertools import pairwise
 from math import exp, exp2, log2, nan, sqrt
 from typing import TypeAlias
 
@@ -107,8 +106,8 @@ class History(Struct, array_like=True, gc=False):
         weight = weight * decay + (1.0 - decay) / (1.0 - BUCKET_DECAY)
         return 0, n + empty, weight, total * decay, squares * decay
 
-    def temporal_anomaly(self, ts: int) -> float:
-        bucket = ts // BUCKET_NS
+    def temporal_anomaly(self, bucket: int) -> float:
+        """The same for all of one bucket, and for late ones."""
         if self.buckets < 5 and bucket - self.bucket + self.buckets < 5:
             return nan
         last, n, weight, total, squares = self._rolled(bucket)
@@ -172,11 +171,16 @@ class History(Struct, array_like=True, gc=False):
 
 def regularity(starts: Sequence[int]) -> float:
     """1/(1+CV) of the gaps between 3 starts or more; NaN when they all coincide."""
-    gaps = [b - a for a, b in pairwise(sorted(starts))]
-    n, total = len(gaps), sum(gaps)
+    ordered = sorted(starts)
+    n, a = len(ordered) - 1, ordered[0]
+    total = ordered[-1] - a
     if total == 0:
         return nan
-    variance = (n * sum([g * g for g in gaps]) - total * total) / (n * (n - 1))
+    squares = 0
+    for b in ordered:
+        squares += (b - a) * (b - a)
+        a = b
+    variance = (n * squares - total * total) / (n * (n - 1))
     return 1.0 / (1.0 + sqrt(variance) * n / total)
 
 
@@ -203,7 +207,7 @@ class Pairs:
 
 
 def starts_of(pair: Pair, port: int) -> tuple[int, ...]:
-    for known, starts in pair[1]:
+    for known, starts in reversed(pair[1]):
         if known == port:
             return starts
     return ()
@@ -213,7 +217,11 @@ def with_flow(pair: Pair, port: int, starts: tuple[int, ...], duration: int) -> 
     """A pair with one more flow, whose start is the last of `starts`; the newest port last."""
     durations, ports = pair
     if duration >= 0:
-        durations = (*durations, duration)[-PAIR_FLOWS:]
-    if len(starts) > 1:
+        durations = (*durations, duration) if len(durations) < PAIR_FLOWS else (*durations[1:], duration)
+    if len(starts) == 1:
+        ports = ports if len(ports) < PAIR_PORTS else ports[1:]
+    elif ports[-1][0] == port:
+        ports = ports[:-1]
+    else:
         ports = tuple([p for p in ports if p[0] != port])
-    return durations, (*ports, (port, starts))[-PAIR_PORTS:]
+    return durations, (*ports, (port, starts))

@@ -8,11 +8,12 @@ Always true
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, Self, TypeAlias, TypeVar
 
 Key: TypeAlias = int | str | tuple[str, int]
 SHORT = 8  # keys that are cheaper to look at than to look for
+COPIED_MAX = 512  # counters that are cheaper to copy than to look for in two places
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -38,6 +39,21 @@ class Counts(dict[Key, int]):
 
     def __missing__(self, key: Key) -> int:
         return 0 if self.parent is None else self.parent[key]
+
+    def reader(self) -> Callable[[Key, int], int]:
+        """What gives the count of a key; its second argument must be 0. Where nothing lies below it is the dict's."""
+        return self.get if self.parent is None else self._through
+
+    def _through(self, key: Key, absent: int) -> int:
+        return self[key]
+
+    def child(self) -> Counts:
+        """A copy while that is cheap, or else a layer."""
+        if self.parent is not None or len(self) > COPIED_MAX:
+            return Counts(self)
+        twin = Counts()
+        twin.update(self)
+        return twin
 
     def drop(self, key: Key) -> None:
         """Make it 0."""
@@ -96,10 +112,12 @@ class Lru(Generic[K, V]):
         return self.size
 
     def get(self, key: K) -> V | None:
-        value = self.own.get(key)
-        if value is not None or self.parent is None or key in self.gone:
-            return value
-        return self.parent.get(key)
+        layer = self
+        while True:
+            value = layer.own.get(key)
+            if value is not None or layer.parent is None or key in layer.gone:
+                return value
+            layer = layer.parent
 
     def put(self, key: K, value: V) -> None:
         """Set and make the newest."""
@@ -189,6 +207,7 @@ class Values(Lru[K, L]):
         return Values(self.size_max, self)
 
     def merge(self, layer: Lru[K, L]) -> None:
-        for value in layer.own.values():
-            value.fold()
+        for key, value in layer.own.items():
+            if self.parent is None or key in self.own:  # else what it lies over belongs to one further down
+                value.fold()
         super().merge(layer)

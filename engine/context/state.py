@@ -133,7 +133,8 @@ class State:
             tracker.streams.put(name, stream)
         for key, horizon, flows, history in state.sources:
             entries = [(e[0], e[1], (e[1], e[2]), *e[2:]) for e in flows]
-            tracker.sources.put(key, Source(history=history).restore(entries, horizon))
+            source = Source(history=history, anomaly=history.temporal_anomaly(history.bucket))
+            tracker.sources.put(key, source.restore(entries, horizon))
         for key, horizon, packets in state.targets:
             tracker.targets.put(key, Target().restore(packets, horizon))
         for pair_key, pair in state.once:

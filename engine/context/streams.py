@@ -4,10 +4,13 @@ Always true
   - Hosts, windows and the running maximum belong to a stream: two detectors on one wire do not count a flow twice, and
     an old capture read beside live traffic is not late.
   - The bytes are kept in slices of 0.1 s; the edges of a window are rounded outwards, so a host's share is <= 1.
+  - `order` are the slices with bytes, those from `newest` on are touched by the newest window: time moves on at the
+    cost of the slices that leave it. Older ones are kept for late events.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from copy import copy
 
 import msgspec
@@ -33,33 +36,52 @@ class Stream(Struct, gc=False):
     head: int = 0
     total: int = 0
     slices: Counts = msgspec.field(default_factory=Counts)
+    order: list[int] = []
+    newest: int = 0
 
     def child(self) -> Stream:
         twin = copy(self)
         twin.slices = Counts(self.slices)
+        twin.order = self.order.copy()
         return twin
 
     def fold(self) -> None:
         self.slices = self.slices.folded()
 
     def add(self, ts: int, nbytes: int) -> None:
+        """nbytes > 0."""
         at = ts // SLICE_NS
         if at > self.head:
             self._advance(at)
-        self.slices[at] += nbytes
+        slices = self.slices
+        before = slices[at]
+        slices[at] = before + nbytes
+        if not before:
+            order = self.order
+            if not order or at > order[-1]:
+                order.append(at)
+            else:
+                order.insert(bisect_left(order, at), at)
+                self.newest += at < self.head - SLICES
         if at >= self.head - SLICES:
             self.total += nbytes
 
     def _advance(self, head: int) -> None:
         before, self.head = self.head, head
         if head - before > SLICES_KEPT:
-            self.slices, self.total = Counts(), 0
+            self.slices, self.total, self.order, self.newest = Counts(), 0, [], 0
             return
-        self.total -= self._sum(before - SLICES, head - SLICES)
-        slices = self.slices
-        for at in slices.within(range(before - SLICES_KEPT, head - SLICES_KEPT)):
-            if slices[at]:
+        slices, order, newest, since = self.slices, self.order, self.newest, head - SLICES
+        while newest < len(order) and order[newest] < since:
+            self.total -= slices[order[newest]]
+            newest += 1
+        if order and order[0] < head - SLICES_KEPT:
+            gone = bisect_left(order, head - SLICES_KEPT)
+            for at in order[:gone]:
                 slices.drop(at)
+            del order[:gone]
+            newest -= gone
+        self.newest = newest
 
     def _sum(self, begin: int, end: int) -> int:
         slices = self.slices
@@ -80,5 +102,7 @@ class Stream(Struct, gc=False):
         """Slices as dumped; the total is made again from them."""
         for at, nbytes in slices.items():
             self.slices[at] = nbytes
-        self.total = sum(n for at, n in slices.items() if at >= self.head - SLICES)
+        self.order = sorted(slices)
+        self.newest = bisect_left(self.order, self.head - SLICES)
+        self.total = sum([slices[at] for at in self.order[self.newest :]])
         return self

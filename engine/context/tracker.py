@@ -18,7 +18,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from engine.context.history import NO_PAIR, NO_PORT, PAIR_FLOWS, TCP, UDP, regularity, starts_of, with_flow
+from engine.context.history import (
+    BUCKET_NS,
+    NO_PAIR,
+    NO_PORT,
+    PAIR_FLOWS,
+    TCP,
+    UDP,
+    regularity,
+    starts_of,
+    with_flow,
+)
 from engine.context.state import LATE_NS, State
 from engine.context.streams import SLICE_NS, Stream
 from engine.context.windows import (
@@ -30,6 +40,8 @@ from engine.context.windows import (
     IS_STATED,
     IS_TCP,
     IS_UDP,
+    KIND_BITS,
+    KIND_MAX,
     WINDOW_NS,
     Source,
     Target,
@@ -74,6 +86,16 @@ CEILING = np.array([1.0 if NAMES[c] in CAPPED else np.inf for c in OUTPUTS])
 PACK = Layout(f"{len(OUTPUTS)}d").pack
 Row: TypeAlias = tuple[float, ...]
 NO_HISTORY, NO_SOURCE, NO_TARGET = ((nan,) * len(names) for names in (HISTORY_OUTPUTS, SOURCE_OUTPUTS, TARGET_OUTPUTS))
+NO_HISTORY_SOURCE = NO_HISTORY + NO_SOURCE
+NO_CONTEXT = NO_HISTORY_SOURCE + NO_TARGET
+# what a port alone says of a flow's kind; IS_LATERAL only where the destination is internal, too. The last: NO_PORT
+PORT_KINDS = bytes(
+    (IS_FILE if port in FILE_PORTS else 0) | (IS_LATERAL if port in LATERAL_PORTS else 0) for port in range(65_537)
+)
+UDP_AT, INTERNAL_AT, FILE_AT, STATED_AT = (
+    KIND_BITS * (kind.bit_length() - 1) for kind in (IS_UDP, IS_INTERNAL, IS_FILE, IS_STATED)
+)
+PROTO_KINDS = {TCP: IS_TCP, UDP: IS_UDP}
 
 
 class Tracker(State):
@@ -104,11 +126,11 @@ class Tracker(State):
     ) -> Row:
         """The context features of one event, in order of OUTPUTS, those of CAPPED before they are cut to 1."""
         ts, src, dst, is_flow = e.ts, e.src_ip, e.dst_ip, e.kind == "flow"
-        if not ts or (not src and not dst):  # without a time there is no window
-            return NO_HISTORY + NO_SOURCE + NO_TARGET
+        if not ts or not (src or dst):  # without a time there is no window
+            return NO_CONTEXT
         stream = self._stream((e.source, e.sensor), ts, is_flow)
         if stream is None:
-            return NO_HISTORY + NO_SOURCE + NO_TARGET
+            return NO_CONTEXT
 
         nbytes = int(b) if 0.0 <= (b := forward_bytes + backward_bytes) < BYTES_MAX else -1
         packets = forward_packets + backward_packets
@@ -116,13 +138,13 @@ class Tracker(State):
             packet_size = nbytes / packets if nbytes >= 0 and packets > 0.0 else nan
         if is_flow and nbytes > 0:
             stream.add(ts, nbytes)
-        source = self._source(stream, e, seconds, nbytes, backward_packets) if src else NO_HISTORY + NO_SOURCE
+        source = self._source(stream, e, seconds, nbytes, backward_packets) if src else NO_HISTORY_SOURCE
         return source + (self._target(stream, e, forward_packets, packet_size) if dst else NO_TARGET)
 
     def _stream(self, key: tuple[str, str], ts: int, is_flow: bool) -> Stream | None:
         """The stream, its time moved on; None: the event is too late, or an alert of a stream without flows."""
         if not is_flow:
-            found = self.streams.look(key)
+            found = self.streams.get(key)  # nothing in it moves for an alert
             return None if found is None or ts < found.ts_max - LATE_NS else found
         stream = self.streams.mine(key) or self.streams.begin(key, self._begin(ts))
         if ts >= stream.ts_max - LATE_NS:
@@ -168,20 +190,23 @@ class Tracker(State):
         )
 
     def _source(self, stream: Stream, e: Event, seconds: float, nbytes: int, backward_packets: float) -> Row:
-        ts, src, dst, is_flow = e.ts, e.src_ip, e.dst_ip, e.kind == "flow"
-        proto = NO_PROTO if e.proto is None else e.proto
-        port = NO_PORT if e.dst_port is None else e.dst_port
-        has_port = port != NO_PORT or (proto != NO_PROTO and proto not in PORT_PROTOCOLS)
+        ts, src, dst, is_flow, proto, port = e.ts, e.src_ip, e.dst_ip, e.kind == "flow", e.proto, e.dst_port
+        if proto is None:
+            proto = NO_PROTO
+        if port is None:
+            port, has_port = NO_PORT, proto != NO_PROTO and proto not in PORT_PROTOCOLS
+        else:
+            has_port = True
         service = proto << 17 | port + 1 if has_port and proto != NO_PROTO else NO_PORT
         size = log1p(nbytes) if nbytes >= 0 else nan
         duration = round(log1p(seconds * 1000.0) * FIX) if 0.0 <= seconds < inf else -1
-        key, pair = (stream.id, src), (dst, port)
+        key = (stream.id, src)
         if is_flow:
             source = self.sources.mine(key) or self.sources.begin(key, Source())
         elif (found := self.sources.look(key)) is not None:
             source = found
         else:
-            return NO_HISTORY + NO_SOURCE
+            return NO_HISTORY_SOURCE
 
         past = source.history
         pair_key = (stream.id, src, dst)
@@ -189,22 +214,31 @@ class Tracker(State):
         together = old or NO_PAIR
         starts, durations = starts_of(together, port), together[0]
         if is_flow:
-            starts = (*starts, e.ts_start)[-PAIR_FLOWS:]
+            starts = (*starts, e.ts_start) if len(starts) < PAIR_FLOWS else (*starts[1:], e.ts_start)
+        bucket = ts // BUCKET_NS
+        anomaly = source.anomaly if bucket <= past.bucket else past.temporal_anomaly(bucket)
         history = (
             past.process_anomaly(service) if service != NO_PORT else nan,
             nan if not dst or not has_port else regularity(starts) if len(starts) > 2 else 0.0,
             past.behavior_consistency(size) if nbytes >= 0 else nan,
             past.protocol_regularity(),
-            spread(len(durations), sum(durations), sum([d * d for d in durations])) if dst else nan,
-            past.temporal_anomaly(ts),
+            nan if not dst else spread(len(durations), sum(durations), sum([d * d for d in durations])),
+            anomaly,
         )
-        placed = False
+        placed, pair = False, (dst, port)
         if is_flow:
             past.remember(ts, service, proto, size)
+            source.anomaly = anomaly
             self.pairs.put(pair_key, old, with_flow(together, port, starts, duration))
-            placed = source.add(
-                (ts, dst, pair, port, *self._kind(proto, port, dst, backward_packets), nbytes, duration)
-            )
+            kind = PORT_KINDS[port] | PROTO_KINDS.get(proto, 0)
+            if dst and self.classify(dst)[0]:
+                kind |= IS_INTERNAL
+            else:
+                kind &= ~IS_LATERAL
+            if backward_packets >= 0.0:
+                kind |= IS_STATED | IS_ANSWERED if backward_packets > 0.0 else IS_STATED
+            class_ = (1 << 20) + (proto + 1 << 11) + (port if port < 1024 else 1024) + 1
+            placed = source.add((ts, dst, pair, port, class_, kind, nbytes, duration))
 
         if not placed and not source.place(ts):
             self.unplaced += is_flow
@@ -212,37 +246,27 @@ class Tracker(State):
         n = source.hi - source.lo
         whole = n * log2(n)
         sensor_bytes = stream.bytes_at(ts)
+        kinds = source.kinds
+        tcp, udp, stated = kinds & KIND_MAX, kinds >> UDP_AT & KIND_MAX, kinds >> STATED_AT & KIND_MAX
+        internal, file = kinds >> INTERNAL_AT & KIND_MAX, kinds >> FILE_AT & KIND_MAX
         bytes_known = source.bytes_stated > 0
-        tcp_udp = source.tcp + source.udp
-        lateral = source.lateral if self.classify(src)[0] else 0
+        lateral = source.lateral if source.lateral and self.classify(src)[0] else 0
         to_port = dst and has_port
         return (
             *history,
             log10(1.0 + source.file_bytes / CONTEXT_WINDOW_S) / 8 if bytes_known and has_port else nan,
             source.bytes / sensor_bytes if bytes_known and sensor_bytes else nan,
-            log2(1 + source.file) / 10 if has_port else nan,
+            log2(1 + file) / 10 if has_port else nan,
             log2(1 + (source.counts[pair] & 0xFFFFF)) / 10 if to_port else nan,
             log2(1.0 + n / CONTEXT_WINDOW_S) / 10,
-            nan if proto == NO_PROTO else source.tcp / tcp_udp if tcp_udp else 0.5,
+            nan if proto == NO_PROTO else tcp / (tcp + udp) if tcp or udp else 0.5,
             entropy(source.port_plogp, whole) if has_port else nan,
             spread(source.durations, source.duration_sum, source.duration_squares),
             source.dst_squares / (n * n) if dst else nan,
             source.classes / 8 if service != NO_PORT else nan,
-            log2(1.0 + source.internal / CONTEXT_WINDOW_S) / 10 if dst else nan,
+            log2(1.0 + internal / CONTEXT_WINDOW_S) / 10 if dst else nan,
             source.port_top / n if has_port else nan,
             log2(1 + lateral) / 6 if to_port else nan,
-            source.silent / source.stated if to_port and source.stated else nan,
+            source.silent / stated if to_port and stated else nan,
             entropy(source.pair_plogp, whole) if to_port else nan,
         )
-
-    def _kind(self, proto: int, port: int, dst: str, backward_packets: float) -> tuple[int, int]:
-        """(service class, kind) of an entry."""
-        service = (1 << 20) + (proto + 1 << 11) + (port if port < 1024 else 1024) + 1
-        kind = IS_TCP if proto == TCP else IS_UDP if proto == UDP else 0
-        if dst and self.classify(dst)[0]:
-            kind |= IS_INTERNAL | (IS_LATERAL if port in LATERAL_PORTS else 0)
-        if port in FILE_PORTS:
-            kind |= IS_FILE
-        if backward_packets >= 0.0:
-            kind |= IS_STATED | (IS_ANSWERED if backward_packets > 0.0 else 0)
-        return service, kind

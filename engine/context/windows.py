@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from engine.context.history import History
-from engine.context.layers import Counts
+from engine.context.layers import SHORT, Counts
 from engine.limits import CONTEXT_WINDOW_S
 
 S_NS = 1_000_000_000
@@ -29,7 +29,14 @@ LONG_AGO = -(1 << 62)
 FLOWS_MAX = 1 << 17  # of one window
 STEPS_MAX = 64  # flows a window moves back for a late event
 
+KEYS_MAX = 5  # of counts that a flow may need
+
 IS_TCP, IS_UDP, IS_INTERNAL, IS_FILE, IS_LATERAL, IS_STATED, IS_ANSWERED = (1 << i for i in range(7))
+KIND_BITS = 20
+KIND_MAX = (1 << KIND_BITS) - 1
+# what a flow of some kind adds to the numbers of flows of each kind, and to the counter of its (D, port)
+KIND_STEP = [sum(1 << KIND_BITS * i for i in range(7) if kind >> i & 1) for kind in range(1 << 7)]
+PAIR_STEP = [1 + (1 << 40 if k & IS_STATED else 0) + (1 << 20 if k & IS_ANSWERED else 0) for k in range(1 << 7)]
 
 FIX = 1 << 24  # fixed point of log1p(duration)
 PLOGP_FIX = 1 << 32
@@ -66,19 +73,25 @@ class Window(Struct, gc=False):
     horizon: int = LONG_AGO
     counts: Counts = msgspec.field(default_factory=Counts)
 
-    def _count(self, entry: Any, step: int) -> None:
-        """Add (step 1) or remove (step -1) an entry to or from the sums."""
+    def _enter(self, entry: Any) -> None:
+        """Add an entry to the sums."""
+        raise NotImplementedError
+
+    def _leave(self, entry: Any) -> None:
+        """Take an entry from the sums."""
         raise NotImplementedError
 
     def child(self) -> Self:
         twin = copy(self)
         twin.entries = self.entries.copy()
-        twin.counts = Counts(self.counts)
+        twin.counts = self.counts.child()
         return twin
 
     def fold(self) -> None:
-        """Become the parent's successor: its counters and these changes are one again."""
-        self.counts = self.counts.folded()
+        """Become the parent's successor: its counters and these changes are one again. Zeros go where they are many."""
+        counts = self.counts
+        if counts.parent is not None or len(counts) > SHORT + KEYS_MAX * (self.hi - self.lo):
+            self.counts = counts.folded()
 
     def add(self, entry: Any) -> bool:
         """Take a flow in; entry[0] is its ts. One in order becomes the anchor, and the sums move there: True."""
@@ -94,15 +107,19 @@ class Window(Struct, gc=False):
         if self.hi < len(entries) - 1:
             self._move(ts)
         else:
-            self._count(entry, 1)
+            self._enter(entry)
             self.at = ts
             self.hi += 1
             lo, since = self.lo, ts - WINDOW_NS
-            while entries[lo][0] <= since:
-                self._count(entries[lo], -1)
-                lo += 1
-            self.lo = lo
-        self._trim(self.lo)
+            if entries[lo][0] <= since:
+                while entries[lo][0] <= since:
+                    self._leave(entries[lo])
+                    lo += 1
+                self.lo = lo
+        lo = self.lo
+        n = len(entries) - lo
+        if n > FLOWS_MAX or lo > 2 * STEPS_MAX + n:
+            self._trim(lo)
         return True
 
     def _add_late(self, ts: int, entry: Any) -> None:
@@ -114,7 +131,7 @@ class Window(Struct, gc=False):
             self.lo += 1
             self.hi += 1
         elif ts <= self.at:
-            self._count(entry, 1)
+            self._enter(entry)
             self.hi += 1
         if len(entries) > FLOWS_MAX:
             self._trim(bisect_left(entries, (entries[-1][0] - WINDOW_NS + 1,)))
@@ -144,18 +161,18 @@ class Window(Struct, gc=False):
         since = ts - WINDOW_NS
         if ts >= self.at:  # forward, the ordinary way: each entry comes in once and goes out once
             while hi < len(entries) and entries[hi][0] <= ts:
-                self._count(entries[hi], 1)
+                self._enter(entries[hi])
                 hi += 1
             while lo < hi and entries[lo][0] <= since:
-                self._count(entries[lo], -1)
+                self._leave(entries[lo])
                 lo += 1
         else:
             while lo > 0 and entries[lo - 1][0] > since:
                 lo -= 1
-                self._count(entries[lo], 1)
+                self._enter(entries[lo])
             while hi > lo and entries[hi - 1][0] > ts:
                 hi -= 1
-                self._count(entries[hi], -1)
+                self._leave(entries[hi])
         self.lo, self.hi, self.at = lo, hi, ts
 
     def _trim(self, newest: int) -> None:
@@ -168,7 +185,7 @@ class Window(Struct, gc=False):
 
     def _drop(self, n: int) -> None:
         while self.lo < min(n, self.hi):
-            self._count(self.entries[self.lo], -1)
+            self._leave(self.entries[self.lo])
             self.lo += 1
         self.horizon = max(self.horizon, self.entries[n - 1][0])
         del self.entries[:n]
@@ -183,7 +200,7 @@ class Window(Struct, gc=False):
             self._move(max(self.at, self.entries[-1][0] + WINDOW_NS))
             self.entries.clear()
             self.lo, self.hi, self.at = 0, 0, LONG_AGO
-            self.fold()
+            self.counts = Counts()  # all 0
 
     def restore(self, entries: list[Any], horizon: int) -> Self:
         """Entries in order of ts, as dumped; the sums are made again from them."""
@@ -199,93 +216,133 @@ class Source(Window, gc=False):
     """An initiator: entry = (ts, D, (D, port), port, class, kind, bytes or -1, log1p(duration ms) fixed point or -1).
 
     Keys of counts: D: flows + (lateral flows << 20); (D, port): flows + (answered << 20) + (stated << 40);
-    port, from -1; class, from 1 << 20; and, for the largest count of a port, -2 - c: how many ports have count c.
+    port, from -1; class, from 1 << 20; and, for the largest count of a port, -2 - c: how many ports have count c > 1.
+    port_top of an empty window may be 1: nobody asks, and the next flow makes it so.
     """
 
     port_plogp: int = 0
     port_top: int = 0
     pair_plogp: int = 0
     silent: int = 0
-    stated: int = 0
     dst_squares: int = 0
     lateral: int = 0
     classes: int = 0
-    tcp: int = 0
-    udp: int = 0
-    internal: int = 0
-    file: int = 0
+    kinds: int = 0  # how many flows have IS_TCP, IS_UDP, ...: KIND_BITS each, in that order
     file_bytes: int = 0
     bytes: int = 0
     bytes_stated: int = 0
     durations: int = 0
     duration_sum: int = 0
     duration_squares: int = 0
-    history: History = msgspec.field(default_factory=lambda: History())
+    history: History = msgspec.field(default_factory=History)
+    anomaly: float = nan  # the history's temporal anomaly; it changes when a bucket opens
 
     def child(self) -> Self:
         twin = Window.child(self)
         twin.history = self.history.child()
         return twin
 
-    def _count(self, entry: Any, step: int) -> None:
+    # Two ways, written out without a step of +1 or -1: each runs once per flow.
+
+    def _enter(self, entry: Any) -> None:
         _, dst, pair, port, service, kind, nbytes, duration = entry
         counts = self.counts
-        before = counts[port]
-        counts[port] = after = before + step
-        self.port_plogp += PLOGP[after] - PLOGP[before]
-        had = 0
+        count = counts.get if counts.parent is None else counts.reader()
+
+        before = count(port, 0)
+        counts[port] = after = before + 1
         if before:
-            counts[-2 - before] = had = counts[-2 - before] - 1
-        if after:
-            counts[-2 - after] += 1
-        if after > self.port_top or (not had and before == self.port_top):
+            self.port_plogp += PLOGP[after] - PLOGP[before]
+            if before > 1:
+                counts[-2 - before] = count(-2 - before, 0) - 1
+            counts[-2 - after] = count(-2 - after, 0) + 1
+        if after > self.port_top:
             self.port_top = after
 
-        step_pair = step
+        was = count(pair, 0)
+        counts[pair] = was + PAIR_STEP[kind]
+        if before := was & 0xFFFFF:
+            self.pair_plogp += PLOGP[before + 1] - PLOGP[before]
         if kind & IS_STATED:
-            step_pair += step << 40
-            if kind & IS_ANSWERED:
-                step_pair += step << 20
-        was = counts[pair]
-        counts[pair] = now = was + step_pair
-        before = was & 0xFFFFF
-        self.pair_plogp += PLOGP[before + step] - PLOGP[before]
-        if kind & IS_STATED:
-            self.stated += step
-            self.silent += (now >= 1 << 40 and not now & 0xFFFFF00000) - (was >= 1 << 40 and not was & 0xFFFFF00000)
+            if was < 1 << 40:
+                if not kind & IS_ANSWERED:
+                    self.silent += 1
+            elif kind & IS_ANSWERED and not was & 0xFFFFF00000:
+                self.silent -= 1
 
-        before = counts[dst]
+        was = count(dst, 0)
         if kind & IS_LATERAL:
-            counts[dst] = before + (step << 20) + step
-            was = before >> 20
-            self.lateral += (was + step > 0) - (was > 0)
-            before &= 0xFFFFF
+            counts[dst] = was + (1 << 20) + 1
+            if was < 1 << 20:
+                self.lateral += 1
         else:
-            counts[dst] = before + step
-            before &= 0xFFFFF
-        self.dst_squares += 2 * step * before + 1
+            counts[dst] = was + 1
+        self.dst_squares += 2 * (was & 0xFFFFF) + 1
 
-        before = counts[service]
-        counts[service] = before + step
-        self.classes += (before + step > 0) - (before > 0)
+        before = count(service, 0)
+        counts[service] = before + 1
+        if not before:
+            self.classes += 1
 
-        if kind & IS_TCP:
-            self.tcp += step
-        elif kind & IS_UDP:
-            self.udp += step
-        if kind & IS_INTERNAL:
-            self.internal += step
+        self.kinds += KIND_STEP[kind]
         if nbytes >= 0:
-            self.bytes += step * nbytes
-            self.bytes_stated += step
-        if kind & IS_FILE:
-            self.file += step
-            if nbytes >= 0:
-                self.file_bytes += step * nbytes
+            self.bytes += nbytes
+            self.bytes_stated += 1
+            if kind & IS_FILE:
+                self.file_bytes += nbytes
         if duration >= 0:
-            self.durations += step
-            self.duration_sum += step * duration
-            self.duration_squares += step * duration * duration
+            self.durations += 1
+            self.duration_sum += duration
+            self.duration_squares += duration * duration
+
+    def _leave(self, entry: Any) -> None:
+        _, dst, pair, port, service, kind, nbytes, duration = entry
+        counts = self.counts
+        count = counts.get if counts.parent is None else counts.reader()
+
+        before = count(port, 0)
+        counts[port] = after = before - 1
+        if after:
+            self.port_plogp += PLOGP[after] - PLOGP[before]
+            counts[-2 - before] = had = count(-2 - before, 0) - 1
+            if after > 1:
+                counts[-2 - after] = count(-2 - after, 0) + 1
+            if not had and before == self.port_top:
+                self.port_top = after
+
+        was = count(pair, 0)
+        counts[pair] = now = was - PAIR_STEP[kind]
+        if after := now & 0xFFFFF:
+            self.pair_plogp += PLOGP[after] - PLOGP[after + 1]
+        if kind & IS_STATED:
+            if now < 1 << 40:
+                if not kind & IS_ANSWERED:
+                    self.silent -= 1
+            elif kind & IS_ANSWERED and not now & 0xFFFFF00000:
+                self.silent += 1
+
+        if kind & IS_LATERAL:
+            counts[dst] = now = count(dst, 0) - (1 << 20) - 1
+            if now < 1 << 20:
+                self.lateral -= 1
+        else:
+            counts[dst] = now = count(dst, 0) - 1
+        self.dst_squares -= 2 * (now & 0xFFFFF) + 1
+
+        counts[service] = after = count(service, 0) - 1
+        if not after:
+            self.classes -= 1
+
+        self.kinds -= KIND_STEP[kind]
+        if nbytes >= 0:
+            self.bytes -= nbytes
+            self.bytes_stated -= 1
+            if kind & IS_FILE:
+                self.file_bytes -= nbytes
+        if duration >= 0:
+            self.durations -= 1
+            self.duration_sum -= duration
+            self.duration_squares -= duration * duration
 
 
 class Target(Window, gc=False):
@@ -300,16 +357,34 @@ class Target(Window, gc=False):
     packets: int = 0
     packets_stated: int = 0
 
-    def _count(self, entry: Any, step: int) -> None:
+    def _enter(self, entry: Any) -> None:
         _, source, prefix, packets = entry
         counts = self.counts
-        before = counts[source]
-        counts[source] = after = before + step
-        self.source_plogp += PLOGP[after] - PLOGP[before]
-        self.sources += (after > 0) - (before > 0)
-        before = counts[prefix]
-        counts[prefix] = before + step
-        self.prefix_squares += 2 * step * before + 1
+        count = counts.get if counts.parent is None else counts.reader()
+        before = count(source, 0)
+        counts[source] = before + 1
+        if before:
+            self.source_plogp += PLOGP[before + 1] - PLOGP[before]
+        else:
+            self.sources += 1
+        before = count(prefix, 0)
+        counts[prefix] = before + 1
+        self.prefix_squares += 2 * before + 1
         if packets >= 0:
-            self.packets += step * packets
-            self.packets_stated += step
+            self.packets += packets
+            self.packets_stated += 1
+
+    def _leave(self, entry: Any) -> None:
+        _, source, prefix, packets = entry
+        counts = self.counts
+        count = counts.get if counts.parent is None else counts.reader()
+        counts[source] = after = count(source, 0) - 1
+        if after:
+            self.source_plogp += PLOGP[after] - PLOGP[after + 1]
+        else:
+            self.sources -= 1
+        counts[prefix] = after = count(prefix, 0) - 1
+        self.prefix_squares -= 2 * after + 1
+        if packets >= 0:
+            self.packets -= packets
+            self.packets_stated -= 1

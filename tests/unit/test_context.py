@@ -128,6 +128,20 @@ def test_an_overlay_leaves_its_parent_alone_and_a_stale_one_is_refused() -> None
         tracker.merge(child)
 
 
+def test_an_overlay_of_an_overlay_that_is_dropped_leaves_no_trace() -> None:
+    """Nor may what it took over from its own overlay reach the tracker below both."""
+    tracker = Tracker(CIDRS_INTERNAL)
+    flows = [flow(i / 100, dst=f"10.1.{i % 6}.{i % 200}", port=i) for i in range(1_000)]
+    observe(tracker, flows[:800], total_forward_bytes=9.0)  # more counters than are copied
+    asked = tracker.overlay()
+    inner = asked.overlay()
+    observe(inner, flows[800:], total_forward_bytes=9.0)
+    asked.merge(inner)
+    rows, straight = observe(tracker, flows[800:], total_forward_bytes=9.0), Tracker(CIDRS_INTERNAL)
+    assert np.array_equal(rows, observe(straight, flows, total_forward_bytes=9.0)[800:], equal_nan=True)
+    assert tracker.dump() == straight.dump()
+
+
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:], lambda b: b * 2]
 )
