@@ -8,6 +8,7 @@ two, and their CPU seconds are added.
 
 from __future__ import annotations
 
+import gc
 import resource
 import tempfile
 import time
@@ -23,6 +24,7 @@ from engine.context import Tracker
 from engine.features import unpack
 from engine.featurize import featurize
 from engine.flows.split import Limits
+from engine.limits import YOUNG_OBJECTS_MAX
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.pcap import PcapAdapter
 
@@ -32,6 +34,7 @@ RUNS = 3
 
 def flowkin(path: Path) -> dict[str, float]:
     """context_cpu_s: what of it went into the context."""
+    gc.set_threshold(YOUNG_OBJECTS_MAX)  # as the ingest worker does
     adapter, tracker = PcapAdapter(SourceSpec("bench")), Tracker(CIDRS_INTERNAL)
     figures = {"flows": 0.0, "context_cpu_s": 0.0}
 

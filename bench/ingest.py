@@ -35,7 +35,7 @@ from engine.features import F32, empty, unpack
 from engine.featurize import featurize
 from engine.flows.derived import derive
 from engine.layout import Layout
-from engine.limits import CONTEXT_HOSTS_MAX
+from engine.limits import CONTEXT_HOSTS_MAX, YOUNG_OBJECTS_MAX
 from engine.normalize import complete
 from engine.publish import Submission
 from engine.recover import open_store
@@ -300,6 +300,7 @@ def main() -> int:
     parse.add_argument("--seed", type=int, default=7)
     parse.add_argument("--keep", action="store_true", help="append a line to bench/results/ingest.jsonl")
     args = parse.parse_args()
+    gc.set_threshold(YOUNG_OBJECTS_MAX)  # as the ingest worker does
     if args.child:
         return child()
     figures: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import grp
 import logging
 import os
@@ -38,6 +39,7 @@ from engine.errors import (
     SourceError,
 )
 from engine.flows.split import Limits
+from engine.limits import YOUNG_OBJECTS_MAX
 from engine.publish import Outcome, Publisher, Submission
 from engine.recover import open_store
 from engine.sources.base import Parsed, SourceSpec
@@ -452,6 +454,7 @@ def _user(uid: int) -> str:
 
 
 def main(worker: Worker) -> int:
+    gc.set_threshold(YOUNG_OBJECTS_MAX)
     layout = worker.layout
     layout.make()
     fd = lock.hold(layout.writer_lock, worker.stamp)

@@ -26,6 +26,10 @@ CONTEXT_HOSTS_MAX = 65_536
 CONTEXT_WINDOW_S = 30
 CONTEXT_LATE_MAX_S = 900
 
+# Python's collector looks for cycles when so many containers were made and kept. The context keeps several of a flow,
+# none of them in a cycle: at the default of 700 the collector goes through them again and again.
+YOUNG_OBJECTS_MAX = 50_000
+
 COLLAPSE_FETCH_MAX = 1_024  # candidates looked at to fill an answer with distinct hits
 OTHER_EPISODE_S = 600
 
