@@ -62,7 +62,7 @@ class Stream(Struct, gc=False):
                 order.append(at)
             else:
                 order.insert(bisect_left(order, at), at)
-                self.newest += at < self.head - SLICES
+            self.newest += at < self.head - SLICES
         if at >= self.head - SLICES:
             self.total += nbytes
 

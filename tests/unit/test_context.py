@@ -15,6 +15,7 @@ from engine import features as table
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.context.layers import Lru
+from engine.context.streams import SLICE_NS, Stream
 from engine.context.tracker import LATE_RUN_MAX
 from engine.context.windows import FLOWS_MAX, STEPS_MAX
 from engine.errors import CorruptionError
@@ -288,3 +289,12 @@ def test_numbers_that_no_flow_has_count_as_not_stated() -> None:
     rows = observe(Tracker(CIDRS_INTERNAL), [flow(0)], average_packet_size=-1e15, total_forward_packets=-1.0,
                    total_forward_bytes=-5.0, flow_duration=-2.0)  # fmt: skip
     assert math.isnan(last(rows, "resource_saturation_score")) and math.isnan(last(rows, "resource_usage"))
+
+
+def test_the_first_bytes_of_a_stream_may_be_older_than_its_window() -> None:
+    stream = Stream(id=1, ts_max=0, head=1_000)
+    stream.add((1_000 - 310) * SLICE_NS, 7)  # a late flow, the first that states its bytes
+    stream.add(1_000 * SLICE_NS, 5)
+    stream.add(1_003 * SLICE_NS, 1)
+    assert stream.bytes_at(1_003 * SLICE_NS) == 6
+    assert stream.bytes_at((1_000 - 300) * SLICE_NS) == 7
