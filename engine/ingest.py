@@ -159,7 +159,7 @@ class IngestWorker:
                 connection.reply(Done(request.request_id, found_generation))
             case AddModel():
                 self._may_write(connection, "models")
-                models = embed_models.from_files(request.files)
+                models = embed_models.vetted(request.files)
                 if models.version != request.version:
                     raise BadRequestError(f"the card says version {models.version!r}, the request {request.version!r}")
                 embed_models.save(self.worker.layout.models, request.files)

@@ -76,7 +76,7 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
 
 def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
     shipped = models.shipped()
-    models.save(layout.models, {name: (shipped / name).read_bytes() for name in models.FILES})
+    models.save(layout.models, models.read(shipped))
     with catalog.write() as batch:
         batch.put_names(Names(["Unknown"], []))
         batch.put_manifest(

@@ -16,14 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import CIDRS_INTERNAL
+from engine.embed import contrast
 from engine.embed.base import DIMS, F32, NEAREST_QUANTILES, QUANTILES, Calibration, Embedder
 from engine.embed.certainty import BLOCKS, Embed, Votes, certainty, looks_back, votes
 from engine.embed.linear import F64, LinearEmbedder, transformed
 from engine.embed.models import Data, to_files
+from engine.embed.network import Network, graphs
+from engine.embed.neural import NeuralEmbedder
 from engine.embed.text import TextEmbedder, TextModel
+from engine.embed.thin import thinned
 from engine.embed.vote import within
 from engine.errors import ModelError
-from engine.features import CONTEXT_INDEXES, FEATURES
+from engine.features import FEATURES
 from ipc.event import FEATURE_COUNT, Event
 
 EVENTS_MIN = 100
@@ -38,6 +42,9 @@ NOISE = 0.01  # how much the scatter of missing features counts within a family
 # Fixed by hand, not fitted: on CIC-2017 mixing beat chronos and sbert alone and not attack alone, on the lab recording
 # it was worse than chronos alone, and no mix tried did clearly better than this one on both.
 FUSION = {"chronos": 0.3, "sbert": 0.2, "attack": 0.5}
+NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
+SHARE = 0.125  # length of a network's vectors over the median distance of random pairs in the linear part
+AGAIN_MIN = 3  # flows of a conversation that teaches chronos
 _EXACT_ROWS = 512  # of a distance matrix at a time
 
 _CHRONOS_GROUPS = {"time", "count", "length", "rate", "ratio", "bulk"}
@@ -120,17 +127,6 @@ def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -
     return _padded(vectors[:, ::-1][:, :dim].T @ unit * weights, dim)
 
 
-def thinned(features: F32, rng: np.random.Generator) -> F32:
-    """The events as poorer sources would tell them: without some groups of features, often without context."""
-    groups = [f.scope if f.column in CONTEXT_INDEXES else f.group for f in FEATURES]
-    number = {group: i for i, group in enumerate(sorted(set(groups)))}
-    n = len(features)
-    gone = rng.random((n, len(number))) < rng.random((n, 1))
-    without = gone[:, [number[group] for group in groups]] | (rng.random(features.shape) < 0.3 * rng.random((n, 1)))
-    without[:, CONTEXT_INDEXES] |= rng.random((n, 1)) < 0.3
-    return np.where(without, np.float32(np.nan), features)
-
-
 def _padded(rows: F64, dim: int) -> F64:
     """Rows of fixed sign (their largest entry positive), then zeros up to `dim`."""
     top = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
@@ -141,17 +137,52 @@ def _padded(rows: F64, dim: int) -> F64:
 def linear(name: str, version: str, features: F32, families: Families, seed: int = 0) -> LinearEmbedder:
     """The fitted embedder of a linear space, not calibrated."""
     columns = chronos_columns() if name == "chronos" else attack_columns()
-    fitted = scaler(features, columns)
+    scaled_by = scaler(features, columns)
     weights = input_weights(columns)
     blank = np.zeros((DIMS[name], 2 * len(columns)), np.float32)
-    scaled = LinearEmbedder(name, version, columns, *fitted, blank, NOT_CALIBRATED).scaled
+    scaled = LinearEmbedder(name, version, columns, *scaled_by, blank, NOT_CALIBRATED).scaled
     s = scaled(features)
     if name == "chronos":
         w = chronos_map(s, weights, DIMS[name])
     else:
         d = (scaled(thinned(features, np.random.default_rng(seed))) - s) * weights
         w = attack_map(s, weights, families, d.T @ d / len(d), DIMS[name])
-    return LinearEmbedder(name, version, columns, *fitted, w.astype(np.float32), NOT_CALIBRATED)
+    return LinearEmbedder(name, version, columns, *scaled_by, w.astype(np.float32), NOT_CALIBRATED)
+
+
+def fitted(
+    name: str, version: str, features: F32, families: Families, groups: Families | None, seed: int = 0
+) -> LinearEmbedder:
+    """The embedder of a space, not calibrated. groups: int64 [n], of events that a network beside the linear map learns
+    to bring together, -1 where nothing says so; None, or fewer than two groups: no network."""
+    flat = linear(name, version, features, families, seed)
+    if groups is None or len(np.unique(groups[groups >= 0])) < 2:
+        return flat
+    width = NETWORK_DIMS[name]
+    weights = flat.weights[:-width]
+    share = SHARE * float(np.median(_apart((flat.scaled(features) @ weights.T).astype(np.float32), seed)))
+    layers = contrast.train(flat, features, groups, width, seed)
+    network = Network(*graphs(layers, share), 2 * len(flat.columns), width)
+    return NeuralEmbedder(name, version, list(flat.columns), flat.center, flat.scale, weights, NOT_CALIBRATED, network)
+
+
+def _groups(space: str, events: Sequence[Event], families: Families) -> Families:
+    """What a network learns to bring together: attack, the events of a family; chronos, those of one conversation that
+    comes again (source, both ends, protocol, port), for which nobody has to name anything."""
+    if space == "attack":
+        return families
+    number: dict[tuple[str, str, str, int | None, int | None], int] = {}
+    keys = [(e.source, e.src_ip, e.dst_ip, e.proto, e.dst_port) for e in events]
+    groups = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
+    groups[np.bincount(groups)[groups] < AGAIN_MIN] = -1
+    return groups
+
+
+def _apart(vectors: F32, seed: int) -> F64:
+    """Distances of random pairs, never of an event and itself; float64 [PAIRS]."""
+    rng, n = np.random.default_rng(seed), len(vectors)
+    a, b = rng.integers(0, n, PAIRS), rng.integers(1, n, PAIRS)
+    return np.asarray(np.linalg.norm(vectors[a].astype(np.float64) - vectors[(a + b) % n], axis=1))
 
 
 def later(families: Families) -> NDArray[np.bool_]:
@@ -163,7 +194,7 @@ def later(families: Families) -> NDArray[np.bool_]:
     return out
 
 
-def held_out(name: str, features: F32, families: Families, seed: int) -> float:
+def held_out(name: str, features: F32, families: Families, groups: Families | None, seed: int) -> float:
     """Share of same-family neighbours at k = 10, families counted alike, when the later part of each family looks back
     at the earlier part, on which a throw-away map is fitted. 0 with fewer than two families."""
     out = later(families)
@@ -171,7 +202,8 @@ def held_out(name: str, features: F32, families: Families, seed: int) -> float:
     if len(np.unique(families[test])) < 2:
         return 0.0
     test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
-    embed = linear(name, "held-out", features[train], families[train], seed).embed_features
+    some = None if groups is None else groups[train]
+    embed = fitted(name, "held-out", features[train], families[train], some, seed).embed_features
     rows, _ = nearest(embed(features[test]), embed(features[train]), 10)
     same = (families[train][rows] == families[test][:, None]).mean(axis=1)
     return float(np.mean([same[families[test] == f].mean() for f in np.unique(families[test])]))
@@ -249,12 +281,13 @@ def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, 
 
 
 def _throw_away(
-    space: str, features: F32, families: Families, seed: int
+    space: str, features: F32, families: Families, groups: Families | None, seed: int
 ) -> Callable[[NDArray[np.int64]], Embed]:
-    """What measured_certainty needs of a linear space."""
+    """What measured_certainty needs of a space that is fitted."""
 
     def embedder_of(earlier: NDArray[np.int64]) -> Embed:
-        trial = linear(space, "held-out", features[earlier], families[earlier], seed)
+        some = None if groups is None else groups[earlier]
+        trial = fitted(space, "held-out", features[earlier], families[earlier], some, seed)
         return lambda rows: trial.embed_features(features[rows])
 
     return embedder_of
@@ -270,9 +303,11 @@ def fit(
     created: str = "",
     text_model: TextModel | None = None,
     internal: Sequence[str] = CIDRS_INTERNAL,
+    trained: bool = False,
 ) -> dict[str, bytes]:
     """The files of a new model version, fitted on events and their features, float32 [n, 105].
 
+    trained: networks beside the linear maps; that takes torch and a minute or more.
     data: its description and sha256; counts are filled in here. internal: the networks that sentences call so. Raises
     ModelError for too few events.
     """
@@ -289,12 +324,13 @@ def fit(
     embedders: dict[str, Embedder] = {}
     metrics: dict[str, float] = {}
     for space in ("chronos", "attack"):
-        embedder = linear(space, version, features, families, seed)
+        groups = _groups(space, events, families) if trained else None
+        embedder = fitted(space, version, features, families, groups, seed)
         embedder.calibration = calibration(embedder.embed_features(features), families, rng)._replace(
-            certainty=measured_certainty(_throw_away(space, features, families, seed), families, seed)
+            certainty=measured_certainty(_throw_away(space, features, families, groups, seed), families, seed)
         )
         embedders[space] = embedder
-        metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(space, features, families, seed), 4)
+        metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(space, features, families, groups, seed), 4)
     text = TextEmbedder(version, NOT_CALIBRATED, text_model, internal=internal)
     picked = text_sample(text, events, features, rng)
     vectors = text.embed([events[i] for i in picked], features[picked])

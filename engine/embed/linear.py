@@ -95,18 +95,20 @@ class LinearEmbedder:
         """float32 [n, dim] of features float32 [n, 105]."""
         out = np.empty((len(features), self.dim), np.float32)
         for at in range(0, len(features), _ROWS):
-            out[at : at + _ROWS] = self.scaled(features[at : at + _ROWS]) @ self._by_input
+            out[at : at + _ROWS] = self.mapped(self.scaled(features[at : at + _ROWS]))
         return out
+
+    def mapped(self, scaled: F64) -> F32:
+        """float32 [n, dim] of scaled events, float64 [n, 2 x columns]."""
+        return (scaled @ self._by_input).astype(np.float32)
 
     def explain(self, query: Event, query_features: F32, hit: Event, hit_features: F32) -> list[Contribution]:
         """One contribution for each fact, adding up to the distance, the largest absolute first."""
         pair = np.stack((query_features, hit_features)).reshape(2, -1)
         s = self.scaled(pair)
         d = s[0] - s[1]
-        moved = d @ self._by_input
-        distance = float(np.sqrt(moved @ moved))
-        parts = d * (self._by_input @ moved) / (distance or 1.0)
         m = len(self.columns)
+        parts = self.divided(s[0], s[1])
         parts = parts[:m] + parts[m:]
         facts: dict[str, list[int]] = {}
         for i, column in enumerate(self.columns):
@@ -127,3 +129,10 @@ class LinearEmbedder:
                 )
             )
         return sorted(out, key=lambda c: (-abs(c.contribution), c.feature))
+
+    def divided(self, query: F64, hit: F64) -> F64:
+        """The distance divided among the inputs, float64 [2 x columns], of two scaled events of that shape: exactly."""
+        d = query - hit
+        moved = d @ self._by_input
+        distance = float(np.sqrt(moved @ moved))
+        return np.asarray(d * (self._by_input @ moved) / (distance or 1.0))

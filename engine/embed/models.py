@@ -1,10 +1,12 @@
-"""A model version on disk: a directory <version>/ of chronos.safetensors, attack.safetensors and card.json.
+"""A model version on disk: a directory <version>/ of chronos.safetensors, attack.safetensors and card.json, and for a
+trained space <space>.onnx and <space>.gradient.onnx.
 
 Always true
   - A file is used only after its bytes agreed with the card's sha256, and the card with this code: version name,
     features, wording, text model, dimensions, calibration. Otherwise ModelError says which and why.
   - A version's directory appears whole (written beside it, synced, then renamed) and never changes again.
-  - Nothing is unpickled: safetensors and JSON only.
+  - Nothing is unpickled: safetensors, JSON, and ONNX graphs of our own operators (engine/embed/network.py), checked
+    before a version is stored.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from safetensors.numpy import save as bytes_of
 from engine.config import CIDRS_INTERNAL
 from engine.embed.base import DIMS, NEAREST_QUANTILES, QUANTILES, SPACES, Calibration, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
+from engine.embed.network import Network
+from engine.embed.network import check as check_network
+from engine.embed.neural import NeuralEmbedder
 from engine.embed.sentence import WORDING
 from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder
 from engine.errors import ModelError
@@ -38,7 +43,8 @@ from ipc.event import Share
 
 LINEAR = ("chronos", "attack")
 CARD = "card.json"
-FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)
+FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)  # of every version
+NETWORKS = {space: (f"{space}.onnx", f"{space}.gradient.onnx") for space in LINEAR}  # of a trained space
 FILE_BYTES_MAX = 1 << 20
 
 _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -112,17 +118,23 @@ def load(path: Path, internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
 
     Raises ModelError naming what is missing or damaged.
     """
+    models = from_files(read(path), internal)
+    if models.version != path.name:
+        raise ModelError(f"model {path}: the card says version {models.version!r}; rename the directory to that")
+    return models
+
+
+def read(path: Path) -> dict[str, bytes]:
+    """The files of the version in directory `path`, by name, not checked. Raises ModelError where one is missing."""
     files = {}
-    for name in FILES:
+    trained = [name for names in NETWORKS.values() for name in names if (path / name).exists()]
+    for name in (*FILES, *trained):
         try:
             with (path / name).open("rb") as f:
                 files[name] = f.read(FILE_BYTES_MAX + 1)
         except OSError as e:
             raise ModelError(f"model {path}: {name} cannot be read: {e.strerror}") from e
-    models = from_files(files, internal)
-    if models.version != path.name:
-        raise ModelError(f"model {path}: the card says version {models.version!r}; rename the directory to that")
-    return models
+    return files
 
 
 def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
@@ -136,7 +148,7 @@ def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTER
             np.array(of.certainty).reshape(-1, 2),
         )  # fmt: skip
         if space in LINEAR:
-            embedders[space] = _linear(space, card, files[f"{space}.safetensors"], calibration)
+            embedders[space] = _embedder(space, card, files, calibration)
         else:
             embedders[space] = TextEmbedder(card.version, calibration, internal=internal)
     digests = {**card.sha256, CARD: sha256(files[CARD]).hexdigest()}
@@ -145,8 +157,12 @@ def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTER
 
 def card_of(files: Mapping[str, bytes]) -> Card:
     """The checked card of a version's files. Raises ModelError."""
-    if set(files) != set(FILES):
-        raise ModelError(f"a model version is {', '.join(FILES)}; these are {', '.join(sorted(files)) or 'none'}")
+    optional = {name for names in NETWORKS.values() if set(names) <= set(files) for name in names}
+    if set(files) - optional != set(FILES):
+        raise ModelError(
+            f"a model version is {', '.join(FILES)} and for a trained space two .onnx files; these are "
+            f"{', '.join(sorted(files))[:400] or 'none'}"
+        )
     if large := next((name for name, blob in files.items() if len(blob) > FILE_BYTES_MAX), None):
         raise ModelError(f"model file {large} is larger than {FILE_BYTES_MAX} bytes")
     try:
@@ -155,8 +171,10 @@ def card_of(files: Mapping[str, bytes]) -> Card:
         raise ModelError(f"model {CARD} is damaged: {e}") from e
     if not valid_version(card.version):
         raise ModelError(f"model version {card.version[:80]!r}: lower-case letters, digits, '.', '_', '-', at most 64")
-    for name in FILES:
-        if name != CARD and sha256(files[name]).hexdigest() != card.sha256.get(name):
+    if missing := sorted(set(card.sha256) - set(files)):
+        raise ModelError(f"model {card.version}: {missing[0][:80]} is missing")
+    for name, blob in files.items():
+        if name != CARD and sha256(blob).hexdigest() != card.sha256.get(name):
             raise ModelError(f"model {card.version}: {name} is damaged: its sha256 is not the card's")
     if card.features_version != FEATURES_VERSION:
         raise ModelError(f"model {card.version} is for features {card.features_version}, this is {FEATURES_VERSION}")
@@ -180,18 +198,35 @@ def card_of(files: Mapping[str, bytes]) -> Card:
     return card
 
 
-def _linear(space: str, card: Card, blob: bytes, calibration: Calibration) -> LinearEmbedder:
+def _embedder(space: str, card: Card, files: Mapping[str, bytes], calibration: Calibration) -> LinearEmbedder:
+    name = f"{space}.safetensors"
     try:
-        tensors = tensors_of(blob)
-        columns = [INDEX[name] for name in card.features[space]]
-        embedder = LinearEmbedder(
-            space, card.version, columns, tensors["center"], tensors["scale"], tensors["weights"], calibration
-        )
+        tensors = tensors_of(files[name])
+        columns = [INDEX[column] for column in card.features[space]]
+        parts = tensors["center"], tensors["scale"], tensors["weights"]
+        if NETWORKS[space][0] in files:
+            forward, gradient = (files[graph] for graph in NETWORKS[space])
+            network = Network(forward, gradient, 2 * len(columns), DIMS[space] - len(parts[2]))
+            embedder: LinearEmbedder = NeuralEmbedder(space, card.version, columns, *parts, calibration, network)
+        else:
+            embedder = LinearEmbedder(space, card.version, columns, *parts, calibration)
     except (SafetensorError, KeyError, ValueError) as e:
-        raise ModelError(f"model {card.version}: {space}.safetensors is not such a model: {e}") from e
+        raise ModelError(f"model {card.version}: {name} is not such a model: {e}") from e
     if embedder.dim != DIMS[space]:
         raise ModelError(f"model {card.version}: {space} has {embedder.dim} dimensions, not {DIMS[space]}")
     return embedder
+
+
+def vetted(files: Mapping[str, bytes]) -> ModelSet:
+    """The model version made of files that came from outside: its networks are looked through and tried, too. Raises
+    ModelError."""
+    models = from_files(files)
+    for name in sorted(set(files) - set(FILES)):
+        check_network(files[name])
+    for embedder in models.embedders.values():
+        if isinstance(embedder, NeuralEmbedder):
+            embedder.network.prove()
+    return models
 
 
 def to_files(
@@ -213,6 +248,8 @@ def to_files(
         features[space] = [NAMES[c] for c in linear.columns]
         parts = {"center": linear.center, "scale": linear.scale, "weights": linear.weights}
         files[f"{space}.safetensors"] = bytes_of({name: np.ascontiguousarray(part) for name, part in parts.items()})
+        if isinstance(linear, NeuralEmbedder):
+            files |= dict(zip(NETWORKS[space], (linear.network.forward, linear.network.gradient), strict=True))
     card = Card(
         version=version,
         created=created,
@@ -253,7 +290,7 @@ def save(directory: Path, files: Mapping[str, bytes]) -> Path:
     from_files(files)
     path = directory / version
     if path.exists():
-        if all((path / name).is_file() and (path / name).read_bytes() == files[name] for name in FILES):
+        if read(path) == files:
             return path
         raise ModelError(f"model version {version} exists in {directory} with other content; choose another name")
     scratch = Path(tempfile.mkdtemp(dir=directory, prefix=".model-"))
