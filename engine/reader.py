@@ -172,7 +172,8 @@ class Reader:
             self.worker.loop.call_soon(self._serve)
 
     def _prepare(self, pending: Pending) -> None:
-        """Embed in the thread, then queue."""
+        """Embed in the thread, then queue. A pending with questions was embedded for a model no longer in use: its
+        features stand, as taking the events in again would count them twice in their session."""
         self.preparing += 1
         models = self.models
         assert models is not None
@@ -180,6 +181,8 @@ class Reader:
         def work() -> list[Question]:
             if isinstance(pending.request, SearchText):
                 return [self._text_question(pending.request, models)]
+            if pending.questions is not None:
+                return [_for_model(question, models) for question in pending.questions]
             assert isinstance(pending.request, QueryEvent | Classify)
             return self._event_questions(pending.connection, pending.request, models)
 
@@ -269,7 +272,7 @@ class Reader:
                 self._wait(pending)
                 continue
             if pending.questions is not None and pending.model != models.version:  # switched meanwhile
-                self._prepare(pending._replace(questions=None))
+                self._prepare(pending)
                 continue
             try:
                 mine = self._questions(pending, snapshot, models, view)
@@ -418,6 +421,14 @@ def _sought(questions: list[Question], snapshot: Snapshot, view: View) -> list[Q
             known = view.identity(question.event.event_id, question.event.source)
             question.seq = known[0] if known and known[0] < snapshot.count else -1
     return questions
+
+
+def _for_model(question: Question, models: ModelSet) -> Question:
+    """A question about an event that is not stored, with its vectors of these models."""
+    assert question.event is not None and question.features is not None
+    event, features = [question.event], question.features[None, :]
+    vectors = {space: models.embedders[space].embed(event, features)[0] for space in question.vectors}
+    return msgspec.structs.replace(question, vectors=vectors)
 
 
 def _vector_question(request: QueryVector, models: ModelSet) -> Question:

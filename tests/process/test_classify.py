@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.embed import models
 from engine.sources.ndjson import dump
 from ipc.aio import AsyncClient
 from ipc.client import Client
@@ -179,3 +180,22 @@ def test_in_the_shell_the_precedents_are_numbered(filled: Engine) -> None:
     nearest = filled.json("classify", "e000301")["precedents"][0]["event_id"]
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(nearest) >= 2
+
+
+def test_a_switch_of_models_counts_no_event_of_a_session_twice(start: Starter) -> None:
+    engine = start(readers=1)
+    engine.ingest(several(200))
+    files = models.read(models.shipped())
+    card = json.loads(files[models.CARD])
+    files[models.CARD] = json.dumps(card | {"version": "other"}).encode()
+    asked = several(20, 200)  # without features of a context: those come from the session
+
+    def distances(session: int) -> list[list[float]]:
+        reply = engine.client().query_events(asked, options=Options(space="chronos"), session=session)
+        return [[hit.distance for hit in answer.hits] for answer in reply.answers]
+
+    before = distances(1)
+    engine.client().add_model("other", files)
+    engine.client().use_model("other", timeout_ms=60_000)
+    assert distances(2) == before  # the first question that the reader hears after the switch
+    assert engine.client().info().facts["model"] == "other"
