@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engine.embed.base import F32
 from engine.embed.linear import LinearEmbedder
-from engine.embed.network import Layer
+from engine.embed.network import SEEN_MAX, Layer
 from engine.embed.thin import thinned
 from engine.features import FEATURES
 
@@ -98,7 +98,7 @@ def _told(scaler: LinearEmbedder, features: F32, blurred: NDArray[np.float64], r
     s = scaler.scaled(np.where(poorer, thinned(features, rng), features))
     m = len(scaler.columns)
     s[:, :m] += rng.normal(0.0, BLUR, (len(s), m)) * blurred * (1.0 - s[:, m:])
-    return s.astype(np.float32)
+    return np.clip(s, -SEEN_MAX, SEEN_MAX).astype(np.float32)
 
 
 def _blurred(columns: Sequence[int]) -> NDArray[np.float64]:

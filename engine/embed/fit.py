@@ -43,7 +43,7 @@ NOISE = 0.01  # how much the scatter of missing features counts within a family
 # it was worse than chronos alone, and no mix tried did clearly better than this one on both.
 FUSION = {"chronos": 0.3, "sbert": 0.2, "attack": 0.5}
 NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
-SHARE = 0.125  # length of a network's vectors over the median distance of random pairs in the linear part
+SHARE = 0.25  # length of a network's vectors over the median distance of random pairs in the linear part
 AGAIN_MIN = 3  # flows of a conversation that teaches chronos
 _EXACT_ROWS = 512  # of a distance matrix at a time
 

@@ -7,7 +7,7 @@ Always true
   - A graph that comes from outside (`check`) has our operators only and keeps its weights inside: running it reads no
     file and calls nothing.
 
-    scaled [n, inputs] -> Gemm, Relu -> Gemm, Relu -> Gemm -> L2 norm 1 -> x share -> vectors [n, width]
+    scaled [n, inputs] -> Clip -> Gemm, Relu -> Gemm, Relu -> Gemm -> L2 norm 1 -> x share -> vectors [n, width]
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from engine.errors import ModelError
 
 OPSET = 18
 IR_VERSION = 9
-OPERATORS = frozenset({"Gemm", "Relu", "ReduceL2", "Max", "Div", "Mul", "Sub", "ReduceSum", "Sign", "MatMul"})
+OPERATORS = frozenset({
+    "Clip", "Gemm", "Relu", "ReduceL2", "Max", "Div", "Mul", "Sub", "ReduceSum", "Sign", "MatMul", "Abs",
+})  # fmt: skip
+SEEN_MAX = 2.0  # robust deviations: beyond, a network would extend what it learned to where it saw nothing
 LENGTH_MIN = 1e-6  # shorter outputs are not made longer: the way back stays finite
 
 
@@ -117,9 +120,11 @@ def graphs(layers: Sequence[Layer], share: float) -> tuple[bytes, bytes]:
     constants = [
         numpy_helper.from_array(np.array(share, np.float32), "share"),
         numpy_helper.from_array(np.array(LENGTH_MIN, np.float32), "length_min"),
+        numpy_helper.from_array(np.array(-SEEN_MAX, np.float32), "seen_min"),
+        numpy_helper.from_array(np.array(SEEN_MAX, np.float32), "seen_max"),
         numpy_helper.from_array(np.array([1], np.int64), "by_row"),
     ]
-    forward, last = [], "scaled"
+    forward, last = [helper.make_node("Clip", ["scaled", "seen_min", "seen_max"], ["seen"])], "seen"
     for i in range(len(layers)):
         forward.append(helper.make_node("Gemm", [last, f"weights_{i}", f"bias_{i}"], [f"sum_{i}"], transB=1))
         last = f"sum_{i}"
@@ -142,13 +147,20 @@ def graphs(layers: Sequence[Layer], share: float) -> tuple[bytes, bytes]:
         helper.make_node("Div", ["turned_share", "length"], [f"back_{len(layers) - 1}"]),
     ]
     for i in range(len(layers) - 1, -1, -1):
-        out = f"through_{i - 1}" if i else "gradient"
+        out = f"through_{i - 1}" if i else "through"
         backward.append(helper.make_node("MatMul", [f"back_{i}", f"weights_{i}"], [out]))
         if i:
             backward += [
                 helper.make_node("Sign", [f"active_{i - 1}"], [f"open_{i - 1}"]),
                 helper.make_node("Mul", [out, f"open_{i - 1}"], [f"back_{i - 1}"]),
             ]
+    backward += [
+        helper.make_node("Abs", ["scaled"], ["size"]),
+        helper.make_node("Sub", ["seen_max", "size"], ["room"]),
+        helper.make_node("Relu", ["room"], ["room_left"]),
+        helper.make_node("Sign", ["room_left"], ["inside"]),
+        helper.make_node("Mul", ["through", "inside"], ["gradient"]),
+    ]
     inputs, width = layers[0].weights.shape[1], len(layers[-1].bias)
 
     def value(name: str, columns: int) -> Any:
