@@ -37,7 +37,8 @@ PAIRS = 20_000
 NEIGHBOURS_MAX = 4_000  # held-out events looked up in the calibration
 SENTENCES_MAX = 600  # distinct ones embedded for the calibration of sbert: 3 s
 MASK_WEIGHT = 0.3
-SHRINK = 0.1  # of the within-family scatter towards its mean variance: less suits CIC-2017, more the lab recording
+SHRINK = 0.3  # of the within-family scatter towards its mean variance: less suits CIC-2017, more the lab recording
+PLAIN = 0.5  # weight of a direction in which families do not differ: more and one feature hides behind others
 NOISE = 0.01  # how much the scatter of missing features counts within a family
 # Fixed by hand, not fitted: on CIC-2017 mixing beat chronos and sbert alone and not attack alone, on the lab recording
 # it was worse than chronos alone, and no mix tried did clearly better than this one on both.
@@ -103,14 +104,15 @@ def chronos_map(s: F64, weights: F64, dim: int) -> F64:
     values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))  # eigenvalues ascend
     values, vectors = np.maximum(values[::-1][:dim], 0.0), vectors[:, ::-1][:, :dim]
     whitened = vectors / np.power(values + 0.01 * values.mean() + 1e-9, 0.25)
-    return _padded(whitened.T * weights, dim)
+    return whitened.T * weights
 
 
 def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -> F64:
     """W [dim, inputs]: the directions in which families differ most for how little their own events differ.
 
     Generalised eigenvectors of total against within-family scatter, families counted alike; |W d| is then the distance
-    in units of what is usual inside of a family. noise: scatter of the difference that missing features make, float64
+    in units of what is usual inside of a family, each direction as far as families differ in it: sqrt(1 - within/total),
+    at least PLAIN. The other directions tell events of a family apart. noise: scatter of the difference that missing features make, float64
     [inputs, inputs]. With fewer than two families: whitened principal directions.
     """
     x = s * weights
@@ -123,8 +125,9 @@ def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -
     total = within + means.T @ means / len(groups)
     usual = within + NOISE * noise + (SHRINK * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
     unit = np.linalg.inv(np.linalg.cholesky(usual))  # makes what is usual within a family the unit of length
-    _, vectors = np.linalg.eigh(unit @ total @ unit.T)  # eigenvalues ascend
-    return _padded(vectors[:, ::-1][:, :dim].T @ unit * weights, dim)
+    ratios, vectors = np.linalg.eigh(unit @ total @ unit.T)  # eigenvalues ascend
+    worth = np.maximum(np.sqrt(np.clip(1.0 - 1.0 / np.maximum(ratios, 1e-9), 0.0, 1.0)), PLAIN)
+    return (vectors * worth)[:, ::-1][:, :dim].T @ unit * weights
 
 
 def _padded(rows: F64, dim: int) -> F64:
@@ -146,8 +149,9 @@ def linear(name: str, version: str, features: F32, families: Families, seed: int
         w = chronos_map(s, weights, DIMS[name])
     else:
         d = (scaled(thinned(features, np.random.default_rng(seed))) - s) * weights
-        w = attack_map(s, weights, families, d.T @ d / len(d), DIMS[name])
-    return LinearEmbedder(name, version, columns, *scaled_by, w.astype(np.float32), NOT_CALIBRATED)
+        w = attack_map(s, weights, families, d.T @ d / len(d), DIMS[name] - NETWORK_DIMS[name])
+    w = _padded(w, DIMS[name]).astype(np.float32)
+    return LinearEmbedder(name, version, columns, *scaled_by, w, NOT_CALIBRATED)
 
 
 def fitted(
@@ -159,7 +163,7 @@ def fitted(
     if groups is None or len(np.unique(groups[groups >= 0])) < 2:
         return flat
     width = NETWORK_DIMS[name]
-    weights = flat.weights[:-width]
+    weights = flat.weights[: DIMS[name] - width]
     share = SHARE * float(np.median(_apart((flat.scaled(features) @ weights.T).astype(np.float32), seed)))
     layers = contrast.train(flat, features, groups, width, seed)
     network = Network(*graphs(layers, share), 2 * len(flat.columns), width)
