@@ -38,6 +38,7 @@ SMOOTHING = 0.02
 JUDGED_MAX = 256  # more groups are told apart by contrast alone
 POORER = 0.3  # of a batch, told by a poorer source
 BLUR = 0.1  # robust deviations
+STRANGE = 0.5  # of a batch, with what is incidental from other events
 
 _CHOSEN = frozenset({"time", "count", "length", "rate", "bulk"})  # groups of features that a sender has in its hands
 
@@ -45,9 +46,18 @@ _CHOSEN = frozenset({"time", "count", "length", "rate", "bulk"})  # groups of fe
 Numbers = NDArray[np.int64]
 
 
-def train(scaler: LinearEmbedder, features: F32, groups: Numbers, width: int, seed: int) -> list[Layer]:
+def train(
+    scaler: LinearEmbedder,
+    features: F32,
+    groups: Numbers,
+    width: int,
+    seed: int,
+    incidental: Sequence[int] = (),
+    steps_max: int = STEPS_MAX,
+) -> list[Layer]:
     """The layers of a network from scaler.scaled(features) to `width` numbers. groups: int64 [n], whose events are
-    alike; -1 is not learned from. At least two groups are needed."""
+    alike; -1 is not learned from. At least two groups are needed. incidental: features that have nothing to do with
+    what is alike."""
     import torch
 
     taught = np.flatnonzero(groups >= 0)
@@ -57,7 +67,7 @@ def train(scaler: LinearEmbedder, features: F32, groups: Numbers, width: int, se
     chance = np.bincount(group)[group] ** -0.5
     chance /= chance.sum()
     members, starts = np.argsort(group, kind="stable"), np.concatenate(([0], np.cumsum(np.bincount(group))))
-    steps = int(np.clip(PASSES * len(group) / BATCH, STEPS_MIN, STEPS_MAX))
+    steps = min(steps_max, int(np.clip(PASSES * len(group) / BATCH, STEPS_MIN, STEPS_MAX)))
     rng = np.random.default_rng(seed)
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[]):
@@ -73,7 +83,7 @@ def train(scaler: LinearEmbedder, features: F32, groups: Numbers, width: int, se
             blurred = _blurred(scaler.columns.tolist())
             for _ in range(steps):
                 rows = _mated(rng.choice(len(group), BATCH // 2, p=chance), group, members, starts, rng)
-                x = _told(scaler, features[rows], blurred, rng)
+                x = _told(scaler, _mixed(features[rows], incidental, rng), blurred, rng)
                 loss = _loss(torch, net(torch.from_numpy(x)), torch.from_numpy(group[rows]), judge)
                 learner.zero_grad()
                 loss.backward()
@@ -90,6 +100,17 @@ def _mated(rows: Numbers, group: Numbers, members: Numbers, starts: Numbers, rng
     of = group[rows]
     mates = members[rng.integers(starts[of], starts[of + 1])]
     return np.concatenate((rows, mates))
+
+
+def _mixed(features: F32, incidental: Sequence[int], rng: np.random.Generator) -> F32:
+    """A batch whose events have what is incidental from each other, some of them."""
+    if not len(incidental):
+        return features
+    strangers = features[rng.permutation(len(features))][:, incidental]
+    strange = rng.random((len(features), 1)) < STRANGE
+    mixed = features.copy()
+    mixed[:, incidental] = np.where(strange, strangers, features[:, incidental])
+    return mixed
 
 
 def _told(scaler: LinearEmbedder, features: F32, blurred: NDArray[np.float64], rng: np.random.Generator) -> F32:

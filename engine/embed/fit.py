@@ -23,6 +23,7 @@ from engine.embed.linear import F64, LinearEmbedder, transformed
 from engine.embed.models import Data, to_files
 from engine.embed.network import Network, graphs
 from engine.embed.neural import NeuralEmbedder
+from engine.embed.rhythm import rhythms
 from engine.embed.text import TextEmbedder, TextModel
 from engine.embed.thin import thinned
 from engine.embed.vote import within
@@ -45,7 +46,6 @@ NOISE = 0.01  # how much the scatter of missing features counts within a family
 FUSION = {"chronos": 0.3, "sbert": 0.2, "attack": 0.5}
 NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
 SHARE = 0.25  # length of a network's vectors over the median distance of random pairs in the linear part
-AGAIN_MIN = 3  # flows of a conversation that teaches chronos
 _EXACT_ROWS = 512  # of a distance matrix at a time
 
 _CHRONOS_GROUPS = {"time", "count", "length", "rate", "ratio", "bulk"}
@@ -56,6 +56,8 @@ _CHRONOS_FACTS = {
     "temporal_consistency",
     "packet_size_consistency",
 }
+
+FLOW_COLUMNS = tuple(f.column for f in FEATURES if f.scope == "flow")  # no rhythm is in a single flow
 
 NOT_CALIBRATED = Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM)
 
@@ -165,21 +167,16 @@ def fitted(
     width = NETWORK_DIMS[name]
     weights = flat.weights[: DIMS[name] - width]
     share = SHARE * float(np.median(_apart((flat.scaled(features) @ weights.T).astype(np.float32), seed)))
-    layers = contrast.train(flat, features, groups, width, seed)
+    incidental = FLOW_COLUMNS if name == "chronos" else ()
+    layers = contrast.train(flat, features, groups, width, seed, incidental)
     network = Network(*graphs(layers, share), 2 * len(flat.columns), width)
     return NeuralEmbedder(name, version, list(flat.columns), flat.center, flat.scale, weights, NOT_CALIBRATED, network)
 
 
 def _groups(space: str, events: Sequence[Event], families: Families) -> Families:
-    """What a network learns to bring together: attack, the events of a family; chronos, those of one conversation that
-    comes again (source, both ends, protocol, port), for which nobody has to name anything."""
-    if space == "attack":
-        return families
-    number: dict[tuple[str, str, str, int | None, int | None], int] = {}
-    keys = [(e.source, e.src_ip, e.dst_ip, e.proto, e.dst_port) for e in events]
-    groups = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
-    groups[np.bincount(groups)[groups] < AGAIN_MIN] = -1
-    return groups
+    """What a network learns to bring together: attack, the events of a family; chronos, those of a rhythm, whatever
+    they carry, for which nobody has to name anything."""
+    return families if space == "attack" else rhythms(events)
 
 
 def _apart(vectors: F32, seed: int) -> F64:
