@@ -1,30 +1,33 @@
-"""Does chronos know a beacon by its rhythm: `python -m bench.rhythm [--flows-ports] [--shares 0.125,0.5,2]`.
+"""Does chronos know a beacon by its rhythm: `python -m bench.rhythm [--flow-ports] [--lasting-s 3600]`.
 
 Always true
   - Sizes, packets, durations and gaps of every flow, and the port of every conversation (--flow-ports: of every flow),
-    are drawn from the same distributions whatever its kind: only the starts tell a beacon from what looks like it.
+    are drawn from the same distributions whatever its kind: only starts and ends tell a beacon from what looks like it.
   - Features come from the context tracker, as in ingest. What is indexed and what is asked are two networks of
     different seeds: no host or pair is in both, so a neighbour is found by rhythm, not by identity.
   - A beacon is asked about from its fifth flow on; before that it has no rhythm.
-  - Whatever is trained here is trained on what ships, or (marked so) on a third network.
+  - A space is trained on what trains the version that ships or, beside it, on a third network; never on these two.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.harness import arguments, report
+from bench.quality.methods import standardised
+from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.embed.base import F32
-from engine.embed.fit import nearest
-from engine.embed.ship import observed
-from engine.features import pack
-from engine.sources.synthetic import PROFILE, START_NS, flow_features
+from engine.embed.fit import NETWORK_DIMS, SHARE, family_numbers, fitted, nearest
+from engine.embed.rhythm import rhythms
+from engine.embed.ship import SEED, SYNTHETIC_EVENTS, lab, observed
+from engine.features import INDEX, pack
+from engine.sources.synthetic import PROFILE, START_NS, flow_features, generate
 from ipc.event import Event, FeaturedEvent
 
 HOURS = 8
@@ -38,6 +41,7 @@ LASTING_S = 2.0  # of any flow: shorter than the shortest period, so that no bea
 LIKE_PERIOD = 1.5  # factor within which two periods are the same
 PERIOD_S = (3.0, 3_600.0)
 JITTER_MAX = 0.3
+SHARES = (0.25, 0.5, 1.0, 2.0)
 PORTS = (22, 25, 53, 80, 110, 123, 143, 389, 443, 587, 853, 993, 1883, 3128, 5432, 8080, 8443, 9100)
 LOOKS = tuple(PROFILE[name] for name in ("dns", "web", "http", "database", "mail", "update", "guess", "beacon"))
 INTERNAL = ("10.0.0.0/8",)
@@ -172,7 +176,11 @@ def sampled(t: Traffic, seed: int, *, beacons_only: bool) -> Sample:
 def judged(embed: Callable[[F32], F32], index: Sample, asked: Sample) -> dict[str, float]:
     """P@10: neighbours of a beacon's flows that are of beacons; like: of beacons with a like period; by period; what
     the others are."""
-    rows, _ = nearest(embed(asked.features), embed(index.features), TOP_K)
+    return judged_vectors(embed(index.features), embed(asked.features), index, asked)
+
+
+def judged_vectors(ours: F32, theirs: F32, index: Sample, asked: Sample) -> dict[str, float]:
+    rows, _ = nearest(theirs, ours, TOP_K)
     right = index.kind[rows] == 0
     apart = np.abs(np.log(index.period[rows] / asked.period[:, None]))
     like = right & (apart < np.log(LIKE_PERIOD))
@@ -186,8 +194,47 @@ def judged(embed: Callable[[F32], F32], index: Sample, asked: Sample) -> dict[st
 
 
 def chance(index: Sample, asked: Sample) -> dict[str, float]:
+    """The same for neighbours drawn at random."""
+    every = asked.period[:: max(1, len(asked.period) // 200)]
+    like = np.abs(np.log(index.period / every[:, None])) < np.log(LIKE_PERIOD)
     beacon = index.kind == 0
-    like = [
-        (np.abs(np.log(index.period[beacon] / p)) < np.log(LIKE_PERIOD)).sum() / len(beacon) for p in asked.period[::7]
-    ]
-    return {"P@10": round(float(beacon.mean()), 3), "like period": round(float(np.mean(like)), 3)}
+    return {"P@10": round(float(beacon.mean()), 3), "like period": round(float((like & beacon).mean()), 3)}
+
+
+def taught(events: list[Event], features: F32, index: Sample, asked: Sample) -> dict[str, dict[str, float]]:
+    """chronos as fitted on these events: its linear part, its network, and both at some shares."""
+    families, _ = family_numbers(events)
+    embed = fitted("chronos", "bench", features, families, rhythms(events), SEED).embed_features
+    width, share = NETWORK_DIMS["chronos"], SHARE["chronos"]
+    linear, network = ((e[:, :-width], e[:, -width:]) for e in (embed(index.features), embed(asked.features)))
+    out = {}
+    for name, flat, by in (("linear", 1.0, 0.0), ("network", 0.0, 1.0), *((f"share {k}", 1.0, k) for k in SHARES)):
+        ours, theirs = (np.hstack((flat * a, by / (share or 1.0) * b)) for a, b in (linear, network))
+        out[name] = judged_vectors(ours, theirs, index, asked)
+    return out
+
+
+def main() -> int:
+    parse = arguments(__doc__)
+    parse.add_argument("--flow-ports", action="store_true", help="draw a port for every flow, not every conversation")
+    parse.add_argument("--lasting-s", type=float, default=LASTING_S, help="the longest flow")
+    args = parse.parse_args()
+    more = {"flow_ports": args.flow_ports, "lasting_s": args.lasting_s}
+    index = sampled(traffic(101, **more), 101, beacons_only=False)
+    asked = sampled(traffic(202, **more), 202, beacons_only=True)
+    ships = [*lab(), observed(generate(SYNTHETIC_EVENTS, SEED), Tracker(CIDRS_INTERNAL))]
+    events, features = [e for some, _ in ships for e in some], np.vstack([some for _, some in ships])
+    third = traffic(303, **more)
+    regularity = [INDEX["temporal_pattern"]]
+    figures = {
+        "chance": chance(index, asked),
+        "log z": judged(standardised(features, log=True), index, asked),
+        "regularity alone": judged(lambda x: np.nan_to_num(x[:, regularity]), index, asked),
+        "taught by what ships": taught(events, features, index, asked),
+        "taught by a third network": taught(third.events, third.features, index, asked),
+    }
+    return report("rhythm", args, figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,7 +45,7 @@ NOISE = 0.01  # how much the scatter of missing features counts within a family
 # it was worse than chronos alone, and no mix tried did clearly better than this one on both.
 FUSION = {"chronos": 0.3, "sbert": 0.2, "attack": 0.5}
 NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
-SHARE = 0.25  # length of a network's vectors over the median distance of random pairs in the linear part
+SHARE = {"chronos": 0.25, "attack": 0.25}  # length of a network's vectors over the median distance of random pairs
 _EXACT_ROWS = 512  # of a distance matrix at a time
 
 _CHRONOS_GROUPS = {"time", "count", "length", "rate", "ratio", "bulk"}
@@ -166,7 +166,7 @@ def fitted(
         return flat
     width = NETWORK_DIMS[name]
     weights = flat.weights[: DIMS[name] - width]
-    share = SHARE * float(np.median(_apart((flat.scaled(features) @ weights.T).astype(np.float32), seed)))
+    share = SHARE[name] * float(np.median(_apart((flat.scaled(features) @ weights.T).astype(np.float32), seed)))
     incidental = FLOW_COLUMNS if name == "chronos" else ()
     layers = contrast.train(flat, features, groups, width, seed, incidental)
     network = Network(*graphs(layers, share), 2 * len(flat.columns), width)

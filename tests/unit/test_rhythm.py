@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import rhythm as bench
 from engine.embed.rhythm import FLOWS_MIN, ROUND_MIN, rhythms
+from engine.features import INDEX
 from ipc.event import Event
 from tests.events import T0, make
 
@@ -75,3 +78,19 @@ def test_the_order_of_events_does_not_matter(order: list[int]) -> None:
     everything = [*beacon(60, 1), *beacon(900, 2), *visitors(60, 3)]
     expected = rhythms(everything)
     assert rhythms([everything[i] for i in order]).tolist() == expected[order].tolist()
+
+
+def test_networks_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked is not in what is indexed, and only the starts tell a beacon."""
+    monkeypatch.setattr(bench, "HOSTS", 4)
+    monkeypatch.setattr(bench, "OF_EACH", 15)
+    one, again, other = (bench.traffic(seed) for seed in (1, 1, 2))
+    assert one.features.tobytes() == again.features.tobytes() and one.events == again.events
+    addresses = [{address for e in t.events for address in (e.src_ip, e.dst_ip)} for t in (one, other)]
+    assert not addresses[0] & addresses[1]
+    beacon, clients = ((one.kind == bench.KINDS.index(kind)) & (one.nth >= 4) for kind in ("beacon", "clients"))
+    for name, apart in (("temporal_pattern", True), ("total_forward_bytes", False), ("flow_duration", False)):
+        ours, theirs = (one.features[rows, INDEX[name]] for rows in (beacon, clients))
+        assert (ours[:, None] > theirs).mean() > 0.9 if apart else 0.4 < (ours[:, None] > theirs).mean() < 0.6
+    asked = bench.sampled(one, 1, beacons_only=True)
+    assert len(asked.kind) and not asked.kind.any() and np.isfinite(asked.period).all()
