@@ -617,7 +617,7 @@ def models_show(session: Session, out: Out, version: str, timeout_ms: int | None
 
 
 @models.command("use")
-@click.argument("version", metavar="VERSION")
+@click.argument("version", metavar="VERSION|DIR")
 @located()
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 86_400), default=3600.0, show_default=True,
               help="Wait at most so long; the switch goes on.")  # fmt: skip
@@ -625,12 +625,18 @@ def models_show(session: Session, out: Out, version: str, timeout_ms: int | None
 def models_use(session: Session, out: Out, version: str, timeout: float) -> None:
     """Switch to a version; stored events are embedded anew first, while the old one answers.
 
+    A directory that `flowkin train` wrote is given to the engine first. The version before stays: to go back, use it.
+
     \b
-    Example:
+    Examples:
       flowkin models use 2026-05 --data-dir ./data
+      flowkin models use models/2026-05 --data-dir ./data
     """
+    from cli import training
     from cli.render import progress
 
+    if "/" in version:
+        version = training.added(session.client(), Path(version))
     with progress(f"switch to {version}", unit=""):
         done = session.client().use_model(version, timeout_ms=round(timeout * 1000))
     out.done({"generation": done.generation, "version": version} | done.facts, f"model {version} is in use")
@@ -659,6 +665,35 @@ def fit(session: Session, out: Out, paths: tuple[Path, ...], how: How, name: str
         fitted = training.fit(session.client(), paths, how, name, seed, meter)
     used = "is in use" if fitted["used"] else f"waits for `flowkin models use {fitted['version']}`"
     out.done(fitted, f"model {fitted['version']}, fitted on {fitted['events']:,} events, {used}")
+
+
+@flowkin.command("train")
+@click.option("--data", "paths", metavar="PATH", multiple=True, required=True, type=PATH,
+              help="Files or directories of labelled events; may be repeated.")  # fmt: skip
+@click.option("--out", "target", metavar="DIR", required=True, type=PATH, help="The version becomes DIR/VERSION.")
+@reading()
+@click.option("--name", metavar="VERSION", default="", help="Name of the new version.  [default: from the time]")
+@click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--internal", metavar="CIDR", multiple=True,
+              help="Networks that count as inside.  [default: private ones]")  # fmt: skip
+@printed
+def train(
+    out: Out, paths: tuple[Path, ...], target: Path, how: How, name: str, seed: int, internal: tuple[str, ...]
+) -> None:
+    """Train a new version of the embedders, with networks, on the events of files. Needs no engine, and minutes.
+
+    \b
+    Examples:
+      flowkin train --data labelled.csv --format cicflow --out models --name 2026-05
+      flowkin models use models/2026-05 --data-dir ./data
+    """
+    from cli import training
+    from cli.render import progress
+    from engine.config import CIDRS_INTERNAL
+
+    with progress("train") as meter:
+        trained = training.train(paths, how, internal or CIDRS_INTERNAL, name, seed, target, meter)
+    out.done(trained, f"model {trained['version']}, trained on {trained['events']:,} events, in {trained['path']}")
 
 
 @flowkin.command("export")

@@ -1,14 +1,15 @@
-"""fit: files to a new model version. Parsed, completed and featurised here, as the engine would. No printing.
+"""fit and train: files to a new model version. Parsed, completed and featurised here, as the engine would. No printing.
 
 Always true
   - The context of an event comes from the events before it in the files, in the order of time, never from the engine.
-  - The engine is changed only by the last two messages: AddModel, and UseModel where it holds no events.
+  - The engine is changed only by the last two messages: AddModel, and UseModel where it holds no events. train asks no
+    engine: it writes a directory that `models use` takes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,45 @@ TIMEOUT_MS = 60_000
 
 def fit(client: Client, paths: Sequence[Path], how: How, name: str, seed: int, meter: Meter) -> dict[str, Any]:
     """Facts about the new version. Raises what the engine refuses, ModelError for too few events."""
+    started_s = time.monotonic()
+    internal = client.info().facts["internal"]  # as the engine has it: sentences and features say so
+    version, events, files = made(paths, how, internal, name, seed, False, meter)
+    generation, used = handed_over(client, version, files)
+    return {
+        "version": version,
+        "events": events,
+        "used": used,
+        "generation": generation,
+        "seconds": round(time.monotonic() - started_s, 3),
+    }
+
+
+def train(
+    paths: Sequence[Path], how: How, internal: Sequence[str], name: str, seed: int, out: Path, meter: Meter
+) -> dict[str, Any]:
+    """Facts about the new version, a directory in `out` then; no engine is asked. Raises ModelError, OSError."""
+    from engine.embed import models
+
+    started_s = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    version, events, files = made(paths, how, internal, name, seed, True, meter)
+    path = models.save(out, files)
+    return {
+        "version": version,
+        "events": events,
+        "path": str(path),
+        "bytes": sum(map(len, files.values())),
+        "sha256": {name: sha256(blob).hexdigest() for name, blob in sorted(files.items())},
+        "metrics": models.card_of(files).metrics,
+        "seconds": round(time.monotonic() - started_s, 3),
+    }
+
+
+def made(
+    paths: Sequence[Path], how: How, internal: Sequence[str], name: str, seed: int, trained: bool, meter: Meter
+) -> tuple[str, int, dict[str, bytes]]:
+    """(name, events, files) of a new version of the events of files. trained: with networks. A named one bears no date,
+    so that the same command gives the same bytes."""
     from engine.embed import fit as fitting
     from engine.embed.models import Data, valid_version
 
@@ -37,30 +77,31 @@ def fit(client: Client, paths: Sequence[Path], how: How, name: str, seed: int, m
         raise CommandError(f"--name {version!r}: lower-case letters, digits, '.', '_' and '-', at most 64", USAGE)
     found(paths)
     checked(how)
-    internal = client.info().facts["internal"]  # as the engine has it: sentences and features say so
-    started_s = time.monotonic()
     events, features = featured(paths, how, internal, meter)
     data = Data(description=", ".join(path.name for path in paths), sha256=hashes(paths))
+    created = "" if trained and name else now.isoformat(timespec="seconds")
     files = fitting.fit(
-        events,
-        features,
-        version=version,
-        seed=seed,
-        data=data,
-        created=now.isoformat(timespec="seconds"),
-        internal=internal,
+        events, features, version=version, seed=seed, data=data, created=created, internal=internal, trained=trained
     )
-    added = client.add_model(version, files, timeout_ms=TIMEOUT_MS)
-    generation, used = added.generation, False
-    if not client.recent(limit=1, timeout_ms=TIMEOUT_MS).events:
-        generation, used = client.use_model(version, timeout_ms=TIMEOUT_MS).generation, True
-    return {
-        "version": version,
-        "events": len(events),
-        "used": used,
-        "generation": generation,
-        "seconds": round(time.monotonic() - started_s, 3),
-    }
+    return version, len(events), files
+
+
+def handed_over(client: Client, version: str, files: Mapping[str, bytes]) -> tuple[int, bool]:
+    """(generation, is it in use): the engine stores a version, and uses it at once where it holds no events."""
+    added = client.add_model(version, dict(files), timeout_ms=TIMEOUT_MS)
+    if client.recent(limit=1, timeout_ms=TIMEOUT_MS).events:
+        return added.generation, False
+    return client.use_model(version, timeout_ms=TIMEOUT_MS).generation, True
+
+
+def added(client: Client, path: Path) -> str:
+    """The name of the version in directory `path`, which the engine has then. Raises ModelError, what it refuses."""
+    from engine.embed import models
+
+    files = models.read(path)
+    version = models.card_of(files).version
+    client.add_model(version, files, timeout_ms=TIMEOUT_MS)
+    return version
 
 
 def featured(paths: Sequence[Path], how: How, internal: Sequence[str], meter: Meter) -> tuple[list[Event], F32]:

@@ -106,16 +106,17 @@ def chronos_map(s: F64, weights: F64, dim: int) -> F64:
     values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))  # eigenvalues ascend
     values, vectors = np.maximum(values[::-1][:dim], 0.0), vectors[:, ::-1][:, :dim]
     whitened = vectors / np.power(values + 0.01 * values.mean() + 1e-9, 0.25)
-    return whitened.T * weights
+    return np.asarray(whitened.T * weights)
 
 
 def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -> F64:
     """W [dim, inputs]: the directions in which families differ most for how little their own events differ.
 
     Generalised eigenvectors of total against within-family scatter, families counted alike; |W d| is then the distance
-    in units of what is usual inside of a family, each direction as far as families differ in it: sqrt(1 - within/total),
-    at least PLAIN. The other directions tell events of a family apart. noise: scatter of the difference that missing features make, float64
-    [inputs, inputs]. With fewer than two families: whitened principal directions.
+    in units of what is usual inside of a family, where each direction counts as far as families differ in it:
+    sqrt(1 - within/total), at least PLAIN, so that events of a family can be told apart as well. noise: scatter of the
+    difference that missing features make, float64 [inputs, inputs]. With fewer than two families: whitened principal
+    directions.
     """
     x = s * weights
     groups = [x[families == f] for f in np.unique(families[families >= 0])]
@@ -129,7 +130,7 @@ def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -
     unit = np.linalg.inv(np.linalg.cholesky(usual))  # makes what is usual within a family the unit of length
     ratios, vectors = np.linalg.eigh(unit @ total @ unit.T)  # eigenvalues ascend
     worth = np.maximum(np.sqrt(np.clip(1.0 - 1.0 / np.maximum(ratios, 1e-9), 0.0, 1.0)), PLAIN)
-    return (vectors * worth)[:, ::-1][:, :dim].T @ unit * weights
+    return np.asarray((vectors * worth)[:, ::-1][:, :dim].T @ unit * weights)
 
 
 def _padded(rows: F64, dim: int) -> F64:
@@ -152,8 +153,8 @@ def linear(name: str, version: str, features: F32, families: Families, seed: int
     else:
         d = (scaled(thinned(features, np.random.default_rng(seed))) - s) * weights
         w = attack_map(s, weights, families, d.T @ d / len(d), DIMS[name] - NETWORK_DIMS[name])
-    w = _padded(w, DIMS[name]).astype(np.float32)
-    return LinearEmbedder(name, version, columns, *scaled_by, w, NOT_CALIBRATED)
+    padded = _padded(w, DIMS[name]).astype(np.float32)
+    return LinearEmbedder(name, version, columns, *scaled_by, padded, NOT_CALIBRATED)
 
 
 def fitted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from ipc.client import Client
 from ipc.errors import ClientError, ConnectError, NotReadyError
 from ipc.messages import Filter, Options
 from tests.conftest import FILLED
-from tests.engine_fixture import Engine, Starter, all_events, answers, ask, shape, stored_ids
+from tests.engine_fixture import Engine, Starter, all_events, answers, ask, cli, shape, stored_ids
 from tests.events import T0, S, changed, ids, make, ndjson, several, write
 from tests.wait import eventually
 
@@ -416,6 +417,17 @@ def test_a_model_is_fitted_and_used(start: Starter, tmp_path: Path) -> None:
     assert engine.facts()["model"] == "second"
     assert answers(engine.client(), ["e000010", "e000180"], space="attack", top_k=5, collapse=False) == expected
     assert engine.cli("models", "use", "third").returncode == 3
+
+    target = tmp_path / "models"
+    done = cli("train", "--data", other, "--out", target, "--name", "third", "--json", timeout_s=300.0)
+    trained = json.loads(done.stdout)
+    assert trained["path"] == str(target / "third") and {"attack.onnx", "card.json"} <= trained["sha256"].keys()
+    assert engine.json("models", "use", target / "third", timeout_s=180.0)["version"] == "third"
+    neural = ask(engine.client(), "e000010", space="attack", top_k=5, collapse=False, explain=True)
+    assert neural.model == "third"
+    for hit, why in zip(neural.hits, neural.explain, strict=True):
+        assert sum(c.contribution for c in why.contributions) == pytest.approx(hit.distance, rel=0.01)
+    assert engine.json("models", "use", "second", timeout_s=180.0)["version"] == "second"
 
 
 # ---- followed files -----------------------------------------------------------------------------------------------
