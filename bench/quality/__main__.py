@@ -34,7 +34,7 @@ from bench.quality.splits import Episodes, Sides, sides, split
 from bench.quality.through import fitted, through_engine
 
 ENGINE = "attack/engine"  # the attack space, asked of a running engine
-ATTACK = "attack-v1"
+ATTACK = "attack"
 
 
 def measured(data: Labelled, args: argparse.Namespace, seed: int) -> dict[str, Any]:

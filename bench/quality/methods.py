@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier
 
 from engine.embed.base import DIMS, F32
-from engine.embed.fit import Families, linear
+from engine.embed.fit import Families, fitted, linear
 from engine.embed.linear import F64, transformed
 from engine.features import FEATURES
 from ipc.event import FEATURE_COUNT
@@ -78,6 +78,11 @@ def chronos_v1(features: F32, families: Families, seed: int) -> Space:
     return Space(linear("chronos", "bench", features, families, seed).embed_features)
 
 
+def attack(features: F32, families: Families, seed: int) -> Space:
+    """As `flowkin train` makes it: a network beside the linear map."""
+    return Space(fitted("attack", "bench", features, families, families, seed).embed_features)
+
+
 def boosting(features: F32, families: Families, seed: int) -> Classifier:
     """Gradient boosting, which takes missing values as they are; a feature that is never known is left out, because it
     does not bin those. Without L2 it diverges where families are tiny (CIC-2017: macro-F1 0.20 instead of 0.97)."""
@@ -116,6 +121,7 @@ METHODS: dict[str, Method] = {
     "pca": pca,
     "chronos-v1": chronos_v1,
     "attack-v1": attack_v1,
+    "attack": attack,
     "boosting": boosting,
     "forest": forest,
     "isolation": isolation,

@@ -30,7 +30,7 @@ LABELLED = Filter(classifications=["BENIGN", "SUSPICIOUS", "MALICIOUS"])
 def fitted(at: Sides, internal: Sequence[str], seed: int) -> dict[str, bytes]:
     """The files of the model that the known side gives."""
     data = Data(description="bench.quality", events=0, families={}, sha256={})
-    return fit(at.past.events, at.past.features, version="bench", seed=seed, data=data, internal=internal)
+    return fit(at.past.events, at.past.features, version="bench", seed=seed, data=data, internal=internal, trained=True)
 
 
 def through_engine(
