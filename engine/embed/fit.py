@@ -28,7 +28,7 @@ from engine.embed.text import TextEmbedder, TextModel
 from engine.embed.thin import thinned
 from engine.embed.vote import within
 from engine.errors import ModelError
-from engine.features import FEATURES
+from engine.features import FEATURES, INDEX
 from ipc.event import FEATURE_COUNT, Event
 
 EVENTS_MIN = 100
@@ -38,6 +38,8 @@ PAIRS = 20_000
 NEIGHBOURS_MAX = 4_000  # held-out events looked up in the calibration
 SENTENCES_MAX = 600  # distinct ones embedded for the calibration of sbert: 3 s
 MASK_WEIGHT = 0.3
+RHYTHM_WEIGHT = 8.0  # in chronos, of how regular the flows of a pair are: no other feature tells a beacon
+FLOW_WEIGHT = 0.5  # in chronos, of what a flow is like by itself
 SHRINK = 0.3  # of the within-family scatter towards its mean variance: less suits CIC-2017, more the lab recording
 PLAIN = 0.5  # weight of a direction in which families do not differ: more and one feature hides behind others
 NOISE = 0.01  # how much the scatter of missing features counts within a family
@@ -45,7 +47,7 @@ NOISE = 0.01  # how much the scatter of missing features counts within a family
 # it was worse than chronos alone, and no mix tried did clearly better than this one on both.
 FUSION = {"chronos": 0.3, "sbert": 0.2, "attack": 0.5}
 NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
-SHARE = {"chronos": 0.25, "attack": 0.25}  # length of a network's vectors over the median distance of random pairs
+SHARE = {"chronos": 0.5, "attack": 0.25}  # length of a network's vectors over the median distance of random pairs
 _EXACT_ROWS = 512  # of a distance matrix at a time
 
 _CHRONOS_GROUPS = {"time", "count", "length", "rate", "ratio", "bulk"}
@@ -100,13 +102,17 @@ def input_weights(columns: Sequence[int]) -> F64:
     return np.concatenate((one, MASK_WEIGHT * one))
 
 
+def chronos_weights(columns: Sequence[int]) -> F64:
+    """The same for chronos: what comes before an event counts more than what it is like."""
+    weighs = np.array([FLOW_WEIGHT if FEATURES[c].scope == "flow" else 1.0 for c in columns])
+    weighs[list(columns).index(INDEX["temporal_pattern"])] = RHYTHM_WEIGHT
+    return input_weights(columns) * np.tile(weighs, 2)
+
+
 def chronos_map(s: F64, weights: F64, dim: int) -> F64:
-    """W [dim, inputs]: leading principal directions, half whitened."""
-    x = s * weights
-    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))  # eigenvalues ascend
-    values, vectors = np.maximum(values[::-1][:dim], 0.0), vectors[:, ::-1][:, :dim]
-    whitened = vectors / np.power(values + 0.01 * values.mean() + 1e-9, 0.25)
-    return np.asarray(whitened.T * weights)
+    """W [dim, inputs]: leading principal directions, as they are: whitening would take back what `weights` say."""
+    _, vectors = np.linalg.eigh(np.cov(s * weights, rowvar=False))  # eigenvalues ascend
+    return np.asarray(vectors[:, ::-1][:, :dim].T * weights)
 
 
 def attack_map(s: F64, weights: F64, families: Families, noise: F64, dim: int) -> F64:
@@ -144,7 +150,7 @@ def linear(name: str, version: str, features: F32, families: Families, seed: int
     """The fitted embedder of a linear space, not calibrated."""
     columns = chronos_columns() if name == "chronos" else attack_columns()
     scaled_by = scaler(features, columns)
-    weights = input_weights(columns)
+    weights = chronos_weights(columns) if name == "chronos" else input_weights(columns)
     blank = np.zeros((DIMS[name], 2 * len(columns)), np.float32)
     scaled = LinearEmbedder(name, version, columns, *scaled_by, blank, NOT_CALIBRATED).scaled
     s = scaled(features)
