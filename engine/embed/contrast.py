@@ -38,12 +38,12 @@ SMOOTHING = 0.02
 JUDGED_MAX = 256  # more groups are told apart by contrast alone
 POORER = 0.3  # of a batch, told by a poorer source
 BLUR = 0.1  # robust deviations
-STRANGE = 0.5  # of a batch, with what is incidental from other events
 
 _CHOSEN = frozenset({"time", "count", "length", "rate", "bulk"})  # groups of features that a sender has in its hands
 
 
 Numbers = NDArray[np.int64]
+Incidental = tuple[Sequence[int], float]  # features, and the share of a batch that has them from other events
 
 
 def train(
@@ -52,12 +52,12 @@ def train(
     groups: Numbers,
     width: int,
     seed: int,
-    incidental: Sequence[int] = (),
+    incidental: Sequence[Incidental] = (),
     steps_max: int = STEPS_MAX,
 ) -> list[Layer]:
     """The layers of a network from scaler.scaled(features) to `width` numbers. groups: int64 [n], whose events are
-    alike; -1 is not learned from. At least two groups are needed. incidental: features that have nothing to do with
-    what is alike."""
+    alike; -1 is not learned from. At least two groups are needed. incidental: what has little to do with what is
+    alike."""
     import torch
 
     taught = np.flatnonzero(groups >= 0)
@@ -102,14 +102,13 @@ def _mated(rows: Numbers, group: Numbers, members: Numbers, starts: Numbers, rng
     return np.concatenate((rows, mates))
 
 
-def _mixed(features: F32, incidental: Sequence[int], rng: np.random.Generator) -> F32:
+def _mixed(features: F32, incidental: Sequence[Incidental], rng: np.random.Generator) -> F32:
     """A batch whose events have what is incidental from each other, some of them."""
-    if not len(incidental):
-        return features
-    strangers = features[rng.permutation(len(features))][:, incidental]
-    strange = rng.random((len(features), 1)) < STRANGE
     mixed = features.copy()
-    mixed[:, incidental] = np.where(strange, strangers, features[:, incidental])
+    for columns, share in incidental:
+        strangers = rng.permutation(len(features))
+        strange = rng.random((len(features), 1)) < share
+        mixed[:, columns] = np.where(strange, features[strangers][:, columns], features[:, columns])
     return mixed
 
 

@@ -59,7 +59,20 @@ _CHRONOS_FACTS = {
     "packet_size_consistency",
 }
 
-FLOW_COLUMNS = tuple(f.column for f in FEATURES if f.scope == "flow")  # no rhythm is in a single flow
+_RHYTHM_FACTS = {
+    "temporal_pattern",
+    "temporal_anomaly_score",
+    "access_frequency",
+    "access_pattern_entropy",
+    "connection_rate",
+    "dst_ip_concentration",
+    "process_anomaly",
+}
+# What teaches chronos no rhythm: a flow by itself, and less so what else its host and its target do.
+INCIDENTAL = (
+    (tuple(f.column for f in FEATURES if f.scope == "flow"), 0.5),
+    (tuple(f.column for f in FEATURES if f.scope != "flow" and f.fact not in _RHYTHM_FACTS), 0.25),
+)
 
 NOT_CALIBRATED = Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM)
 
@@ -106,7 +119,7 @@ def chronos_weights(columns: Sequence[int]) -> F64:
     """The same for chronos: what comes before an event counts more than what it is like."""
     weighs = np.array([FLOW_WEIGHT if FEATURES[c].scope == "flow" else 1.0 for c in columns])
     weighs[list(columns).index(INDEX["temporal_pattern"])] = RHYTHM_WEIGHT
-    return input_weights(columns) * np.tile(weighs, 2)
+    return np.asarray(input_weights(columns) * np.tile(weighs, 2))
 
 
 def chronos_map(s: F64, weights: F64, dim: int) -> F64:
@@ -174,7 +187,7 @@ def fitted(
     width = NETWORK_DIMS[name]
     weights = flat.weights[: DIMS[name] - width]
     share = SHARE[name] * float(np.median(_apart((flat.scaled(features) @ weights.T).astype(np.float32), seed)))
-    incidental = FLOW_COLUMNS if name == "chronos" else ()
+    incidental = INCIDENTAL if name == "chronos" else ()
     layers = contrast.train(flat, features, groups, width, seed, incidental)
     network = Network(*graphs(layers, share), 2 * len(flat.columns), width)
     return NeuralEmbedder(name, version, list(flat.columns), flat.center, flat.scale, weights, NOT_CALIBRATED, network)

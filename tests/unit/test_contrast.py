@@ -93,7 +93,7 @@ def told(n: int, seed: int) -> tuple[F32, Numbers]:
 
 def learned(incidental: tuple[int, ...], seed: int = 3, steps: int = 100) -> Network:
     features, group = told(400, seed=1)
-    trained = contrast.train(scaler(), features, group, WIDTH, seed, incidental, steps)
+    trained = contrast.train(scaler(), features, group, WIDTH, seed, [(incidental, 0.5)], steps)
     return Network(*graphs(trained, 1.0), INPUTS, WIDTH)
 
 
