@@ -16,6 +16,7 @@ from engine.build import IndexJob, build_indexes
 from engine.catalog import View
 from engine.config import CIDRS_INTERNAL, load
 from engine.embed import models as embed_models
+from engine.embed.base import DIMS
 from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextModel
 from engine.layout import Layout
@@ -208,10 +209,11 @@ def other_model(layout: Layout) -> Path:
     made = {}
     for space, embedder in base.embedders.items():
         if isinstance(embedder, LinearEmbedder):
+            weights = np.zeros((DIMS[space], 2 * len(embedder.columns)), np.float32)
+            weights[: len(embedder.weights)] = embedder.weights * np.float32(0.5)  # without the networks
             embedder = LinearEmbedder(
-                space, OTHER, embedder.columns, embedder.center, embedder.scale, embedder.weights * np.float32(0.5),
-                embedder.calibration,
-            )  # fmt: skip
+                space, OTHER, embedder.columns, embedder.center, embedder.scale, weights, embedder.calibration
+            )
         made[space] = embedder
     data = embed_models.Data(description="for tests")
     return embed_models.save(

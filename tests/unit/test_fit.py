@@ -190,8 +190,10 @@ def test_other_files_are_refused(files: dict[str, bytes]) -> None:
 
 def test_what_ships() -> None:
     path = models.shipped()
-    card = models.card_of({name: (path / name).read_bytes() for name in FILES})
-    assert models.load(path).version == card.version
-    assert sum((path / name).stat().st_size for name in FILES) < 1_000_000
+    files = models.read(path)
+    card = models.card_of(files)
+    assert models.vetted(files).version == card.version == path.name
+    assert sum(map(len, files.values())) < 10_000_000
+    assert {"attack.onnx", "attack.gradient.onnx", "chronos.onnx", "chronos.gradient.onnx"} <= card.sha256.keys()
     assert set(card.data.sha256) == {"lab.pcap.gz", "eve.json.gz", "labels.ndjson"}
     assert all(models.valid_version(v) for v in ("v1", "2026.1-a_b")) and not models.valid_version("A/../b")
