@@ -45,6 +45,7 @@ DECISION_STYLES = {"DROP": "red", "ALERT": "yellow", "ALLOW": "green"}
 DIM, BOLD, GOOD, WARN, BAD = "dim", "bold", "green", "yellow", "bold red"
 BAR = "█▉▊▋▌▍▎▏"
 REASONS_SHOWN = 20
+UNDIVIDED_MIN = 0.0005  # of a distance; less is rounding
 RECORD_CHARS_SHOWN = 240
 
 
@@ -324,18 +325,20 @@ class Out:
         most = max((abs(c.contribution) for c in (*parts.agree, *parts.disagree)), default=0.0)
         rows = self._contributions("agree", GOOD, parts.agree, most, units)
         rows += self._contributions("disagree", BAD, parts.disagree, most, units)
-        rows += self._sums(explanation.contributions, [*parts.agree, *parts.disagree])
+        rows += self._sums(explanation.contributions, [*parts.agree, *parts.disagree], explanation.distance)
         self.to.table(_contribution_columns("HIT"), rows, indent=indent)
 
-    def _sums(self, every: Sequence[Contribution], shown: Sequence[Contribution]) -> list[list[Cell]]:
-        """What is not shown, and what all add up to."""
+    def _sums(self, every: Sequence[Contribution], shown: Sequence[Contribution], distance: float) -> list[list[Cell]]:
+        """What is not shown, how far the division of a trained space is off, and the distance."""
         total = sum(c.contribution for c in every)
         rest = total - sum(c.contribution for c in shown)
         others = Span(plural(len(every) - len(shown), "other"), DIM)
         rows: list[list[Cell]] = []
         if len(every) > len(shown):
             rows.append(["", others, "", "", "", Span(f"{rest:+.4f}", DIM), "", ""])
-        rows.append(["", Span("distance", BOLD), "", "", "", Span(f"{total:.4f}", BOLD), "", ""])
+        if abs(distance - total) > UNDIVIDED_MIN * distance:
+            rows.append(["", Span("not divided", DIM), "", "", "", Span(f"{distance - total:+.4f}", DIM), "", ""])
+        rows.append(["", Span("distance", BOLD), "", "", "", Span(f"{distance:.4f}", BOLD), "", ""])
         return rows
 
     def _explanation(self, rank: int, explanation: Explanation, hits: Sequence[Hit], units: Mapping[str, Unit]) -> None:
@@ -390,7 +393,7 @@ class Out:
         apart = sorted((x for x in c.contributions if x.contribution > 0), key=lambda x: -x.contribution)[:6]
         most = max((x.contribution for x in apart), default=0.0)
         rows = self._contributions("set apart by", BAD, apart, most, units)
-        rows += self._sums(c.contributions, apart)
+        rows += self._sums(c.contributions, apart, c.distance)
         self.to.table(_contribution_columns(event.family.upper()[:16] or "IT"), rows, indent=3)
 
     def _outcome(self, hits: Sequence[Hit]) -> None:

@@ -226,6 +226,14 @@ def test_shown_contributions_and_the_rest_add_up_to_the_distance():
     assert [c.feature for c in parts.disagree] == ["syn_flag_count"]
 
 
+def test_what_a_division_misses_has_a_line():
+    exact, off = answer(), answer()
+    off.explain[0].distance = 0.4212
+    assert "+0.0012" not in text_of(lambda out: out.answer(exact, 42))
+    text = text_of(lambda out: out.answer(off, 42))
+    assert "not divided" in text and "+0.0012" in text and "0.4212" in text
+
+
 def test_split_without_names_takes_what_pulls_most():
     bare = Explanation(event_id="x", space="attack", distance=0.42, contributions=contributions())
     parts = split(bare, most=1)
