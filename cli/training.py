@@ -55,7 +55,7 @@ def train(
     return {
         "version": version,
         "events": events,
-        "path": str(path),
+        "path": str(path.resolve()),
         "bytes": sum(map(len, files.values())),
         "sha256": {name: sha256(blob).hexdigest() for name, blob in sorted(files.items())},
         "metrics": models.card_of(files).metrics,

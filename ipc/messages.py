@@ -256,7 +256,7 @@ class Reject(Message):               file: Annotated[str, Meta(max_length=4096)]
 class Ingest(Order, tag=32):         request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""; actions: Annotated[list[FirewallAction], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []
 class Label(Order, tag=33):          request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
 class UseModel(Order, tag=34):       request_id: RequestId; version: Name
-class AddModel(Order, tag=35):       request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors and card; checked, stored by sha256
+class AddModel(Order, tag=35):       request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors, networks and card; looked through, stored whole
 
 # ---- replies ------------------------------------------------------------------------------------------------------
 class Welcome(Message, tag=64):      request_id: RequestId; protocol: int; protocol_min: int; server: Name; version: Name; generation: int; frame_bytes_max: int; top_k_max: int

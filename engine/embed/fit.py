@@ -1,4 +1,4 @@
-"""Fit a model version on labelled events: two linear maps, what is far, and how the spaces weigh.
+"""Fit a model version on labelled events: two maps, what is far, and how the spaces weigh.
 
 Always true
   - The same events in the same order, features and seed give the same files, on the same machine.
@@ -262,6 +262,8 @@ def calibration(vectors: F32, families: Families, rng: np.random.Generator) -> C
     b = (a + b) % n  # never the same event
     distances = np.linalg.norm(vectors[a].astype(np.float64) - vectors[b], axis=1)
     out = later(families)
+    if not out.any():  # families too small to hold anything out
+        out[-max(1, int(HELD_OUT * n)) :] = True
     train, test = np.flatnonzero(~out), np.flatnonzero(out)
     test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
     rows, gaps = nearest(vectors[test], vectors[train], 1)

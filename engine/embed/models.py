@@ -32,7 +32,6 @@ from engine.config import CIDRS_INTERNAL
 from engine.embed.base import DIMS, NEAREST_QUANTILES, QUANTILES, SPACES, Calibration, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.network import Network
-from engine.embed.network import check as check_network
 from engine.embed.neural import NeuralEmbedder
 from engine.embed.sentence import WORDING
 from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder
@@ -210,7 +209,7 @@ def _embedder(space: str, card: Card, files: Mapping[str, bytes], calibration: C
             embedder: LinearEmbedder = NeuralEmbedder(space, card.version, columns, *parts, calibration, network)
         else:
             embedder = LinearEmbedder(space, card.version, columns, *parts, calibration)
-    except (SafetensorError, KeyError, ValueError) as e:
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ModelError(f"model {card.version}: {name} is not such a model: {e}") from e
     if embedder.dim != DIMS[space]:
         raise ModelError(f"model {card.version}: {space} has {embedder.dim} dimensions, not {DIMS[space]}")
@@ -221,8 +220,6 @@ def vetted(files: Mapping[str, bytes]) -> ModelSet:
     """The model version made of files that came from outside: its networks are looked through and tried, too. Raises
     ModelError."""
     models = from_files(files)
-    for name in sorted(set(files) - set(FILES)):
-        check_network(files[name])
     for embedder in models.embedders.values():
         if isinstance(embedder, NeuralEmbedder):
             embedder.network.prove()

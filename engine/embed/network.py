@@ -4,8 +4,8 @@ Always true
   - Two graphs of the same weights: `forward`, vectors of length `share`, and `gradient`, how the inputs move a vector
     in a given direction: explanations need no torch.
   - The same input gives the same bytes in any batch: one thread, and every row is summed in the same order.
-  - A graph that comes from outside (`check`) has our operators only and keeps its weights inside: running it reads no
-    file and calls nothing.
+  - A graph that comes from outside is taken only if it is what we would make of its weights (`prove`): running it reads
+    no file, calls nothing, and costs what ours cost.
 
     scaled [n, inputs] -> Clip -> Gemm, Relu -> Gemm, Relu -> Gemm -> L2 norm 1 -> x share -> vectors [n, width]
 """
@@ -24,9 +24,6 @@ from engine.errors import ModelError
 
 OPSET = 18
 IR_VERSION = 9
-OPERATORS = frozenset({
-    "Clip", "Gemm", "Relu", "ReduceL2", "Max", "Div", "Mul", "Sub", "ReduceSum", "Sign", "MatMul", "Abs",
-})  # fmt: skip
 SEEN_MAX = 2.0  # robust deviations: beyond, a network would extend what it learned to where it saw nothing
 LENGTH_MIN = 1e-6  # shorter outputs are not made longer: the way back stays finite
 
@@ -58,10 +55,15 @@ class Network:
         return np.asarray(out)
 
     def prove(self) -> None:
-        """Raises ModelError unless both graphs load, take and give what they should, and stay finite."""
+        """Raises ModelError unless both graphs are what `graphs` makes of the weights in them, and run."""
+        given = [_parsed(graph) for graph in (self.forward, self.gradient)]
+        expected = [_parsed(graph) for graph in graphs(*_weights(given[0]))]
+        for model, ours in zip(given, expected, strict=True):
+            if model.graph != ours.graph or model.opset_import != ours.opset_import or model.functions:
+                raise ModelError("a network is not of the form that ours have: other operators, shapes or parts")
         blank = np.zeros((1, self.inputs))
-        if not (np.isfinite(self.vectors(blank)).all() and np.isfinite(self.pulled(blank, np.ones(self.width))).all()):
-            raise ModelError("a network gives what is not finite")
+        self.vectors(blank)
+        self.pulled(blank, np.ones(self.width))
 
     @cached_property
     def _forward(self) -> Any:
@@ -83,30 +85,43 @@ def _session(graph: bytes, inputs: dict[str, int], width: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         found = {i.name: i.shape[1] for i in session.get_inputs()}
-        (out,) = session.get_outputs()
+        (gives,) = [out.shape[1] for out in session.get_outputs()]
     except Exception as e:  # onnxruntime raises many classes, all derived from Exception
         raise ModelError(f"a network does not load: {str(e)[:200]}") from e
-    if found != inputs or out.shape[1] != width:
-        raise ModelError(f"a network takes {found} and gives {out.shape[1]}, not {inputs} and {width}")
+    if found != inputs or gives != width:
+        raise ModelError(f"a network takes {found} and gives {gives}, not {inputs} and {width}")
     return session
 
 
-def check(graph: bytes) -> None:
-    """Raises ModelError unless the graph is made of our operators and holds all that it needs."""
+def _parsed(graph: bytes) -> Any:
+    """Raises ModelError for what is not ONNX, or keeps weights in another file."""
     import onnx
 
     try:
         model = onnx.load_model_from_string(graph)
     except Exception as e:  # protobuf's own classes
         raise ModelError(f"a network is not ONNX: {str(e)[:200]}") from e
-    foreign = sorted({f"{n.domain}:{n.op_type}" for n in model.graph.node if n.domain or n.op_type not in OPERATORS})
-    if foreign or model.functions:
-        raise ModelError(f"a network uses what none of ours does: {', '.join(foreign)[:200] or 'functions'}")
-    tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
-    if any(t.external_data or t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
+    if any(t.external_data or t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise ModelError("a network keeps weights in another file; only what is inside is taken")
-    if model.graph.sparse_initializer or any(a.HasField("g") for n in model.graph.node for a in n.attribute):
-        raise ModelError("a network has parts that none of ours has")
+    return model
+
+
+def _weights(model: Any) -> tuple[list[Layer], float]:
+    """The layers and the share that a graph of ours was made of. Raises ModelError."""
+    from onnx import numpy_helper
+
+    try:
+        tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        count = sum(name.startswith("weights_") for name in tensors)
+        layers = [Layer(tensors[f"weights_{i}"], tensors[f"bias_{i}"]) for i in range(count)]
+        share = float(tensors["share"])
+    except Exception as e:  # numpy's and onnx's own classes
+        raise ModelError(f"a network is not of the form that ours have: {str(e)[:200]}") from e
+    if not layers or any(w.ndim != 2 or b.shape != w.shape[:1] for w, b in layers):
+        raise ModelError("a network is not of the form that ours have: its layers are no matrices with a bias")
+    if not np.isfinite(share) or not all(np.isfinite(w).all() and np.isfinite(b).all() for w, b in layers):
+        raise ModelError("a network has weights that are not finite")
+    return layers, share
 
 
 def graphs(layers: Sequence[Layer], share: float) -> tuple[bytes, bytes]:

@@ -18,7 +18,7 @@ from engine.embed.linear import F64, LinearEmbedder
 from engine.embed.network import Network
 
 STEPS = (32, 128, 512)  # of an integral, until it is close enough
-ERROR_MAX = 0.004  # of the squared distance: half of that of the distance itself
+ERROR_MAX = 0.004  # of the distance
 
 
 class NeuralEmbedder(LinearEmbedder):
@@ -48,7 +48,7 @@ class NeuralEmbedder(LinearEmbedder):
         return out
 
     def divided(self, query: F64, hit: F64) -> F64:
-        """The distance divided among the inputs, float64 [2 x columns], within ERROR_MAX / 2 where STEPS suffice."""
+        """The distance divided among the inputs, float64 [2 x columns], within ERROR_MAX of it where STEPS suffice."""
         d = query - hit
         moved = d @ self._by_input
         ours, theirs = self.network.vectors(np.stack((query, hit))).astype(np.float64)

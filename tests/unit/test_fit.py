@@ -188,6 +188,16 @@ def test_other_files_are_refused(files: dict[str, bytes]) -> None:
         models.from_files(files | {FILES[0]: b"x" * (models.FILE_BYTES_MAX + 1)})
 
 
+def test_families_too_small_to_hold_anything_out_are_fitted() -> None:
+    items = several(120)
+    for i, item in enumerate(items):
+        item.event.family = f"family-{i % 60}"
+    events = [item.event for item in items]
+    features = unpack([item.features for item in items])
+    files = fitting.fit(events, features, version="small", seed=1, data=Data(description="small"))
+    assert models.from_files(files).version == "small"
+
+
 def test_what_ships() -> None:
     path = models.shipped()
     files = models.read(path)
