@@ -203,12 +203,11 @@ def _embedder(space: str, card: Card, files: Mapping[str, bytes], calibration: C
         tensors = tensors_of(files[name])
         columns = [INDEX[column] for column in card.features[space]]
         parts = tensors["center"], tensors["scale"], tensors["weights"]
+        embedder = LinearEmbedder(space, card.version, columns, *parts, calibration)
         if NETWORKS[space][0] in files:
             forward, gradient = (files[graph] for graph in NETWORKS[space])
-            network = Network(forward, gradient, 2 * len(columns), DIMS[space] - len(parts[2]))
-            embedder: LinearEmbedder = NeuralEmbedder(space, card.version, columns, *parts, calibration, network)
-        else:
-            embedder = LinearEmbedder(space, card.version, columns, *parts, calibration)
+            network = Network(forward, gradient, 2 * len(columns), DIMS[space] - embedder.dim)
+            embedder = NeuralEmbedder(embedder, network)
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ModelError(f"model {card.version}: {name} is not such a model: {e}") from e
     if embedder.dim != DIMS[space]:

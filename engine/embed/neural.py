@@ -9,11 +9,9 @@ Always true
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from engine.embed.base import F32, Calibration
+from engine.embed.base import DIMS, F32
 from engine.embed.linear import F64, LinearEmbedder
 from engine.embed.network import Network
 
@@ -24,22 +22,18 @@ ERROR_MAX = 0.004  # of the distance
 class NeuralEmbedder(LinearEmbedder):
     """chronos or attack with a network. weights: float32 [dim - network.width, 2 x columns]."""
 
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        columns: Sequence[int],
-        center: F64,
-        scale: F64,
-        weights: F32,
-        calibration: Calibration,
-        network: Network,
-    ) -> None:
-        super().__init__(name, version, columns, center, scale, weights, calibration)
+    def __init__(self, flat: LinearEmbedder, network: Network) -> None:
+        """flat: the linear one, whose leading rows of weights stay. Raises ValueError where the two do not fit."""
+        weights = flat.weights[: DIMS[flat.name] - network.width]
+        super().__init__(
+            flat.name, flat.version, flat.columns.tolist(), flat.center, flat.scale, weights, flat.calibration
+        )
         if network.inputs != weights.shape[1]:
-            raise ValueError(f"{name}: a network of {network.inputs} inputs does not fit {len(columns)} features")
+            raise ValueError(
+                f"{self.name}: a network of {network.inputs} inputs does not fit {len(self.columns)} features"
+            )
         self.network = network
-        self.dim = weights.shape[0] + network.width
+        self.dim = len(weights) + network.width
 
     def mapped(self, scaled: F64) -> F32:
         out = np.empty((len(scaled), self.dim), np.float32)

@@ -52,10 +52,7 @@ def neural(space: str, features: F32, seed: int = 1) -> NeuralEmbedder:
     flat = fit.linear(space, "t1", features, np.full(len(features), -1))
     inputs, width = 2 * len(flat.columns), fit.NETWORK_DIMS[space]
     network = Network(*graphs(layers((inputs, 32, 16, width), seed), 2.0), inputs, width)
-    columns = flat.columns.tolist()
-    return NeuralEmbedder(
-        space, "t1", columns, flat.center, flat.scale, flat.weights[:-width], NOT_CALIBRATED, network
-    )  # fmt: skip
+    return NeuralEmbedder(flat, network)
 
 
 @pytest.fixture(scope="module")
