@@ -334,10 +334,7 @@ def query_event(
     with progress("query") as meter:
         answers = feed.metered(feed.ask(session.client(), events, options, timeout_ms), meter)
         several, answers = feed.peeked(answers)
-        if out.text and several and not options.explain:
-            out.summaries(answers)
-        else:
-            out.answers(answers, several=True, plan=plan)
+        out.answers(answers, several=True, brief=several and not options.explain, plan=plan)
 
 
 @flowkin.command("classify")

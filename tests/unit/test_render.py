@@ -11,6 +11,7 @@ import pytest
 
 from cli.answers import answer_document, event_document, outcome, split
 from cli.render import Out
+from cli.render.answer import hits
 from cli.tables import Column, Span, Writer
 from cli.text import clean, duration, instant, iso, quantity, when
 from ipc.event import FEATURE_COUNT, Annotation, Event, Hit, Verdict
@@ -166,8 +167,8 @@ def test_text_of_an_event_is_escaped_everywhere_but_in_json(terminal, monkeypatc
     writer = Writer(stream)
     writer.terminal = terminal
     out = Out("text", writer)
-    out.answer(asked, 1, plan=True)
-    out.summaries([(asked, 1)])
+    out.answers([(asked, 1)], several=False, plan=True)
+    out.answers([(asked, 1)], several=True, brief=True)
     out.judgements([(judgement(evil), 1)], several=False, listed=False)
     out.judgements([(judgement(evil), 1)] * 2, several=True, listed=True)
     out.events([Found(1, 1, [Stored(1, evil, said)])])
@@ -185,7 +186,7 @@ def test_text_of_an_event_is_escaped_everywhere_but_in_json(terminal, monkeypatc
 
 
 def test_a_pipe_gets_aligned_text_whose_columns_begin_at_the_same_place():
-    lines = text_of(lambda out: out.hits(answer().hits)).splitlines()
+    lines = text_of(lambda out: hits(out.to, answer().hits)).splitlines()
     assert lines[0].split()[:4] == ["#", "ID", "DISTANCE", "PCTL"]
     assert len(lines) == 4
     for title in ("ID", "FAMILY", "CLASS", "SOURCE"):
@@ -207,7 +208,7 @@ def test_empty_columns_are_left_out():
 
 
 def test_the_human_answer_says_all_that_was_promised():
-    text = text_of(lambda out: out.answer(answer(), 42, plan=True))
+    text = text_of(lambda out: out.answers([(answer(), 42)], several=False, plan=True))
     for part in (
         "query  synthetic_000001", "discrepancy 0.35", "67 % of the hits are DDoS (2 of 3)", "no close precedent",
         "nearer than 99.80 % of random pairs", "agree", "disagree", "pulls together", "12 packets", "300 ms", "-5.3",
@@ -219,7 +220,7 @@ def test_the_human_answer_says_all_that_was_promised():
 
 
 def test_shown_contributions_and_the_rest_add_up_to_the_distance():
-    text = text_of(lambda out: out.answer(answer(), 42))
+    text = text_of(lambda out: out.answers([(answer(), 42)], several=False))
     assert "0.4200" in text  # 0.30 + 0.08 + 0.05 - 0.01
     parts = split(answer().explain[0])
     assert [c.feature for c in parts.agree] == ["flow_duration"]
@@ -229,8 +230,8 @@ def test_shown_contributions_and_the_rest_add_up_to_the_distance():
 def test_what_a_division_misses_has_a_line():
     exact, off = answer(), answer()
     off.explain[0].distance = 0.4212
-    assert "+0.0012" not in text_of(lambda out: out.answer(exact, 42))
-    text = text_of(lambda out: out.answer(off, 42))
+    assert "+0.0012" not in text_of(lambda out: out.answers([(exact, 42)], several=False))
+    text = text_of(lambda out: out.answers([(off, 42)], several=False))
     assert "not divided" in text and "+0.0012" in text and "0.4212" in text
 
 
@@ -252,7 +253,7 @@ def test_outcome_counts_what_became_of_the_hits():
 
 def test_an_answer_without_hits_says_so():
     nothing = Answer("attack", "m", "l2", True, 0, 0, 10, event(), [])
-    assert "no event matches" in text_of(lambda out: out.answer(nothing, 1))
+    assert "no event matches" in text_of(lambda out: out.answers([(nothing, 1)], several=False))
     assert answer_document(nothing, 1)["outcome"]["first_seen"] is None
 
 
@@ -306,7 +307,7 @@ def test_colours_only_on_a_terminal_and_not_with_no_color(monkeypatch):
         stream = io.StringIO()
         writer = Writer(stream)
         writer.terminal = True
-        Out("text", writer).answer(answer(), 1)
+        Out("text", writer).answers([(answer(), 1)], several=False)
         return stream.getvalue()
 
     monkeypatch.setenv("COLUMNS", "160")
@@ -325,7 +326,7 @@ def test_ids_are_never_cut_on_a_terminal(columns, monkeypatch):
     stream = io.StringIO()
     writer = Writer(stream)
     writer.terminal = True
-    Out("text", writer).hits(answer().hits)
+    hits(writer, answer().hits)
     assert all(f"synthetic_{n:06d}" in stream.getvalue() for n in (2, 3, 4))
 
 
