@@ -68,7 +68,7 @@ class Out:
     def answers(
         self, answers: Iterable[tuple[Answer, int]], *, several: bool, brief: bool = False, plan: bool = False
     ) -> None:
-        """(answer, generation) of one query, or of several: a list in JSON, a line each in NDJSON (in text if brief)."""
+        """(answer, generation) of one query or several: a list in JSON, a line each in NDJSON (in text if brief)."""
         if not self.text:
             documents = (answer_document(one, generation) for one, generation in answers)
             if several or self.format == "ndjson":
