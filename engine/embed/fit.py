@@ -9,14 +9,14 @@ Always true
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import CIDRS_INTERNAL
-from engine.embed import contrast
+from engine.embed import contrast, fusion
 from engine.embed.base import DIMS, F32, NEAREST_QUANTILES, QUANTILES, Calibration, Embedder
 from engine.embed.certainty import BLOCKS, Embed, Votes, certainty, looks_back, votes
 from engine.embed.linear import F64, LinearEmbedder, transformed
@@ -36,6 +36,7 @@ FALSE_ALARM = 0.05  # of held-out events with a precedent that the bound calls w
 HELD_OUT = 0.3  # the later part, in time
 PAIRS = 20_000
 NEIGHBOURS_MAX = 4_000  # held-out events looked up in the calibration
+FUSED_MAX = 2_000  # and of those by which the fusion is fitted
 SENTENCES_MAX = 600  # distinct ones embedded for the calibration of sbert: 3 s
 MASK_WEIGHT = 0.3
 RHYTHM_WEIGHT = 8.0  # in chronos, of how regular the flows of a pair are: no other feature tells a beacon
@@ -43,9 +44,6 @@ FLOW_WEIGHT = 0.5  # in chronos, of what a flow is like by itself
 SHRINK = 0.3  # of the within-family scatter towards its mean variance: less suits CIC-2017, more the lab recording
 PLAIN = 0.5  # weight of a direction in which families do not differ: more and one feature hides behind others
 NOISE = 0.01  # how much the scatter of missing features counts within a family
-# Fixed by hand, not fitted, and not looked at again since v1: on CIC-2017 mixing beat chronos and sbert alone and not
-# attack alone, on the lab recording it was worse than chronos alone, and no mix tried did clearly better on both.
-FUSION = {"chronos": 0.3, "sbert": 0.2, "attack": 0.5}
 NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
 SHARE = {"chronos": 0.5, "attack": 0.25}  # length of a network's vectors over the median distance of random pairs
 _EXACT_ROWS = 512  # of a distance matrix at a time
@@ -216,19 +214,36 @@ def later(families: Families) -> NDArray[np.bool_]:
     return out
 
 
-def held_out(name: str, features: F32, families: Families, groups: Families | None, seed: int) -> float:
+def held_out(embed: Embed, families: Families) -> float:
     """Share of same-family neighbours at k = 10, families counted alike, when the later part of each family looks back
-    at the earlier part, on which a throw-away map is fitted. 0 with fewer than two families."""
+    at the earlier part, on which alone `embed` was fitted. 0 with fewer than two families."""
     out = later(families)
     test, train = np.flatnonzero(out & (families >= 0)), np.flatnonzero(~out)
     if len(np.unique(families[test])) < 2:
         return 0.0
     test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
-    some = None if groups is None else groups[train]
-    embed = fitted(name, "held-out", features[train], families[train], some, seed).embed_features
-    rows, _ = nearest(embed(features[test]), embed(features[train]), 10)
+    rows, _ = nearest(embed(test), embed(train), 10)
     same = (families[train][rows] == families[test][:, None]).mean(axis=1)
     return float(np.mean([same[families[test] == f].mean() for f in np.unique(families[test])]))
+
+
+def mixed(
+    vectors: Mapping[str, F32], events: Sequence[Event], families: Families, out: NDArray[np.bool_], seed: int
+) -> fusion.Fusion:
+    """How the spaces fuse. vectors: of the events in each space, in maps fitted on those not held `out` alone."""
+    rng = np.random.default_rng(seed)
+    asked, earlier = np.flatnonzero(out & (families >= 0)), np.flatnonzero(~out & (families >= 0))
+    asked = asked[:: max(1, len(asked) // FUSED_MAX)]
+    if not len(asked) or not len(earlier):
+        return fusion.Fusion(fusion.EVEN, {})
+    views = {
+        space: fusion.View(of[asked], of[earlier], calibration(of[earlier], families[earlier], rng))
+        for space, of in vectors.items()
+    }
+    number: dict[tuple[str, ...], int] = {}
+    ends = [tuple(sorted((e.src_ip, e.dst_ip))) for e in (events[i] for i in asked.tolist())]
+    pairs = np.array([number.setdefault(pair, len(number)) for pair in ends], np.int64)
+    return fusion.fitted(views, families[asked], families[earlier], pairs, nearest)
 
 
 def family_numbers(events: Sequence[Event]) -> tuple[Families, list[str]]:
@@ -344,6 +359,7 @@ def fit(
     families, _ = family_numbers(events)
     rng = np.random.default_rng(seed)
     embedders: dict[str, Embedder] = {}
+    trials: dict[str, Embed] = {}
     metrics: dict[str, float] = {}
     for space in ("chronos", "attack"):
         groups = _groups(space, events, families) if trained else None
@@ -352,7 +368,8 @@ def fit(
             certainty=measured_certainty(_throw_away(space, features, families, groups, seed), families, seed)
         )
         embedders[space] = embedder
-        metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(space, features, families, groups, seed), 4)
+        trials[space] = _throw_away(space, features, families, groups, seed)(np.flatnonzero(~later(families)))
+        metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(trials[space], families), 4)
     text = TextEmbedder(version, NOT_CALIBRATED, text_model, internal=internal)
     picked = text_sample(text, events, features, rng)
     vectors = text.embed([events[i] for i in picked], features[picked])
@@ -360,6 +377,9 @@ def fit(
         certainty=measured_certainty(lambda earlier: vectors.__getitem__, families[picked], seed)
     )
     embedders["sbert"] = text
+    spaces = {**{space: embed(np.array(picked)) for space, embed in trials.items()}, "sbert": vectors}
+    fused = mixed(spaces, [events[i] for i in picked], families[picked], later(families)[picked], seed)
+    metrics |= {f"fusion.{of}_same_family_at_{fusion.TOP_K}": round(share, 4) for of, share in fused.shares.items()}
     counts = Counter(e.family for e in events)
     described = Data(
         description=data.description,
@@ -367,4 +387,4 @@ def fit(
         families={name: counts[name] for name in sorted(counts)},
         sha256=data.sha256,
     )
-    return to_files(embedders, fusion=FUSION, data=described, metrics=metrics, seed=seed, created=created)
+    return to_files(embedders, fusion=fused.weights, data=described, metrics=metrics, seed=seed, created=created)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.embed import contrast, fit, models
+from engine.embed import contrast, fit, fusion, models
 from engine.embed.base import F32
 from engine.embed.fit import NOT_CALIBRATED
 from engine.embed.linear import LinearEmbedder
@@ -73,7 +73,7 @@ def files(sample: Sample) -> dict[str, bytes]:
     """A whole version with networks."""
     embedders = {space: neural(space, sample[1]) for space in models.LINEAR}
     text = TextEmbedder("t1", NOT_CALIBRATED)
-    return models.to_files({**embedders, "sbert": text}, fusion=fit.FUSION, data=DATA, metrics={}, seed=1)
+    return models.to_files({**embedders, "sbert": text}, fusion=fusion.EVEN, data=DATA, metrics={}, seed=1)
 
 
 # what is learned
