@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cli.errors import NOT_FOUND, CommandError
-from ipc.client import within
+from ipc.calls import within
 from ipc.errors import error_of
 from ipc.messages import (
     Answers,

@@ -9,76 +9,35 @@ Always true
 from __future__ import annotations
 
 import asyncio
-import builtins
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import wraps
 from os import fspath
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, cast
 
-from ipc.client import (
-    DEFAULT,
-    LATE_MS,
-    QUERY_SOCKET,
-    TEXT,
-    VOTING,
-    WRITE_SOCKET,
-    WRITES,
-    Make,
-    Path,
-    unexpected,
-    within,
-)
+from ipc import calls
+from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, Path, R, unexpected
 from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
-from ipc.event import FeaturedEvent
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
-    AddModel,
-    Answers,
     Cancel,
-    Classified,
-    Classify,
-    Done,
     ErrorCode,
-    Explain,
-    Explained,
-    Facts,
     Failure,
-    Filter,
-    Found,
     Generation,
-    Get,
     Hello,
-    Info,
-    Ingest,
-    Ingested,
-    Label,
-    List,
-    Models,
-    Options,
-    Ping,
-    Pong,
-    QueryEvent,
-    QuerySimilar,
-    QueryVector,
-    Recent,
-    Reject,
     Reply,
     Request,
-    SearchText,
-    Stats,
-    UseModel,
-    Voting,
     Watch,
     Welcome,
     decode_reply,
     encode,
 )
 
-R = TypeVar("R", bound=Reply)
+P = ParamSpec("P")
 Sink = Callable[[Reply | Exception], None]
 
 
@@ -140,6 +99,14 @@ class Wire(asyncio.Protocol):
             sink(why)
 
 
+def _method(of: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
+    @wraps(of)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self.ask(of(*args, **kwargs))
+
+    return method
+
+
 class AsyncClient:
     """See ipc.client.Client. Use it on one loop."""
 
@@ -172,6 +139,9 @@ class AsyncClient:
         self.close()
 
     # ---- calls
+
+    async def ask(self, call: Call[R]) -> R:
+        return call.checked(await self.call(call.make, timeout_ms=call.timeout_ms))
 
     async def call(self, make: Make, *, timeout_ms: int | None = None) -> Reply:
         """The reply to make(request_id, left_ms); a Failure is raised. A read is tried again once if its connection
@@ -214,132 +184,26 @@ class AsyncClient:
                 self._wires[write] = await connect(self._paths[write], self.client_name)
             return self._wires[write]
 
-    async def _expect(self, kind: type[R], make: Make, timeout_ms: int | None) -> R:
-        reply = await self.call(make, timeout_ms=timeout_ms)
-        if not isinstance(reply, kind):
-            raise unexpected(reply, kind)
-        return reply
+    # ---- one method for each message (ipc/calls.py)
 
-    # ---- one method for each message
-
-    async def ping(self, *, timeout_ms: int | None = None) -> Pong:
-        return await self._expect(Pong, lambda i, ms: Ping(i), timeout_ms)
-
-    async def info(self, *, timeout_ms: int | None = None) -> Facts:
-        return await self._expect(Facts, lambda i, ms: Info(i), timeout_ms)
-
-    async def stats(self, *, features: Sequence[str] = (), timeout_ms: int | None = None) -> Facts:
-        """features: sources whose every feature is asked for, at most 64."""
-        return await self._expect(Facts, lambda i, ms: Stats(i, list(features)), timeout_ms)
-
-    async def models(self, *, timeout_ms: int | None = None) -> Facts:
-        return await self._expect(Facts, lambda i, ms: Models(i), timeout_ms)
-
-    async def get(
-        self,
-        ids: Sequence[str],
-        *,
-        features: bool = False,
-        raw: bool = False,
-        min_generation: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Found:
-        wanted = builtins.list(ids)
-        return await self._expect(Found, lambda i, ms: Get(i, wanted, features, raw, min_generation, ms), timeout_ms)
-
-    async def list(
-        self,
-        *,
-        filter: Filter | None = None,
-        after_seq: int = -1,
-        limit: int = 100,
-        features: bool = False,
-        raw: bool = False,
-        min_generation: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Found:
-        return await self._expect(
-            Found, lambda i, ms: List(i, filter, after_seq, limit, features, raw, min_generation, ms), timeout_ms
-        )
-
-    async def recent(
-        self,
-        *,
-        limit: int = 20,
-        filter: Filter | None = None,
-        by_event_time: bool = False,
-        min_generation: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Found:
-        return await self._expect(
-            Found, lambda i, ms: Recent(i, limit, filter, by_event_time, min_generation, ms), timeout_ms
-        )
-
-    async def query_similar(self, id: str, *, options: Options = DEFAULT, timeout_ms: int | None = None) -> Answers:
-        return await self._expect(Answers, lambda i, ms: QuerySimilar(i, id, within(options, ms)), timeout_ms)
-
-    async def query_events(
-        self,
-        events: Sequence[FeaturedEvent],
-        *,
-        options: Options = DEFAULT,
-        session: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Answers:
-        asked = builtins.list(events)
-        return await self._expect(Answers, lambda i, ms: QueryEvent(i, asked, within(options, ms), session), timeout_ms)
-
-    async def classify(
-        self,
-        ids: Sequence[str] = (),
-        events: Sequence[FeaturedEvent] = (),
-        *,
-        options: Voting = VOTING,
-        session: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Classified:
-        """Of stored events by id, then of events that are not stored."""
-        names, asked = builtins.list(ids), builtins.list(events)
-        return await self._expect(
-            Classified, lambda i, ms: Classify(i, names, asked, within(options, ms), session), timeout_ms
-        )
-
-    async def query_vector(
-        self, vector: bytes, model: str, *, options: Options = DEFAULT, timeout_ms: int | None = None
-    ) -> Answers:
-        return await self._expect(Answers, lambda i, ms: QueryVector(i, vector, model, within(options, ms)), timeout_ms)
-
-    async def search_text(self, text: str, *, options: Options = TEXT, timeout_ms: int | None = None) -> Answers:
-        return await self._expect(Answers, lambda i, ms: SearchText(i, text, within(options, ms)), timeout_ms)
-
-    async def explain(self, query: str, hit: str, *, space: str = "attack", timeout_ms: int | None = None) -> Explained:
-        return await self._expect(Explained, lambda i, ms: Explain(i, query, hit, space, ms), timeout_ms)
-
-    async def label(self, id: str, label: str, *, by: str = "", timeout_ms: int | None = None) -> Done:
-        return await self._expect(Done, lambda i, ms: Label(i, id, label, by), timeout_ms)
-
-    async def ingest(
-        self,
-        format: str,
-        events: Sequence[FeaturedEvent],
-        *,
-        rejects: Sequence[Reject] = (),
-        source: str = "",
-        timeout_ms: int | None = None,
-    ) -> Ingested:
-        """Durable and visible when this returns."""
-        batch, refused = builtins.list(events), builtins.list(rejects)
-        return await self._expect(Ingested, lambda i, ms: Ingest(i, format, batch, refused, source), timeout_ms)
-
-    async def use_model(self, version: str, *, timeout_ms: int | None = None) -> Done:
-        return await self._expect(Done, lambda i, ms: UseModel(i, version), timeout_ms)
-
-    async def add_model(self, version: str, files: dict[str, bytes], *, timeout_ms: int | None = None) -> Done:
-        return await self._expect(Done, lambda i, ms: AddModel(i, version, files), timeout_ms)
-
-    async def cancel(self, target: int, *, timeout_ms: int | None = None) -> bool:
-        done = await self._expect(Done, lambda i, ms: Cancel(i, target), timeout_ms)
-        return bool(done.facts.get("cancelled"))
+    ping = _method(calls.ping)
+    info = _method(calls.info)
+    stats = _method(calls.stats)
+    models = _method(calls.models)
+    get = _method(calls.get)
+    list = _method(calls.listed)
+    recent = _method(calls.recent)
+    query_similar = _method(calls.query_similar)
+    query_events = _method(calls.query_events)
+    classify = _method(calls.classify)
+    query_vector = _method(calls.query_vector)
+    search_text = _method(calls.search_text)
+    explain = _method(calls.explain)
+    label = _method(calls.label)
+    ingest = _method(calls.ingest)
+    use_model = _method(calls.use_model)
+    add_model = _method(calls.add_model)
+    cancel = _method(calls.cancel)
 
     async def watch(self, *, after_generation: int = 0) -> AsyncIterator[int]:
         """Each new generation; connects again when its reader leaves. Ends when the iterator is closed."""

@@ -11,7 +11,6 @@ Always true
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import itertools
 import select
@@ -19,73 +18,35 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from os import PathLike, fspath
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from os import fspath
 from types import TracebackType
-from typing import Self, TypeVar, get_args
+from typing import Concatenate, ParamSpec, Self
 
-from msgspec.structs import replace
-
-from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
-from ipc.event import FeaturedEvent, FirewallAction
+from ipc import calls
+from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, Path, R, unexpected
+from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
-    AddModel,
-    Answers,
     Cancel,
-    Classified,
-    Classify,
-    Done,
     ErrorCode,
-    Explain,
-    Explained,
-    Facts,
     Failure,
-    Filter,
-    Found,
     Generation,
-    Get,
     Hello,
-    Info,
-    Ingest,
-    Ingested,
-    Label,
-    List,
-    Models,
-    Options,
-    Ping,
-    Pong,
-    QueryEvent,
-    QuerySimilar,
-    QueryVector,
-    Recent,
-    Reject,
     Reply,
     Request,
-    SearchText,
-    Stats,
-    UseModel,
-    Voting,
     Watch,
     Welcome,
-    Write,
     decode_reply,
     encode,
 )
 
-LATE_MS = 500  # what an answer may take on its way beyond the deadline the engine was given
 READ_BYTES = 1 << 18
 FOREVER = float("inf")
-QUERY_SOCKET, WRITE_SOCKET = "run/query.sock", "run/write.sock"  # below a data directory, as engine/layout.py has it
-
-Path = str | PathLike[str]
-Make = Callable[[int, int], Request]  # (request id, milliseconds left) -> the request
-R = TypeVar("R", bound=Reply)
-WRITES = get_args(Write)
-DEFAULT, TEXT, VOTING = Options(), Options(space="sbert"), Voting()
-How = TypeVar("How", Options, Voting)
+P = ParamSpec("P")
 
 
 class Wire:
@@ -231,6 +192,14 @@ class Wire:
         return VersionError(ErrorCode.VERSION, f"what answers at {self.path} does not speak our protocol: {why}")
 
 
+def _method(of: Callable[P, Call[R]]) -> Callable[Concatenate[Client, P], R]:
+    @wraps(of)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.ask(of(*args, **kwargs))
+
+    return method
+
+
 class Client:
     """Reads go to the query socket, writes to the write socket; either is connected when first needed.
 
@@ -261,6 +230,9 @@ class Client:
         self.close()
 
     # ---- calls
+
+    def ask(self, call: Call[R]) -> R:
+        return call.checked(self.call(call.make, timeout_ms=call.timeout_ms))
 
     def call(self, make: Make, *, timeout_ms: int | None = None) -> Reply:
         """The reply to make(request_id, left_ms); a Failure is raised. A read is tried again once if its connection
@@ -323,135 +295,26 @@ class Client:
     def _deadline(self, timeout_ms: int | None) -> float:
         return time.monotonic() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1_000
 
-    def _expect(self, kind: type[R], make: Make, timeout_ms: int | None) -> R:
-        reply = self.call(make, timeout_ms=timeout_ms)
-        if not isinstance(reply, kind):
-            raise unexpected(reply, kind)
-        return reply
+    # ---- one method for each message (ipc/calls.py)
 
-    # ---- one method for each message
-
-    def ping(self, *, timeout_ms: int | None = None) -> Pong:
-        return self._expect(Pong, lambda i, ms: Ping(i), timeout_ms)
-
-    def info(self, *, timeout_ms: int | None = None) -> Facts:
-        return self._expect(Facts, lambda i, ms: Info(i), timeout_ms)
-
-    def stats(self, *, features: Sequence[str] = (), timeout_ms: int | None = None) -> Facts:
-        """features: sources whose every feature is asked for, at most 64."""
-        return self._expect(Facts, lambda i, ms: Stats(i, list(features)), timeout_ms)
-
-    def models(self, *, timeout_ms: int | None = None) -> Facts:
-        return self._expect(Facts, lambda i, ms: Models(i), timeout_ms)
-
-    def get(
-        self,
-        ids: Sequence[str],
-        *,
-        features: bool = False,
-        raw: bool = False,
-        min_generation: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Found:
-        wanted = builtins.list(ids)
-        return self._expect(Found, lambda i, ms: Get(i, wanted, features, raw, min_generation, ms), timeout_ms)
-
-    def list(
-        self,
-        *,
-        filter: Filter | None = None,
-        after_seq: int = -1,
-        limit: int = 100,
-        features: bool = False,
-        raw: bool = False,
-        min_generation: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Found:
-        return self._expect(
-            Found, lambda i, ms: List(i, filter, after_seq, limit, features, raw, min_generation, ms), timeout_ms
-        )
-
-    def recent(
-        self,
-        *,
-        limit: int = 20,
-        filter: Filter | None = None,
-        by_event_time: bool = False,
-        min_generation: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Found:
-        return self._expect(
-            Found, lambda i, ms: Recent(i, limit, filter, by_event_time, min_generation, ms), timeout_ms
-        )
-
-    def query_similar(self, id: str, *, options: Options = DEFAULT, timeout_ms: int | None = None) -> Answers:
-        return self._expect(Answers, lambda i, ms: QuerySimilar(i, id, within(options, ms)), timeout_ms)
-
-    def query_events(
-        self,
-        events: Sequence[FeaturedEvent],
-        *,
-        options: Options = DEFAULT,
-        session: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Answers:
-        asked = builtins.list(events)
-        return self._expect(Answers, lambda i, ms: QueryEvent(i, asked, within(options, ms), session), timeout_ms)
-
-    def classify(
-        self,
-        ids: Sequence[str] = (),
-        events: Sequence[FeaturedEvent] = (),
-        *,
-        options: Voting = VOTING,
-        session: int = 0,
-        timeout_ms: int | None = None,
-    ) -> Classified:
-        """Of stored events by id, then of events that are not stored."""
-        names, asked = builtins.list(ids), builtins.list(events)
-        return self._expect(
-            Classified, lambda i, ms: Classify(i, names, asked, within(options, ms), session), timeout_ms
-        )
-
-    def query_vector(
-        self, vector: bytes, model: str, *, options: Options = DEFAULT, timeout_ms: int | None = None
-    ) -> Answers:
-        """vector: little-endian float32 [dim] in options.space, from the model of that name."""
-        return self._expect(Answers, lambda i, ms: QueryVector(i, vector, model, within(options, ms)), timeout_ms)
-
-    def search_text(self, text: str, *, options: Options = TEXT, timeout_ms: int | None = None) -> Answers:
-        return self._expect(Answers, lambda i, ms: SearchText(i, text, within(options, ms)), timeout_ms)
-
-    def explain(self, query: str, hit: str, *, space: str = "attack", timeout_ms: int | None = None) -> Explained:
-        return self._expect(Explained, lambda i, ms: Explain(i, query, hit, space, ms), timeout_ms)
-
-    def label(self, id: str, label: str, *, by: str = "", timeout_ms: int | None = None) -> Done:
-        return self._expect(Done, lambda i, ms: Label(i, id, label, by), timeout_ms)
-
-    def ingest(
-        self,
-        format: str,
-        events: Sequence[FeaturedEvent],
-        *,
-        rejects: Sequence[Reject] = (),
-        source: str = "",
-        actions: Sequence[FirewallAction] = (),
-        timeout_ms: int | None = None,
-    ) -> Ingested:
-        """Durable and visible when this returns."""
-        batch, refused, done = builtins.list(events), builtins.list(rejects), builtins.list(actions)
-        return self._expect(Ingested, lambda i, ms: Ingest(i, format, batch, refused, source, done), timeout_ms)
-
-    def use_model(self, version: str, *, timeout_ms: int | None = None) -> Done:
-        return self._expect(Done, lambda i, ms: UseModel(i, version), timeout_ms)
-
-    def add_model(self, version: str, files: dict[str, bytes], *, timeout_ms: int | None = None) -> Done:
-        return self._expect(Done, lambda i, ms: AddModel(i, version, files), timeout_ms)
-
-    def cancel(self, target: int, *, timeout_ms: int | None = None) -> bool:
-        """Whether a request of that id was still under way on the query connection."""
-        done = self._expect(Done, lambda i, ms: Cancel(i, target), timeout_ms)
-        return bool(done.facts.get("cancelled"))
+    ping = _method(calls.ping)
+    info = _method(calls.info)
+    stats = _method(calls.stats)
+    models = _method(calls.models)
+    get = _method(calls.get)
+    list = _method(calls.listed)
+    recent = _method(calls.recent)
+    query_similar = _method(calls.query_similar)
+    query_events = _method(calls.query_events)
+    classify = _method(calls.classify)
+    query_vector = _method(calls.query_vector)
+    search_text = _method(calls.search_text)
+    explain = _method(calls.explain)
+    label = _method(calls.label)
+    ingest = _method(calls.ingest)
+    use_model = _method(calls.use_model)
+    add_model = _method(calls.add_model)
+    cancel = _method(calls.cancel)
 
     def watch(self, *, after_generation: int = 0, timeout_ms: int | None = None) -> Iterator[int]:
         """Each new generation, on a connection of its own; connects again when its reader leaves. timeout_ms: to
@@ -477,12 +340,3 @@ class Client:
                     wire.close()
         finally:
             wire.close()
-
-
-def within(options: How, left_ms: int) -> How:
-    """The same options with the call's own deadline."""
-    return replace(options, deadline_ms=left_ms)
-
-
-def unexpected(reply: Reply, kind: type[object]) -> ClientError:
-    return VersionError(ErrorCode.VERSION, f"{type(reply).__name__} came where {kind.__name__} was due")

@@ -13,7 +13,7 @@ import pytest
 
 from engine.layout import Layout
 from ipc import messages as m
-from ipc.client import QUERY_SOCKET, WRITE_SOCKET
+from ipc.calls import QUERY_SOCKET, WRITE_SOCKET
 from ipc.errors import BY_CODE, ClientError, error_of
 from ipc.event import FEATURE_BYTES, Annotation, Event, FeaturedEvent, Hit, Verdict
 from ipc.frames import FrameReader, OversizedFrameError
