@@ -568,7 +568,7 @@ def info(session: Session, out: Out, timeout_ms: int | None) -> None:
 @located()
 @printed
 def models(session: Session, out: Out) -> None:
-    """Versions of the embedders: list, show, use.
+    """Versions of the embedders: list, show, compare, use, rollback, gc.
 
     \b
     Examples:
@@ -613,16 +613,50 @@ def models_show(session: Session, out: Out, version: str, timeout_ms: int | None
     out.facts(questions.model_of(reply.facts, version), generation=reply.generation)
 
 
+@models.command("compare")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("-n", "--events", "count", metavar="N", type=click.IntRange(100, 20_000), default=3_000,
+              show_default=True, help="Draw at most so many.")  # fmt: skip
+@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True,
+              help="Same seed, same events.")  # fmt: skip
+@located(socket=False)
+@printed
+def models_compare(session: Session, out: Out, a: str, b: str, count: int, seed: int) -> None:
+    """Compare two versions on stored events of known family: what each finds, costs, and what a switch to B takes.
+
+    A and B: versions of the data directory, ones that ship, or directories (with a /). Each drawn event looks back at
+    the drawn events before it. Read from the data directory, whether an engine runs or not; nothing is changed.
+
+    \b
+    Examples:
+      flowkin models compare v2 2026-05 --data-dir ./data
+      flowkin models compare v2 models/2026-05 -n 10000 --json --data-dir ./data
+    """
+    from cli.render import progress
+    from engine.compare import compare
+    from engine.recover import map_size
+
+    layout, config = session.existing(), session.config()
+    with progress("compare", unit=""):
+        found = compare(layout, (a, b), config.network.internal, map_size(config), count, seed)
+    out.compared(found)
+
+
+_WAIT = click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 86_400), default=3600.0,
+                     show_default=True, help="Wait at most so long; the switch goes on.")  # fmt: skip
+
+
 @models.command("use")
 @click.argument("version", metavar="VERSION|DIR")
 @located()
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 86_400), default=3600.0, show_default=True,
-              help="Wait at most so long; the switch goes on.")  # fmt: skip
+@_WAIT
 @printed
 def models_use(session: Session, out: Out, version: str, timeout: float) -> None:
     """Switch to a version; stored events are embedded anew first, while the old one answers.
 
-    A directory that `flowkin train` wrote is given to the engine first. The version before stays: to go back, use it.
+    A directory that `flowkin train` wrote is given to the engine first. The version before is kept for
+    `flowkin models rollback`. A switch outlives a restart; using the version that is in use gives it up.
 
     \b
     Examples:
@@ -637,6 +671,43 @@ def models_use(session: Session, out: Out, version: str, timeout: float) -> None
     with progress(f"switch to {version}", unit=""):
         done = session.client().use_model(version, timeout_ms=round(timeout * 1000))
     out.done({"generation": done.generation, "version": version} | done.facts, f"model {version} is in use")
+
+
+@models.command("rollback")
+@located()
+@_WAIT
+@printed
+def models_rollback(session: Session, out: Out, timeout: float) -> None:
+    """Return to the version before the last switch, whose rows are kept; only later events are embedded by it first.
+
+    \b
+    Example:
+      flowkin models rollback --data-dir ./data
+    """
+    from cli.render import progress
+
+    with progress("rollback", unit=""):
+        done = session.client().rollback_model(timeout_ms=round(timeout * 1000))
+    out.done({"generation": done.generation} | done.facts, f"model {done.facts['version']} is in use")
+
+
+@models.command("gc")
+@located()
+@timed
+@printed
+def models_gc(session: Session, out: Out, timeout_ms: int | None) -> None:
+    """Remove the rows and indexes that are kept for a rollback. The version itself stays, and can be used anew.
+
+    \b
+    Example:
+      flowkin models gc --data-dir ./data
+    """
+    from cli.text import size
+
+    done = session.client().forget_model(timeout_ms=timeout_ms)
+    version = done.facts["version"]
+    said = f"{size(done.facts['bytes'])} of model {version} freed" if version else "nothing is kept"
+    out.done({"generation": done.generation} | done.facts, said)
 
 
 @flowkin.command("fit")

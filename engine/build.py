@@ -1,4 +1,4 @@
-"""The niced child: builds indexes, builds row files again, verifies files. It publishes nothing.
+"""The niced child: builds indexes, row files again or for another model, verifies files. It publishes nothing.
 
 Always true
   - One job, given as one argument, answered with one JSON line on stdout; the ingest worker commits what it names.
@@ -41,6 +41,18 @@ class RowsJob(Job, tag="rows"):
     internal: list[str]
 
 
+class FillJob(Job, tag="fill"):
+    """Write rows [first, count) of row file `row_file`, of a version that is not in use, from the records. Where it is
+    full then, index it."""
+
+    row_file: tuple[int, int, int]
+    rows: int
+    first: int
+    count: int
+    model: str
+    internal: list[str]
+
+
 class VerifyJob(Job, tag="verify"):
     """Compare every file that the manifest names with its checksums."""
 
@@ -55,7 +67,7 @@ class Built(Struct):
     seconds: float = 0.0
 
 
-def build_indexes(layout: Layout, job: IndexJob) -> Built:
+def build_indexes(layout: Layout, job: IndexJob | FillJob) -> Built:
     import secrets
 
     import numpy as np
@@ -95,6 +107,25 @@ def build_rows(layout: Layout, job: RowsJob) -> Built:
         catalog.close()
 
 
+def fill_rows(layout: Layout, job: FillJob) -> Built:
+    from engine.catalog import Catalog
+    from engine.publish import load_models
+    from engine.rebuild import fill
+    from engine.rows import RowWriter
+
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    try:
+        model = load_models(layout.model(job.model), catalog, job.internal)
+        writer = RowWriter(layout.row_file(*job.row_file), job.row_file[1], job.rows)
+        try:
+            fill(catalog, model, writer, job.first, job.count)
+        finally:
+            writer.close()
+    finally:
+        catalog.close()
+    return build_indexes(layout, job) if job.count == job.rows else Built()
+
+
 def verify(layout: Layout, job: VerifyJob) -> Built:
     from engine import index
     from engine.catalog import Catalog
@@ -129,7 +160,7 @@ def verify(layout: Layout, job: VerifyJob) -> Built:
 def main() -> int:
     from engine.process import die_with_parent
 
-    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | VerifyJob)
+    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | VerifyJob)
     die_with_parent(job.parent_pid)
     os.nice(job.niceness)
     os.umask(0o077)
@@ -139,6 +170,8 @@ def main() -> int:
             built = build_indexes(layout, job)
         case RowsJob():
             built = build_rows(layout, job)
+        case FillJob():
+            built = fill_rows(layout, job)
         case VerifyJob():
             built = verify(layout, job)
     sys.stdout.buffer.write(msgspec.json.encode(built) + b"\n")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine import coverage, dead_letters, heartbeat, lag
 from engine.catalog import Counters, View
 from engine.config import Config
+from engine.embed import models as embed_models
 from engine.embed.base import SPACES
 from engine.errors import NotReadyError
 from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
 from engine.manifest import Manifest
+from engine.switch import progress
 from engine.version import VERSION
 from ipc.event import FEATURE_COUNT
 
@@ -71,7 +76,8 @@ def info(view: View, config: Config) -> dict[str, Any]:
     return {
         "version": VERSION, "format_version": FORMAT_VERSION, "features_version": FEATURES_VERSION,
         "features": FEATURE_COUNT, "spaces": list(SPACES), "generation": manifest.generation,
-        "events": manifest.count, "model": manifest.model, "row_file_rows": manifest.row_file_rows,
+        "events": manifest.count, "model": manifest.model, "switch": progress(manifest),
+        "row_file_rows": manifest.row_file_rows,
         "internal": config.network.internal,
         "families": view.names().families[1:], "sources": [s for s, _ in view.names().sources],
     }  # fmt: skip
@@ -89,6 +95,7 @@ def stats(layout: Layout, view: View, features: Sequence[str] = ()) -> dict[str,
         "generation": manifest.generation,
         "events": manifest.count,
         "model": manifest.model,
+        "switch": progress(manifest),
         "readers": [r for r in readers if r],
         "ingest": worker_facts(layout.heartbeat("ingest")) or {},
         "sources": sources(view, counters, covered),
@@ -126,6 +133,35 @@ def sources(view: View, counters: Counters, covered: Mapping[str, coverage.Cover
         }
         for name, c in sorted(counters.sources.items())
     ]  # fmt: skip
+
+
+def models(layout: Layout, view: View) -> dict[str, Any]:
+    """The versions there are, by name, with their cards; which is in use, which a rollback returns to, the switch that
+    is under way, and what the rows and indexes of these take on disk."""
+    manifest = _manifest(view)
+    kept, under_way = manifest.kept, manifest.switch
+    epochs = {manifest.model: manifest.epoch}
+    if kept is not None:
+        epochs[kept.model] = kept.epoch
+    if under_way is not None:
+        epochs[under_way.to.model] = under_way.to.epoch
+    names = embed_models.versions(layout.models)
+    return {
+        "current": manifest.model,
+        "kept": None if kept is None else {"version": kept.model, "events": kept.count},
+        "switch": progress(manifest),
+        "disk_bytes": {version: _epoch_bytes(layout, epoch) for version, epoch in epochs.items()},
+        "versions": {name: msgspec.json.decode(embed_models.read_card(layout.model(name))) for name in names},
+    }  # fmt: skip
+
+
+def _epoch_bytes(layout: Layout, epoch: int) -> int:
+    """What row files and indexes of an epoch take on disk."""
+    total = 0
+    for path in (*layout.rows.glob(f"{epoch:04d}-*"), *layout.indexes.glob(f"*-{epoch:04d}-*")):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def letters(layout: Layout, view: View, counters: Counters) -> dict[str, Any]:

@@ -17,7 +17,11 @@ POINTS = (
     "row_file.created",  # a new row file is written and renamed, not yet in a manifest
     "index.built",  # the child's files are in place, not yet in a manifest
     "index.committed",
-    "model.rows_ready",  # a switch: all rows of the new version are there, not yet committed
+    "model.begun",  # a switch is in the manifest; from now on events are embedded by both versions
+    "model.both",  # an event's rows of both versions durable, nothing committed
+    "model.filled",  # rows of stored events are written for the new version, not yet counted
+    "model.advanced",
+    "model.rows_ready",  # all rows of the new version are there and counted, the old one is in use
     "model.committed",
 )
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
 
 from engine.files import TMP_SUFFIX
 from engine.layout import Layout
-from engine.manifest import Manifest
+from engine.manifest import Embedded, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -21,22 +20,41 @@ _OURS = re.compile(r"(\d{4}-\d{8}(\.\d+)?|(chronos|sbert|attack)-\d{4}-\d{12}-\d
 
 
 def named(layout: Layout, manifest: Manifest) -> set[str]:
-    """Names of the files that a manifest names, those of the model before (for a rollback) included."""
-    rows = {layout.row_file(*manifest.row_file(n)).name for n in range(manifest.row_files + 1)}
-    return rows | {i.file for i in manifest.indexes}
+    """Names of the files that a manifest names, those of the model before (for a rollback) and of a switch included."""
+    rows = manifest.row_file_rows
+    of: list[tuple[Manifest | Embedded, int]] = [(manifest, manifest.row_files + 1)]  # the next one is made ahead
+    if manifest.kept is not None:
+        of.append((manifest.kept, -(-manifest.kept.count // rows)))
+    if manifest.switch is not None:
+        of.append((manifest.switch.to, manifest.row_files + 1))
+    return {
+        name
+        for one, files in of
+        for name in (
+            *(layout.row_file(*one.row_file(n)).name for n in range(files)), *(i.file for i in one.indexes),
+        )
+    }  # fmt: skip
 
 
-def collect(layout: Layout, manifest: Manifest, *, epochs: Iterable[int] = (), boot: bool = False) -> list[str]:
-    """Remove unnamed files, but no row files of `epochs` (being built); at boot also what was left half written.
-    Returns the names removed."""
+def release(layout: Layout, before: Manifest, after: Manifest) -> int:
+    """Remove what one manifest names and the next does not, and nothing that is being built; the bytes it took on
+    disk."""
+    size = 0
+    names = named(layout, before) - named(layout, after)
+    for path in (folder / name for folder in (layout.rows, layout.indexes) for name in names):
+        if path.exists():
+            size += path.stat().st_blocks * 512
+            path.unlink()
+    return size
+
+
+def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[str]:
+    """Remove unnamed files; at boot also what was left half written. Returns the names removed."""
     keep = named(layout, manifest)
-    epochs_kept = {f"{epoch:04d}-" for epoch in epochs}
-    if manifest.previous:
-        epochs_kept.add(f"{manifest.previous[1]:04d}-")
     removed = []
     for folder in (layout.rows, layout.indexes):
         for path in folder.iterdir():
-            if path.name in keep or (folder == layout.rows and path.name[:5] in epochs_kept):
+            if path.name in keep:
                 continue
             if (path.name.endswith(TMP_SUFFIX) and boot) or _OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)

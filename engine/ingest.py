@@ -21,12 +21,13 @@ import pwd
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine import facts, lag, listen, lock
+from engine import facts, lag, listen, lock, switch
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
@@ -45,13 +46,14 @@ from engine.recover import open_store
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import hmac_key
 from engine.sources.follow import Batch, FileState, Follower
-from engine.upkeep import Upkeep
+from engine.upkeep import Switched, Upkeep
 from engine.version import VERSION
 from engine.worker import Worker
 from ipc.messages import (
     AddModel,
     Done,
     Facts,
+    ForgetModel,
     Info,
     Ingest,
     Ingested,
@@ -59,6 +61,7 @@ from ipc.messages import (
     Ping,
     Pong,
     Request,
+    RollbackModel,
     Stats,
     UseModel,
 )
@@ -166,11 +169,23 @@ class IngestWorker:
                 connection.reply(Done(request.request_id, generation, {"version": models.version}))
             case UseModel():
                 self._may_write(connection, "models")
-                self._on_use_model(connection, request)
+                self._on_switch(connection, request, partial(self.upkeep.use_model, request.version))
+            case RollbackModel():
+                self._may_write(connection, "models")
+                self._on_switch(connection, request, self.upkeep.roll_back)
+            case ForgetModel():
+                self._may_write(connection, "models")
+                kept = self.publisher.manifest.kept
+                freed = switch.forget(self.publisher)
+                found_generation = self.publisher.manifest.generation
+                gone = {"version": kept.model if kept else "", "bytes": freed}
+                connection.reply(Done(request.request_id, found_generation, gone))
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
 
-    def _on_use_model(self, connection: Connection, request: UseModel) -> None:
+    def _on_switch(
+        self, connection: Connection, request: UseModel | RollbackModel, begin: Callable[[Switched], None]
+    ) -> None:
         def done(error: Exception | None) -> None:
             manifest = self.publisher.manifest
             if error is not None:
@@ -179,7 +194,7 @@ class IngestWorker:
                 connection.reply(Done(request.request_id, manifest.generation, {"version": manifest.model}))
 
         self.save_all()
-        self.upkeep.use_model(request.version, done)
+        begin(done)
 
     def _may_write(self, connection: Connection, what: str) -> None:
         if connection.uid not in self.writers:

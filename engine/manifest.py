@@ -36,6 +36,35 @@ class SealedRows(Struct, frozen=True, array_like=True):
     checksum: bytes
 
 
+class Embedded(Struct, frozen=True, array_like=True):
+    """Row files and indexes of a model version that is not in use: its rows [0, count). The rest as in Manifest."""
+
+    model: str
+    epoch: int
+    count: int = 0
+    revisions: dict[int, int] = {}
+    sealed: list[SealedRows] = []
+    indexes: list[IndexFile] = []
+
+    def row_file(self, number: int) -> tuple[int, int, int]:
+        return self.epoch, number, self.revisions.get(number, 0)
+
+
+class Switch(Struct, frozen=True, array_like=True):
+    """A switch of models under way (engine/switch.py). Of the version `to` rows [0, to.count) are there, and those from
+    `since` on, which were published since it began. first: to.count when it began; seconds: spent on it since."""
+
+    to: Embedded
+    since: int
+    first: int
+    begun_at: int  # ns
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.to.count >= self.since
+
+
 class Manifest(Struct, frozen=True, kw_only=True):
     """One generation. epoch: names the row files of the model version in use; a switch of models makes a new one."""
 
@@ -51,7 +80,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     revisions: dict[int, int] = {}  # of row files that were built again from the records; 0 where not named
     sealed: list[SealedRows] = []
     indexes: list[IndexFile] = []
-    previous: tuple[str, int] | None = None  # (model, epoch) that a rollback returns to
+    kept: Embedded | None = None  # the version before, for a rollback
+    switch: Switch | None = None
 
     @property
     def row_files(self) -> int:

@@ -6,7 +6,8 @@ Always true
   - A seq is given to one event for ever. The context tracker and the waiting firewall actions (engine/actions.py) move
     on only when the commit succeeded.
 In this order, each step durable before the next
-  1. dead letters: appended, fdatasync; rows: pwrite, fdatasync (a new row file: written, synced and renamed before)
+  1. dead letters: appended, fdatasync; rows: pwrite, fdatasync (a new row file: written, synced and renamed before);
+     during a switch of models (engine/switch.py) the rows of the other version, too
   2. one LMDB commit: records, ids, texts, offsets, extent, counters, coverage, names, tracker, actions and what they
      are joined to, manifest  <- the publish
   3. counter: bump; losing this only makes a reader late
@@ -34,6 +35,7 @@ from engine import actions as firewall
 from engine import coverage, dead_letters
 from engine import features as feature_table
 from engine.actions import Actions, Hit, Plan
+from engine.append import Extent, RowAppender
 from engine.catalog import (
     Batch,
     Catalog,
@@ -52,14 +54,21 @@ from engine.counter import Counter
 from engine.embed import models as embed_models
 from engine.embed.base import ModelSet
 from engine.embed.text import TextEmbedder
-from engine.errors import BadRecordError, BadRequestError, CorruptionError, NoSpaceError, NotFoundError
+from engine.errors import (
+    BadRecordError,
+    BadRequestError,
+    CorruptionError,
+    EngineError,
+    NoSpaceError,
+    NotFoundError,
+)
 from engine.failpoint import failpoint
 from engine.featurize import featurize
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
-from engine.manifest import IndexFile, Manifest, SealedRows
+from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.normalize import complete
-from engine.rows import Rows, RowWriter
+from engine.rows import Rows
 from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction
 from ipc.messages import Reject
 
@@ -164,15 +173,15 @@ class Publisher:
             self.coverage, self.counters.counted = coverage.stored(view, self.counters)
             self.letters = dead_letters.load(view, self.counters)
             self.actions = Actions.load(view)
-        self._writer: RowWriter | None = None
+        self.other: ModelSet | None = None  # of a switch: it embeds what comes, too
+        self._rows, self._other_rows = RowAppender(layout), RowAppender(layout)
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
         self._compress = zstandard.ZstdCompressor(level=3).compress
         counter.value = self.manifest.generation
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        self._rows.close()
+        self._other_rows.close()
 
     # ---- events -------------------------------------------------------------------------------------------------
 
@@ -285,11 +294,15 @@ class Publisher:
         columns = to_columns(events, [a.content for a in accepted], names)
         vectors = {space: e.embed(events, features) for space, e in self.models.embedders.items()}
         first = self.manifest.count
-        extents = self._append(first, Rows(vectors, features, columns)) if accepted else []
+        extents: list[Extent] = []
+        switch = self.manifest.switch
+        if accepted:
+            extents, switch = self._append(first, events, Rows(vectors, features, columns))
         failpoint("publish.synced")
         manifest = msgspec.structs.replace(
-            self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted), names_count=names.count
-        )
+            self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted),
+            names_count=names.count, switch=switch,
+        )  # fmt: skip
         checkpointed, checkpoint = self._checkpointed, b""
         if first // manifest.row_file_rows != checkpointed // manifest.row_file_rows:
             checkpointed, checkpoint = first, seq_key(first) + self.tracker.dump()
@@ -306,8 +319,8 @@ class Publisher:
             for key, value in sorted(ids):  # random keys double the cost of a commit; sorted they do not
                 if not batch.put("ids", key, value, overwrite=False):
                     raise AssertionError(f"identity {key!r} appeared while the only writer was publishing")
-            for at, rows, sums in extents:
-                batch.put_extent(at, rows, sums)
+            for extent in extents:
+                batch.put_extent(*extent)
             for key, vector in sorted(fresh_texts(self.models)):
                 batch.put("texts", key, vector)
             for key, value in offsets.items():
@@ -367,34 +380,31 @@ class Publisher:
         self.counters = counters
         self.coverage |= covered
 
-    def _append(self, first: int, rows: Rows) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Write the rows from seq `first` on and sync them; the extents written. Raises NoSpaceError, OSError."""
-        extents, done, total = [], 0, len(rows.columns)
+    def _append(self, first: int, events: Sequence[Event], rows: Rows) -> tuple[list[Extent], Switch | None]:
+        """Write the rows from seq `first` on and sync them, in both versions during a switch: the extents written, and
+        the switch if it still stands. Raises NoSpaceError, OSError."""
         try:
-            while done < total:
-                number, row = divmod(first + done, self.manifest.row_file_rows)
-                writer = self._writer_of(number)
-                n = min(total - done, self.manifest.row_file_rows - row)
-                part = Rows(
-                    {s: v[done : done + n] for s, v in rows.vectors.items()},
-                    rows.features[done : done + n], rows.columns[done : done + n],
-                )  # fmt: skip
-                extents.append((first + done, n, writer.write(row, part)))
-                failpoint("publish.appended")
-                writer.sync()
-                done += n
+            extents = self._rows.append(self.manifest, self.manifest.row_file_rows, first, rows)
         except OSError as e:
             _say_if_full(e)
             raise
-        return extents
+        switch = self.manifest.switch
+        if switch is not None:
+            try:
+                self._append_other(first, events, rows, switch)
+            except (OSError, EngineError) as e:  # no event waits for a switch
+                log.error("the switch to %s is given up, %s stays in use: %s", switch.to.model, self.manifest.model, e)
+                return extents, None
+        return extents, switch
 
-    def _writer_of(self, number: int) -> RowWriter:
-        if self._writer is None or self._writer.number != number:
-            self.close()
-            path = self.layout.row_file(*self.manifest.row_file(number))
-            self._writer = RowWriter(path, number, self.manifest.row_file_rows)
-            failpoint("row_file.created")
-        return self._writer
+    def _append_other(self, first: int, events: Sequence[Event], rows: Rows, switch: Switch) -> None:
+        assert self.other is not None
+        vectors = {  # what a sentence becomes is the same in all versions (models.card_of)
+            space: rows.vectors[space] if space == TextEmbedder.name else embedder.embed(events, rows.features)
+            for space, embedder in self.other.embedders.items()
+        }
+        self._other_rows.append(switch.to, self.manifest.row_file_rows, first, rows._replace(vectors=vectors))
+        failpoint("model.both")
 
     def _with_names(self, accepted: list[_Accepted]) -> Names:
         """The dictionary with this batch's new words; the same object where there are none."""
@@ -453,7 +463,7 @@ class Publisher:
         replaced = {(i.space, i.lo, i.hi) for i in indexes}
         kept = [i for i in self.manifest.indexes if (i.space, i.lo, i.hi) not in replaced]
         numbers = {s.number for s in sealed}
-        self._commit_manifest(
+        self.commit_manifest(
             indexes=sorted([*kept, *indexes], key=lambda i: (i.space, i.lo)),
             sealed=[*(s for s in self.manifest.sealed if s.number not in numbers), *sealed],
         )
@@ -461,29 +471,35 @@ class Publisher:
 
     def drop_indexes(self, files: Sequence[str]) -> None:
         """Stop naming damaged index files; their rows are served exactly until they are indexed again."""
-        self._commit_manifest(indexes=[i for i in self.manifest.indexes if i.file not in set(files)])
+        self.commit_manifest(indexes=[i for i in self.manifest.indexes if i.file not in set(files)])
 
     def replace_rows(self, number: int, revision: int, sealed: Sequence[SealedRows]) -> None:
         """Name a row file that was built again; the indexes over its rows are made anew."""
         self.close()
         lo, hi = number * self.manifest.row_file_rows, (number + 1) * self.manifest.row_file_rows
-        self._commit_manifest(
+        self.commit_manifest(
             revisions={**self.manifest.revisions, number: revision},
             sealed=[*(s for s in self.manifest.sealed if s.number != number), *sealed],
             indexes=[i for i in self.manifest.indexes if i.hi <= lo or hi <= i.lo],
         )
 
-    def use_model(self, models: ModelSet, epoch: int, sealed: Sequence[SealedRows] = ()) -> None:
-        """Switch to a model whose row files of `epoch` hold every committed row. One commit; the old files stay."""
-        failpoint("model.rows_ready")
-        previous = (self.manifest.model, self.manifest.epoch)
-        self.close()
-        self._commit_manifest(
-            model=models.version, epoch=epoch, revisions={}, indexes=[], sealed=list(sealed), previous=previous,
-            epochs_used=max(epoch + 1, self.manifest.epochs_used),
-        )  # fmt: skip
+    def embed_also(self, models: ModelSet, switch: Switch) -> None:
+        """From the next event on write rows in the version of a switch, too. Its row file is there on return, so that
+        nobody else makes it. Raises OSError, CorruptionError."""
+        self._other_rows.open(switch.to, self.manifest.row_file_rows, switch.since // self.manifest.row_file_rows)
+        self.other = models
+
+    def embed_alone(self) -> None:
+        """There is no switch any more."""
+        self._other_rows.close()
+        self.other = None
+
+    def use(self, models: ModelSet, **changes: object) -> None:
+        """Embed with another version from now on, by a commit of these changes of the manifest."""
+        self.commit_manifest(**changes)
+        self._rows.close()
         self.models = models
-        failpoint("model.committed")
+        self.embed_alone()
 
     def checkpoint(self) -> None:
         """Store the tracker's state, so that the next start has nothing to replay."""
@@ -491,7 +507,8 @@ class Publisher:
         with self.catalog.write() as batch:
             batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
 
-    def _commit_manifest(self, **changes: object) -> None:
+    def commit_manifest(self, **changes: object) -> None:
+        """A generation of its own. Raises NoSpaceError, OSError: nothing was changed."""
         manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1, **changes)
         with self.catalog.write() as batch:
             batch.put_manifest(manifest)

@@ -28,7 +28,6 @@ from engine.classify import Classifying, options_of
 from engine.columns import Columns
 from engine.context_query import QueryContext
 from engine.counter import Counter
-from engine.embed import models as embed_models
 from engine.embed.base import DIMS, ModelSet
 from engine.embed.text import TextEmbedder
 from engine.errors import (
@@ -338,7 +337,7 @@ class Reader:
                 figures = facts.stats(self.worker.layout, view, request.features)
                 connection.reply(Facts(request.request_id, generation, figures))
             case Models():
-                connection.reply(Facts(request.request_id, generation, self._model_facts(snapshot)))
+                connection.reply(Facts(request.request_id, generation, facts.models(self.worker.layout, view)))
             case Get():
                 connection.reply(_get(request, snapshot, view))
             case List():
@@ -360,14 +359,6 @@ class Reader:
                 self._watch()
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the query socket")
-
-    def _model_facts(self, snapshot: Snapshot) -> dict[str, object]:
-        home = self.worker.layout.models
-        versions = embed_models.versions(home)
-        return {
-            "current": snapshot.manifest.model,
-            "versions": {v: msgspec.json.decode((home / v / embed_models.CARD).read_bytes()) for v in versions},
-        }
 
     # ---- waiting --------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,19 @@ def _content(view: View, event: Event, record: Record) -> bytes:
     return known[1] if known else content_hash(FeaturedEvent(event, record.features, record.raw))
 
 
+def fill(
+    catalog: Catalog, models: ModelSet, writer: RowWriter, first: int, count: int,
+    alive: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Write rows [first, count) of a row file from their records; durable on return. No reader may look at those rows.
+    Raises OSError."""
+    for at in range(first, count, CHUNK_ROWS):
+        alive()
+        seq, n = writer.number * writer.rows + at, min(CHUNK_ROWS, count - at)
+        writer.write(at, rows_of(catalog, models, seq, seq + n))
+    writer.sync()
+
+
 def rebuild(
     catalog: Catalog, models: ModelSet, path: Path, number: int, rows: int, count: int,
     alive: Callable[[], None] = lambda: None,
@@ -86,12 +99,7 @@ def rebuild(
     tmp = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TMP_SUFFIX}")
     writer = RowWriter(tmp, number, rows)
     try:
-        for at in range(0, count, CHUNK_ROWS):
-            alive()
-            n = min(CHUNK_ROWS, count - at)
-            first = number * rows + at
-            writer.write(at, rows_of(catalog, models, first, first + n))
-        writer.sync()
+        fill(catalog, models, writer, 0, count, alive)
         tmp.rename(path)
     except BaseException:
         tmp.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ In this order
   3. index files: missing or misshapen -> no longer named; ingest has them built again
   4. coverage: what is not counted, or damaged, is counted from the row files
   5. context tracker: last checkpoint, then the records since, in order of seq
-  6. files that nothing names are removed
+  6. a switch of models goes on
+  7. files that nothing names are removed
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from engine import gc
+from engine import gc, switch
 from engine.catalog import Catalog, Names, Record
 from engine.config import Config
 from engine.context import Tracker
@@ -69,6 +70,9 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     if missing:
         log.warning("index files gone or misshapen, to be built again: %s", ", ".join(missing))
         publisher.drop_indexes(missing)
+    switch.resume(
+        publisher, lambda version: load_models(layout.model(version), catalog, config.network.internal, alive)
+    )
     for name in gc.collect(layout, publisher.manifest, boot=True):
         log.info("removed %s, which nothing names", name)
     return publisher

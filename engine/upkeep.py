@@ -13,18 +13,15 @@ import logging
 import os
 from collections.abc import Callable
 
-from engine import gc
-from engine.build import Built, IndexJob, Job, RowsJob, VerifyJob
+from engine import gc, switch
+from engine.build import Built, FillJob, IndexJob, Job, RowsJob, VerifyJob
 from engine.embed import models as embed_models
 from engine.embed.base import SPACES, ModelSet
-from engine.errors import EngineError, NoSpaceError, NotFoundError, OverloadedError
-from engine.files import free_bytes
+from engine.errors import BadRequestError, EngineError, NotFoundError, OverloadedError
 from engine.jobs import NICENESS, Jobs
-from engine.manifest import IndexFile, SealedRows
+from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.publish import Publisher, load_models
-from engine.rebuild import rebuild
 from engine.recover import map_size, mend_rows
-from engine.rows import file_bytes
 from engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -32,6 +29,7 @@ log = logging.getLogger(__name__)
 AGAIN_S = 5.0
 VERIFY_AGAIN_S = 60.0
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
+SWITCH_FAILURES_MAX = 5  # steps in a row; then a switch is given up
 
 Switched = Callable[[Exception | None], None]
 
@@ -45,11 +43,13 @@ class Upkeep:
         self.jobs = Jobs()
         self._wanted = asyncio.Event()
         self._verify = True  # at every start
-        self._switch_to: tuple[str, Switched] | None = None
+        self._switched: list[Switched] = []  # who waits for the end of the switch
+        if publisher.manifest.switch is not None:
+            self._wanted.set()
 
     def look(self) -> None:
         """Something may have become due; cheap."""
-        if self._unindexed():
+        if self._unindexed() or self._given_up():
             self._wanted.set()
 
     def verify(self) -> None:
@@ -59,23 +59,50 @@ class Upkeep:
 
     def use_model(self, version: str, done: Switched) -> None:
         """Use a model from now on; done(None) when all stored events are embedded by it and it answers, or done(error)
-        and nothing has changed. Raises NotFoundError, OverloadedError, ModelError, NoSpaceError."""
-        publisher = self.publisher
+        and nothing has changed. That of a switch which is under way: wait for it; the one in use: give that switch up.
+        Raises NotFoundError, OverloadedError, ModelError, NoSpaceError."""
+        self._clear_up()
+        publisher, manifest = self.publisher, self.publisher.manifest
         if version not in embed_models.versions(self.layout.models):
             raise NotFoundError(f"no model version {version!r}; `flowkin models list` names them")
-        if self._switch_to is not None:
-            raise OverloadedError(f"a switch to {self._switch_to[0]} is under way; wait for it")
-        if version == publisher.manifest.model:
+        if version == manifest.model:
+            if manifest.switch is not None:
+                switch.give_up(publisher)
+                self._end(EngineError(f"the switch was given up; {version} stays in use"))
             done(None)
-        elif publisher.manifest.count == 0:
-            publisher.use_model(self._load(version), publisher.manifest.epoch)
+        elif manifest.switch is not None and manifest.switch.to.model == version:
+            self._switched.append(done)
+        elif manifest.switch is not None:
+            raise OverloadedError(_under_way(manifest))
+        elif manifest.count == 0:
+            publisher.use(self._load(version), model=version)
             done(None)
         else:
-            needed = (publisher.manifest.row_files + 1) * file_bytes(publisher.manifest.row_file_rows)
-            if free_bytes(self.layout.rows) < needed:
-                raise NoSpaceError(f"a switch to {version} needs {needed} bytes on disk; nothing was changed")
-            self._switch_to = version, done
+            try:
+                switch.begin(publisher, self._load(version), switch.target(self.layout, manifest, version))
+            except OSError as e:
+                raise EngineError(f"{e}; the model was not changed") from e
+            self._switched.append(done)
+            if publisher.manifest.switch is None:  # all rows were there
+                self._in_use(version, True)
             self._wanted.set()
+
+    def roll_back(self, done: Switched) -> None:
+        """Use the version before again, whose rows are kept; as use_model. Raises BadRequestError where none are."""
+        manifest, kept = self.publisher.manifest, self.publisher.manifest.kept
+        if manifest.switch is not None:
+            raise OverloadedError(_under_way(manifest))
+        if kept is None:
+            raise BadRequestError(
+                "no version is kept to go back to; nothing was changed; "
+                "`flowkin models use VERSION` embeds the stored events anew"
+            )
+        if not switch.whole(self.layout, manifest, kept):
+            raise BadRequestError(
+                f"files of {kept.model} are gone; nothing was changed; "
+                f"`flowkin models use {kept.model}` embeds the stored events anew"
+            )
+        self.use_model(kept.model, done)
 
     def kill(self) -> None:
         self.jobs.kill()
@@ -97,12 +124,13 @@ class Upkeep:
                 self._verify_later()
             else:
                 await self._mend(built)
-        elif self._switch_to is not None:
-            version, done = self._switch_to
-            try:
-                await self._switch(version, done)
-            finally:
-                self._switch_to = None
+        elif self._clear_up():
+            gc.collect(self.layout, self.publisher.manifest)
+        elif self.publisher.manifest.switch is not None:
+            unindexed = self._unindexed()
+            if len(unindexed) >= UNINDEXED_FILES_HURRY:  # what is in use comes first, but not alone
+                await self._index(unindexed[0])
+            await self._go_on()
         elif unindexed := self._unindexed():
             await self._index(unindexed[0])
         else:
@@ -171,35 +199,80 @@ class Upkeep:
             else:
                 self._verify_later()
 
-    async def _switch(self, version: str, done: Switched) -> None:
-        """Row files of the new version beside the old ones: full ones in the child, the last one here; one commit."""
-        publisher = self.publisher
+    # ---- a switch of models
+
+    def _given_up(self) -> bool:
+        """Has a publish given the switch up?"""
+        return self.publisher.other is not None and self.publisher.manifest.switch is None
+
+    def _clear_up(self) -> bool:
+        """What a switch that a publish gave up leaves in memory. False where there is none."""
+        if not self._given_up():
+            return False
+        self.publisher.embed_alone()
+        model = self.publisher.manifest.model
+        self._end(EngineError(f"the switch was given up, see the log; {model} stays in use"))
+        return True
+
+    async def _go_on(self) -> None:
+        """One step: the next row file, or the end."""
+        under_way = self.publisher.manifest.switch
+        if under_way is None:
+            return
         try:
-            rows, epoch = publisher.manifest.row_file_rows, publisher.manifest.epochs_used
-            models = self._load(version)
-            sealed: list[SealedRows] = []
-            while (number := len(sealed)) < publisher.manifest.count // rows:
-                built = await self.jobs.run(
-                    self._job(
-                        RowsJob,
-                        row_file=(epoch, number, 0),
-                        rows=rows,
-                        count=rows,
-                        model=version,
-                        internal=self.internal,
-                    )
-                )
-                if built is not None:
-                    sealed += [SealedRows(*s) for s in built.sealed]
-                    log.info("switch to %s: %d of %d events", version, len(sealed) * rows, publisher.manifest.count)
-            stored = publisher.manifest.count - len(sealed) * rows
-            if stored:
-                path = self.layout.row_file(epoch, len(sealed))
-                rebuild(publisher.catalog, models, path, len(sealed), rows, stored, self.worker.stamp)
-            publisher.use_model(models, epoch, sealed)
-            gc.collect(self.layout, publisher.manifest)
-            log.info("model %s is in use", version)
-            done(None)
+            if under_way.done:
+                switch.finish(self.publisher)
+                self._in_use(under_way.to.model, under_way.first > 0)
+            elif not await self._fill(under_way) and self.jobs.failures >= SWITCH_FAILURES_MAX:
+                raise EngineError(f"a step failed {SWITCH_FAILURES_MAX} times in a row; the model was not changed")
         except (EngineError, OSError) as e:
-            log.error("switch to %s failed, %s stays in use: %s", version, publisher.manifest.model, e)
-            done(e if isinstance(e, EngineError) else EngineError(f"{e}; the model was not changed"))
+            model = self.publisher.manifest.model
+            log.error("the switch to %s is given up, %s stays in use: %s", under_way.to.model, model, e)
+            if self.publisher.manifest.switch is not None:
+                switch.give_up(self.publisher)
+            self._end(e if isinstance(e, EngineError) else EngineError(f"{e}; the model was not changed"))
+
+    def _in_use(self, version: str, kept: bool) -> None:
+        log.info("model %s is in use", version)
+        self._end(None)
+        if kept:  # nobody looked at those files for long
+            self.verify()
+
+    async def _fill(self, under_way: Switch) -> bool:
+        """Embed the events of one row file anew. False where that failed."""
+        to, rows = under_way.to, self.publisher.manifest.row_file_rows
+        number, first = divmod(to.count, rows)
+        end = min((number + 1) * rows, under_way.since)
+        file = to.row_file(number)
+        built = await self.jobs.run(
+            self._job(
+                FillJob, row_file=file, rows=rows, first=first, count=end - number * rows, model=to.model,
+                internal=self.internal,
+            )
+        )  # fmt: skip
+        if built is None:
+            return False
+        if built.bad_rows:
+            raise EngineError(f"rows of {self.layout.row_file(*file)} disagree with their checksums")
+        now = self.publisher.manifest.switch
+        if now is not None and now.to == to:  # nobody gave it up
+            switch.advance(
+                self.publisher, end, built.seconds, [SealedRows(*s) for s in built.sealed],
+                [IndexFile(*i) for i in built.indexes],
+            )  # fmt: skip
+            log.info("switch to %s: %d of %d events", to.model, end, now.since)
+        return True
+
+    def _end(self, error: Exception | None) -> None:
+        """Tell all who wait for the switch."""
+        waiting, self._switched = self._switched, []
+        for done in waiting:
+            done(error)
+
+
+def _under_way(manifest: Manifest) -> str:
+    assert manifest.switch is not None
+    return (
+        f"a switch to {manifest.switch.to.model} is under way; wait for it, or give it up: "
+        f"`flowkin models use {manifest.model}`"
+    )

@@ -203,6 +203,8 @@ class AsyncClient:
     ingest = _method(calls.ingest)
     use_model = _method(calls.use_model)
     add_model = _method(calls.add_model)
+    rollback_model = _method(calls.rollback_model)
+    forget_model = _method(calls.forget_model)
     cancel = _method(calls.cancel)
 
     async def watch(self, *, after_generation: int = 0) -> AsyncIterator[int]:

@@ -27,6 +27,7 @@ from ipc.messages import (
     Explained,
     Facts,
     Filter,
+    ForgetModel,
     Found,
     Get,
     Info,
@@ -45,6 +46,7 @@ from ipc.messages import (
     Reject,
     Reply,
     Request,
+    RollbackModel,
     SearchText,
     Stats,
     UseModel,
@@ -197,6 +199,14 @@ def use_model(version: str, *, timeout_ms: int | None = None) -> Call[Done]:
 
 def add_model(version: str, files: dict[str, bytes], *, timeout_ms: int | None = None) -> Call[Done]:
     return Call(Done, lambda i, ms: AddModel(i, version, files), timeout_ms)
+
+
+def rollback_model(*, timeout_ms: int | None = None) -> Call[Done]:
+    return Call(Done, lambda i, ms: RollbackModel(i), timeout_ms)
+
+
+def forget_model(*, timeout_ms: int | None = None) -> Call[Done]:
+    return Call(Done, lambda i, ms: ForgetModel(i), timeout_ms)
 
 
 def cancel(target: int, *, timeout_ms: int | None = None) -> Call[Done]:

@@ -314,6 +314,8 @@ class Client:
     ingest = _method(calls.ingest)
     use_model = _method(calls.use_model)
     add_model = _method(calls.add_model)
+    rollback_model = _method(calls.rollback_model)
+    forget_model = _method(calls.forget_model)
     cancel = _method(calls.cancel)
 
     def watch(self, *, after_generation: int = 0, timeout_ms: int | None = None) -> Iterator[int]:

@@ -257,6 +257,9 @@ class Ingest(Order, tag=32):         request_id: RequestId; format: Name; events
 class Label(Order, tag=33):          request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
 class UseModel(Order, tag=34):       request_id: RequestId; version: Name
 class AddModel(Order, tag=35):       request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors, networks and card; looked through, stored whole
+class RollbackModel(Order, tag=36):  request_id: RequestId  # to the version before, whose rows are kept
+class ForgetModel(Order, tag=37):    request_id: RequestId  # remove the rows that are kept for a rollback
+
 
 # ---- replies ------------------------------------------------------------------------------------------------------
 class Welcome(Message, tag=64):      request_id: RequestId; protocol: int; protocol_min: int; server: Name; version: Name; generation: int; frame_bytes_max: int; top_k_max: int
@@ -276,7 +279,7 @@ Read = (
     Hello | Ping | Info | Stats | Get | List | Recent | QuerySimilar | QueryEvent | QueryVector | SearchText
     | Explain | Watch | Cancel | Models | Classify
 )  # fmt: skip
-Write = Ingest | Label | UseModel | AddModel
+Write = Ingest | Label | UseModel | AddModel | RollbackModel | ForgetModel
 Request = Read | Write
 Reply = (
     Welcome | Pong | Facts | Failure | Found | Answers | Explained | Ingested | Done | Generation | Classified

@@ -11,8 +11,8 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from engine import coverage
-from engine.build import IndexJob, build_indexes
+from engine import coverage, switch
+from engine.build import Built, IndexJob, build_indexes
 from engine.catalog import View
 from engine.config import CIDRS_INTERNAL, load
 from engine.embed import models as embed_models
@@ -24,9 +24,9 @@ from engine.limits import ROW_FILE_ROWS_MIN
 from engine.manifest import IndexFile, SealedRows
 from engine.publish import Outcome, Publisher, Submission, load_models
 from engine.query import Answering, Question, stored_question
-from engine.rebuild import rebuild, rows_of
+from engine.rebuild import fill, rows_of
 from engine.recover import open_store
-from engine.rows import REGIONS, RowMap
+from engine.rows import REGIONS, RowMap, RowWriter
 from engine.snapshot import Snapshot, Snapshots
 from ipc.event import Event, FeaturedEvent, FirewallAction
 from ipc.messages import Answer, Answers, Options, decode_reply, encode
@@ -87,30 +87,49 @@ class Store:
         indexed = {i.lo for i in manifest.indexes}
         for number in range(manifest.count // ROWS):
             if number * ROWS not in indexed:
-                job = IndexJob(
-                    data_dir=str(self.layout.data_dir), parent_pid=0, niceness=0, map_size=1 << 30,
-                    row_file=self.publisher.manifest.row_file(number), rows=ROWS,
-                )  # fmt: skip
-                built = build_indexes(self.layout, job)
+                built = build_indexes(self.layout, self._index_job(self.publisher.manifest.row_file(number)))
                 assert not built.bad_rows
                 self.publisher.swap_in(
                     [IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed]
                 )
 
-    def switch(self) -> None:
-        """To OTHER, as engine/upkeep.py does."""
-        manifest = self.publisher.manifest
-        path = other_model(self.layout)
+    def begin_switch(self, version: str = OTHER) -> None:
+        other_model(self.layout)
         with patch("engine.embed.text.TextModel", _text_model):
-            models = load_models(path, self.catalog, CIDRS_INTERNAL)
-        sealed = []
-        for number in range(manifest.row_files):
-            stored = min(ROWS, manifest.count - number * ROWS)
-            file = self.layout.row_file(manifest.epochs_used, number)
-            rebuild(self.catalog, models, file, number, ROWS, stored)
-            if stored == ROWS:
-                sealed.append(SealedRows(number, RowMap(file, number, ROWS).checksum()))
-        self.publisher.use_model(models, manifest.epochs_used, sealed)
+            models = load_models(self.layout.model(version), self.catalog, CIDRS_INTERNAL)
+        switch.begin(self.publisher, models, switch.target(self.layout, self.publisher.manifest, version))
+
+    def go_on(self) -> bool:
+        """One step of a switch, as engine/upkeep.py does it; False when all rows are there."""
+        under_way, other = self.publisher.manifest.switch, self.publisher.other
+        assert under_way is not None and other is not None
+        to = under_way.to
+        if under_way.done:
+            return False
+        number, first = divmod(to.count, ROWS)
+        end = min((number + 1) * ROWS, under_way.since)
+        writer = RowWriter(self.layout.row_file(*to.row_file(number)), number, ROWS)
+        fill(self.catalog, other, writer, first, end - number * ROWS)
+        writer.close()
+        full = end == (number + 1) * ROWS
+        built = build_indexes(self.layout, self._index_job(to.row_file(number))) if full else Built()
+        assert not built.bad_rows
+        sealed, indexes = [SealedRows(*s) for s in built.sealed], [IndexFile(*i) for i in built.indexes]
+        switch.advance(self.publisher, end, 0.5, sealed, indexes)
+        return True
+
+    def switch(self, version: str = OTHER) -> None:
+        """From beginning to end."""
+        self.begin_switch(version)
+        if self.publisher.manifest.switch is not None:
+            while self.go_on():
+                pass
+            switch.finish(self.publisher)
+
+    def _index_job(self, row_file: tuple[int, int, int]) -> IndexJob:
+        return IndexJob(
+            data_dir=str(self.layout.data_dir), parent_pid=0, niceness=0, map_size=1 << 30, row_file=row_file, rows=ROWS
+        )
 
     # ---- reading
 

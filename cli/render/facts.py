@@ -1,4 +1,4 @@
-"""Facts as aligned lines and tables, whatever their names: info, stats, models."""
+"""Facts as aligned lines and tables, whatever their names: info, stats, one model."""
 
 from __future__ import annotations
 
@@ -73,23 +73,3 @@ def _as_table(name: str, value: Any) -> tuple[list[Column], list[list[Cell]]] | 
     right = {key for key in keys if all(isinstance(row.get(key), int | float | None) for row in rows if key in row)}
     columns = [Column(_title(key).upper(), right=key in right, keep=i == 0) for i, key in enumerate(keys)]
     return columns, [[_fact(key, row[key]) if key in row else "" for key in keys] for row in rows]
-
-
-def models(to: Writer, given: Mapping[str, Any]) -> None:
-    """The versions there are, a line each."""
-    rows: list[list[Cell]] = []
-    for version, card in given.get("versions", {}).items():
-        data = card.get("data") or {}
-        metrics = ", ".join(f"{name} {value:.2f}" for name, value in (card.get("metrics") or {}).items())
-        rows.append(
-            [
-                Span(version, BOLD),
-                Span("in use", GOOD) if version == given.get("current") else "",
-                str(card.get("created") or ""),
-                f"{data.get('events', 0):,}",
-                str(data.get("description") or ""),
-                metrics,
-            ]
-        )
-    columns = [Column("VERSION", keep=True), Column(""), Column("CREATED", spare=2), Column("EVENTS", right=True)]
-    to.table([*columns, Column("FITTED ON"), Column("HELD OUT", spare=1)], rows)

@@ -20,7 +20,7 @@ from cli.answers import (
     judgement_document,
     stored_document,
 )
-from cli.render import answer, coverage, event, facts, judgement
+from cli.render import answer, coverage, event, facts, judgement, model
 from cli.render.style import BAD, DIM, GOOD, WARN, named_features
 from cli.tables import Span, Writer
 from cli.text import duration, plural
@@ -189,9 +189,16 @@ class Out:
     def models(self, given: Mapping[str, Any], generation: int) -> None:
         """The versions there are: a line each for people."""
         if self.text:
-            facts.models(self.to, given)
+            model.versions(self.to, given)
         else:
             self.facts(given, generation=generation)
+
+    def compared(self, found: Mapping[str, Any]) -> None:
+        """Two versions side by side."""
+        if self.text:
+            model.comparison(self.to, found)
+        else:
+            self.document(found)
 
     def ingested(self, summary: Mapping[str, Any]) -> None:
         if not self.text:

@@ -11,9 +11,11 @@ Always true
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -39,12 +41,14 @@ from engine.errors import ModelError
 from engine.features import INDEX, NAMES
 from engine.limits import FEATURES_VERSION
 from ipc.event import Share
+from ipc.messages import FRAME_BYTES_MAX
 
 LINEAR = ("chronos", "attack")
 CARD = "card.json"
 FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)  # of every version
 NETWORKS = {space: (f"{space}.onnx", f"{space}.gradient.onnx") for space in LINEAR}  # of a trained space
 FILE_BYTES_MAX = 1 << 20
+VERSION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)  # of all files together: they cross the socket in one frame
 
 _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -68,12 +72,21 @@ class TextRef(Struct, frozen=True, kw_only=True):
     wording: int = WORDING
 
 
+class DataFile(Struct, frozen=True):
+    """A file that taught. path: from the name of the file or directory that was given, on."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
 class Data(Struct, frozen=True, kw_only=True):
-    """What a version was fitted on. sha256: of each training file, by name."""
+    """What a version was fitted on. sha256: by name, in cards from before there were `files`."""
 
     description: str
     events: int = 0
     families: dict[str, int] = {}
+    files: list[DataFile] = []
     sha256: dict[str, str] = {}
 
 
@@ -124,16 +137,33 @@ def load(path: Path, internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
 
 
 def read(path: Path) -> dict[str, bytes]:
-    """The files of the version in directory `path`, by name, not checked. Raises ModelError where one is missing."""
-    files = {}
-    trained = [name for names in NETWORKS.values() for name in names if (path / name).exists()]
-    for name in (*FILES, *trained):
+    """The files of the version in directory `path`, by name, not checked. Raises ModelError where one is missing, too
+    large, or anything but a plain file."""
+    trained = [name for names in NETWORKS.values() for name in names if os.path.lexists(path / name)]
+    return {name: _read(path, name) for name in (*FILES, *trained)}
+
+
+def read_card(path: Path) -> bytes:
+    """The card of the version in directory `path`, not checked. Raises ModelError as `read` does."""
+    return _read(path, CARD)
+
+
+def _read(path: Path, name: str) -> bytes:
+    """A directory may come from anybody: no link is followed, and no pipe waited for."""
+    try:
+        fd = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            with (path / name).open("rb") as f:
-                files[name] = f.read(FILE_BYTES_MAX + 1)
-        except OSError as e:
-            raise ModelError(f"model {path}: {name} cannot be read: {e.strerror}") from e
-    return files
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise ModelError(f"model {path}: {name} is not a plain file")
+            if found.st_size > FILE_BYTES_MAX:
+                raise ModelError(f"model {path}: {name} has {found.st_size} bytes, at most {FILE_BYTES_MAX} are read")
+            return os.read(fd, FILE_BYTES_MAX)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        what = "is a link, not a plain file" if e.errno == errno.ELOOP else f"cannot be read: {e.strerror}"
+        raise ModelError(f"model {path}: {name} {what}") from e
 
 
 def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
@@ -164,6 +194,8 @@ def card_of(files: Mapping[str, bytes]) -> Card:
         )
     if large := next((name for name, blob in files.items() if len(blob) > FILE_BYTES_MAX), None):
         raise ModelError(f"model file {large} is larger than {FILE_BYTES_MAX} bytes")
+    if (size := sum(map(len, files.values()))) > VERSION_BYTES_MAX:
+        raise ModelError(f"a model version has at most {VERSION_BYTES_MAX} bytes, these files have {size}")
     try:
         card = msgspec.json.decode(files[CARD], type=Card)
     except msgspec.DecodeError as e:

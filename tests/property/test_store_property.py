@@ -13,12 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import filters
+from engine import filters, switch
 from engine.embed.base import SPACES
+from engine.embed.models import shipped
 from ipc.event import Event
 from ipc.messages import Filter
 from tests.events import make
-from tests.store_fixture import ROWS, Store
+from tests.store_fixture import OTHER, ROWS, Store
 
 numbers = st.integers(0, 400)
 
@@ -96,10 +97,31 @@ class Model(RuleBasedStateMachine):
         self.open.layout.row_file(*manifest.row_file(number)).unlink()
         self.reopen()
 
-    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.epoch < 2)
+    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.switch is None)
+    @rule(whole=st.booleans())
+    def switch_models(self, whole: bool) -> None:
+        """To the other version, or back; perhaps only begun."""
+        other = OTHER if self.open.publisher.manifest.model != OTHER else shipped().name
+        if whole:
+            self.open.switch(other)
+        else:
+            self.open.begin_switch(other)
+
+    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.switch is not None)
     @rule()
-    def switch_models(self) -> None:
-        self.open.switch()
+    def go_on_with_a_switch(self) -> None:
+        if not self.open.go_on():
+            switch.finish(self.open.publisher)
+
+    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.switch is not None)
+    @rule()
+    def give_a_switch_up(self) -> None:
+        switch.give_up(self.open.publisher)
+
+    @precondition(lambda self: self.store is not None)
+    @rule()
+    def forget_the_version_before(self) -> None:
+        switch.forget(self.open.publisher)
 
     # ---- what must hold
 
@@ -147,4 +169,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestStore = Model.TestCase
-TestStore.settings = settings(max_examples=12, stateful_step_count=15, deadline=None, derandomize=True)
+TestStore.settings = settings(max_examples=20, stateful_step_count=15, deadline=None, derandomize=True)

@@ -13,7 +13,7 @@ import pytest
 from engine import catalog as catalog_module
 from engine.catalog import CURRENT, Catalog, Names, id_key, join_record, seq_key, split_record
 from engine.errors import BadRequestError, BootError, CorruptionError, FormatError, NoSpaceError, OverloadedError
-from engine.manifest import IndexFile, Manifest, SealedRows, decode, encode
+from engine.manifest import Embedded, IndexFile, Manifest, SealedRows, Switch, decode, encode
 from ipc.event import FEATURE_BYTES, Annotation, Event
 
 MAP = 1 << 24
@@ -217,7 +217,8 @@ INDEX = IndexFile("attack", 0, 64, "attack-x", 10, b"1" * 16, "ivf_flat", 8)
 def test_a_manifest_survives_a_round_trip() -> None:
     manifest = Manifest(
         generation=5, count=130, row_file_rows=64, model="v1", epoch=2, revisions={1: 3}, indexes=[INDEX],
-        sealed=[SealedRows(0, b"x" * 16)], previous=("v0", 1),
+        sealed=[SealedRows(0, b"x" * 16)], kept=Embedded("v0", 1, 120, {0: 1}, [], [INDEX]),
+        switch=Switch(Embedded("v2", 3, 64), 130, 0, 17, 0.5),
     )  # fmt: skip
     assert decode(encode(manifest)) == manifest
     assert manifest.row_files == 3

@@ -37,6 +37,7 @@ from ipc.messages import (
     Explanation,
     Facts,
     Failure,
+    ForgetModel,
     Found,
     Generation,
     Get,
@@ -56,6 +57,7 @@ from ipc.messages import (
     Recent,
     Reply,
     Request,
+    RollbackModel,
     SearchText,
     Stats,
     UseModel,
@@ -177,7 +179,7 @@ class Engine:
                 reply = Explained(i, 7, Explanation(event_id="a", space="attack", distance=1.0))
             case Ingest():
                 reply = Ingested(i, 7, len(request.events), 0, len(request.rejects))
-            case Label() | UseModel() | AddModel():
+            case Label() | UseModel() | AddModel() | RollbackModel() | ForgetModel():
                 reply = Done(i, 7)
             case _:
                 raise AssertionError(request)
@@ -267,6 +269,7 @@ def ask_all(c: Client) -> list[Reply]:
         c.recent(by_event_time=True), c.query_similar("a", options=Options(top_k=3)), c.query_events([EVENT]),
         c.query_vector(b"\0" * 8, "m"), c.search_text("dns"), c.explain("a", "b"), c.label("a", "tp", by="ann"),
         c.ingest("eve", [EVENT, EVENT]), c.use_model("v2"), c.add_model("v2", {"x": b"1"}), c.classify(["a"], [EVENT]),
+        c.rollback_model(), c.forget_model(),
     ]  # fmt: skip
 
 
@@ -277,6 +280,7 @@ async def ask_all_async(c: AsyncClient) -> list[Reply]:
         await c.query_events([EVENT]), await c.query_vector(b"\0" * 8, "m"), await c.search_text("dns"),
         await c.explain("a", "b"), await c.label("a", "tp", by="ann"), await c.ingest("eve", [EVENT, EVENT]),
         await c.use_model("v2"), await c.add_model("v2", {"x": b"1"}), await c.classify(["a"], [EVENT]),
+        await c.rollback_model(), await c.forget_model(),
     ]  # fmt: skip
 
 

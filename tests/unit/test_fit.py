@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from engine.embed.models import CARD, FILES, Data
 from engine.errors import ModelError
 from engine.features import unpack
 from ipc.event import Event
+from ipc.messages import FRAME_BYTES_MAX, AddModel, encode
 from tests.events import several
 from tests.unit.test_embed import shipped_version  # noqa: F401  (a fixture: it makes the text model if it is missing)
 
@@ -205,5 +208,60 @@ def test_what_ships() -> None:
     assert models.vetted(files).version == card.version == path.name
     assert sum(map(len, files.values())) < 10_000_000
     assert {"attack.onnx", "attack.gradient.onnx", "chronos.onnx", "chronos.gradient.onnx"} <= card.sha256.keys()
-    assert set(card.data.sha256) == {"lab.pcap.gz", "eve.json.gz", "labels.ndjson"}
+    taught = {file.path for file in card.data.files} | set(card.data.sha256)
+    assert taught == {"lab.pcap.gz", "eve.json.gz", "labels.ndjson"}
     assert all(models.valid_version(v) for v in ("v1", "2026.1-a_b")) and not models.valid_version("A/../b")
+
+
+# ---- a directory from anybody ---------------------------------------------------------------------------------------
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def swell(path: Path) -> None:
+    os.truncate(path, models.FILE_BYTES_MAX + 1)
+
+
+@pytest.mark.parametrize("name", ["card.json", "attack.safetensors", "chronos.onnx"])
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (link, "is a link, not a plain file"), (dangle, "is a link, not a plain file"), (pipe, "is not a plain file"),
+        (folder, "is not a plain file"), (swell, f"has {models.FILE_BYTES_MAX + 1} bytes, at most"),
+    ],
+)  # fmt: skip
+def test_only_plain_files_of_a_bounded_size_are_read(
+    tmp_path: Path, harm: Callable[[Path], None], said: str, name: str
+) -> None:
+    """Without waiting: nobody writes into that pipe."""
+    path = tmp_path / models.shipped().name
+    shutil.copytree(models.shipped(), path)
+    harm(path / name)
+    with pytest.raises(ModelError, match=f"{name} {said}"):
+        models.load(path)
+
+
+def test_a_version_that_no_frame_holds_is_refused_by_its_size(files: dict[str, bytes]) -> None:
+    more = {name: bytes(models.FILE_BYTES_MAX) for names in models.NETWORKS.values() for name in names}
+    with pytest.raises(ModelError, match=f"at most {models.VERSION_BYTES_MAX} bytes, these files have"):
+        models.card_of(files | more)
+    largest = {str(n) * 64: bytes(models.VERSION_BYTES_MAX // 8) for n in range(8)}
+    assert len(encode(AddModel(2**53 - 1, "v" * 64, largest))) <= FRAME_BYTES_MAX

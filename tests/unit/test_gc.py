@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine import gc
+from engine import gc, switch
 from engine.rows import RowMap
 from tests.events import several
 from tests.store_fixture import Store
@@ -51,18 +51,32 @@ def test_a_mapping_outlives_the_unlink(store: Store) -> None:
 
 def test_files_of_the_model_before_are_kept_and_those_before_that_are_not(store: Store) -> None:
     store.publish(several(70))
+    store.index()
+    old = store.publisher.manifest.model
     store.switch()
     assert gc.collect(store.layout, store.publisher.manifest) == []
-    first = {p.name for p in store.layout.rows.glob("0000-*")}
-    assert len(first) == 2
-    store.switch()  # to the same model again: what counts is the epoch
-    assert set(gc.collect(store.layout, store.publisher.manifest)) == first
+    first = {p.name for p in store.layout.rows.glob("0000-*")} | {p.name for p in store.layout.indexes.glob("*-0000-*")}
+    assert len(first) == 2 + 3
+    second = names(store) - first
+    store.switch(old)  # back
+    assert names(store) == first | second
+    switch.forget(store.publisher)
+    assert names(store) == first
+    store.switch()
+    assert names(store) == first | {name.replace("0001-", "0002-") for name in second if name[0] == "0"} | {
+        i.file for i in store.publisher.manifest.indexes
+    }
     store.check()
 
 
-def test_row_files_that_are_being_built_are_kept(store: Store) -> None:
-    store.publish(several(10))
-    path = store.layout.row_file(5, 0)
-    path.write_bytes(b"x")
-    assert gc.collect(store.layout, store.publisher.manifest, epochs=[5]) == []
-    assert gc.collect(store.layout, store.publisher.manifest) == [path.name]
+def test_what_a_switch_has_built_so_far_is_kept_until_it_is_given_up(store: Store) -> None:
+    store.publish(several(150))
+    before = names(store)
+    store.begin_switch()
+    store.go_on()
+    built = names(store) - before
+    assert len(built) == 1 + 1 + 3  # the file that is filled, the one that is written to, indexes
+    assert gc.collect(store.layout, store.publisher.manifest, boot=True) == []
+    switch.give_up(store.publisher)
+    assert names(store) == before
+    store.check()

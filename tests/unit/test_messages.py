@@ -106,6 +106,8 @@ SAMPLES: tuple[m.Message, ...] = (
     m.Label(16, "a", "tp", "ann"),
     m.UseModel(17, "v2"),
     m.AddModel(18, "v2", {"card.json": b"{}"}),
+    m.RollbackModel(19),
+    m.ForgetModel(20),
     m.Welcome(0, 1, 1, "reader-0", "0.1.0", 9, m.FRAME_BYTES_MAX, m.TOP_K_MAX),
     m.Pong(1, 9),
     m.Facts(2, 9, {"a": [1, 2.5, None]}),

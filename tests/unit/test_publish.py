@@ -234,14 +234,16 @@ def test_a_label_that_cannot_be_kept_is_refused(store: Store, label: str, error:
     assert store.publish([make(5)]).accepted == 1
 
 
-def test_a_switch_and_back_embeds_everything_anew(store: Store) -> None:
+def test_a_switch_embeds_everything_anew(store: Store) -> None:
     store.publish(several(150))
     store.index()
     old = store.publisher.manifest
     store.switch()
     now = store.publisher.manifest
-    assert (now.model, now.epoch, now.previous) == (OTHER, 1, (old.model, 0))
-    assert now.indexes == []
+    assert now.kept is not None
+    assert (now.model, now.epoch, now.kept.model, now.kept.epoch) == (OTHER, 1, old.model, 0)
+    assert now.kept.indexes == old.indexes
+    assert len(now.indexes) == len(old.indexes) and not set(now.indexes) & set(old.indexes)
     assert {s.number for s in now.sealed} == {0, 1}
     store.check()
     assert store.ask("e000003", space="attack", top_k=5).model == OTHER
