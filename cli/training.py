@@ -8,18 +8,20 @@ Always true
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import USAGE, CommandError
+from cli.errors import DENIED, USAGE, CommandError
 from cli.feed import How, checked, found, parts
 
 if TYPE_CHECKING:
     from cli.render import Meter
+    from engine.embed.models import DataFile
     from engine.features import F32
     from ipc.client import Client
     from ipc.event import Event
@@ -30,8 +32,11 @@ TIMEOUT_MS = 60_000
 def fit(client: Client, paths: Sequence[Path], how: How, name: str, seed: int, meter: Meter) -> dict[str, Any]:
     """Facts about the new version. Raises what the engine refuses, ModelError for too few events."""
     started_s = time.monotonic()
+    version = named(name)
+    if version in client.models().facts["versions"]:
+        raise CommandError(f"the engine has a model {version} already; nothing was changed; give another --name", USAGE)
     internal = client.info().facts["internal"]  # as the engine has it: sentences and features say so
-    version, events, files = made(paths, how, internal, name, seed, False, meter)
+    events, files = made(paths, how, internal, version, seed, created(), False, meter)
     generation, used = handed_over(client, version, files)
     return {
         "version": version,
@@ -45,12 +50,19 @@ def fit(client: Client, paths: Sequence[Path], how: How, name: str, seed: int, m
 def train(
     paths: Sequence[Path], how: How, internal: Sequence[str], name: str, seed: int, out: Path, meter: Meter
 ) -> dict[str, Any]:
-    """Facts about the new version, a directory in `out` then; no engine is asked. Raises ModelError, OSError."""
+    """Facts about the new version, a directory in `out` then; no engine is asked. One that was named bears no date, so
+    that the same command gives the same bytes. Raises CommandError where it cannot be put there, before any work;
+    ModelError, OSError."""
     from engine.embed import models
 
     started_s = time.monotonic()
+    version = named(name)
+    if os.path.lexists(out / version):
+        raise CommandError(f"{out / version} exists; it was not changed; give another --name or --out", USAGE)
     out.mkdir(parents=True, exist_ok=True)
-    version, events, files = made(paths, how, internal, name, seed, True, meter)
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise CommandError(f"{out}: you may not write there", DENIED)
+    events, files = made(paths, how, internal, version, seed, "" if name else created(), True, meter)
     path = models.save(out, files)
     return {
         "version": version,
@@ -63,27 +75,36 @@ def train(
     }
 
 
-def made(
-    paths: Sequence[Path], how: How, internal: Sequence[str], name: str, seed: int, trained: bool, meter: Meter
-) -> tuple[str, int, dict[str, bytes]]:
-    """(name, events, files) of a new version of the events of files. trained: with networks. A named one bears no date,
-    so that the same command gives the same bytes."""
-    from engine.embed import fit as fitting
-    from engine.embed.models import Data, valid_version
+def named(name: str) -> str:
+    """The name of a new version, from the time where none was given. Raises CommandError."""
+    from engine.embed.models import valid_version
 
-    now = datetime.now(UTC)
-    version = name or now.strftime("%Y%m%d-%H%M%S")
+    version = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     if not valid_version(version):
         raise CommandError(f"--name {version!r}: lower-case letters, digits, '.', '_' and '-', at most 64", USAGE)
+    return version
+
+
+def created() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def made(
+    paths: Sequence[Path], how: How, internal: Sequence[str], version: str, seed: int, created: str, trained: bool,
+    meter: Meter,
+) -> tuple[int, dict[str, bytes]]:  # fmt: skip
+    """How many events the files hold, and the files of a version made of them. trained: with networks."""
+    from engine.embed import fit as fitting
+    from engine.embed.models import Data
+
     found(paths)
     checked(how)
     events, features = featured(paths, how, internal, meter)
-    data = Data(description=", ".join(path.name for path in paths), sha256=hashes(paths))
-    created = "" if trained and name else now.isoformat(timespec="seconds")
+    data = Data(description=", ".join(path.name for path in paths), files=hashed([*paths, *filter(None, [how.labels])]))
     files = fitting.fit(
         events, features, version=version, seed=seed, data=data, created=created, internal=internal, trained=trained
     )
-    return version, len(events), files
+    return len(events), files
 
 
 def handed_over(client: Client, version: str, files: Mapping[str, bytes]) -> tuple[int, bool]:
@@ -134,16 +155,17 @@ def featured(paths: Sequence[Path], how: How, internal: Sequence[str], meter: Me
     return events, np.concatenate(blocks)
 
 
-def hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """sha256 of each file, by name; stdin has none."""
+def hashed(paths: Sequence[Path]) -> list[DataFile]:
+    """Each file with its sha256; stdin has none. Its path is that beneath what was given, so that it is the same
+    wherever the data lies, and two of the same name stay two."""
+    from engine.embed.models import DataFile
     from engine.sources.files import walk
 
-    digests = {}
+    entries = []
     for path in paths:
         for file in walk(path) if str(path) != "-" else []:
-            digest = sha256()
             with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            digests[file.name] = digest.hexdigest()
-    return digests
+                digest = file_digest(stream, "sha256").hexdigest()
+                size = stream.tell()
+            entries.append(DataFile(str(Path(path.name) / file.relative_to(path)), digest, size))
+    return entries

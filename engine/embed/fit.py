@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from engine.config import CIDRS_INTERNAL
@@ -381,10 +382,5 @@ def fit(
     fused = mixed(spaces, [events[i] for i in picked], families[picked], later(families)[picked], seed)
     metrics |= {f"fusion.{of}_same_family_at_{fusion.TOP_K}": round(share, 4) for of, share in fused.shares.items()}
     counts = Counter(e.family for e in events)
-    described = Data(
-        description=data.description,
-        events=len(events),
-        families={name: counts[name] for name in sorted(counts)},
-        sha256=data.sha256,
-    )
+    described = replace(data, events=len(events), families={name: counts[name] for name in sorted(counts)})
     return to_files(embedders, fusion=fused.weights, data=described, metrics=metrics, seed=seed, created=created)

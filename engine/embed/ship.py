@@ -21,7 +21,7 @@ from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.embed.base import F32
 from engine.embed.fit import fit
-from engine.embed.models import Data, save
+from engine.embed.models import Data, DataFile, save
 from engine.features import unpack
 from engine.featurize import featurize
 from engine.normalize import complete
@@ -83,9 +83,11 @@ def main() -> None:
     events = [event for some, _ in parts for event in some]
     data = Data(
         description="flowkin's lab recording (examples/lab) as flows and as EVE, and its synthetic generator",
-        sha256={
-            path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(LAB.iterdir()) if path.suffix != ".md"
-        },
+        files=[
+            DataFile(path.name, sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+            for path in sorted(LAB.iterdir())
+            if path.suffix != ".md"
+        ],
     )
     files = fit(
         events,
