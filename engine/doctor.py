@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from engine import coverage, dead_letters, heartbeat, index, lag
+from engine import coverage, dead_letters, heartbeat, index, lag, switch
 from engine.catalog import TABLES, Catalog, Counters, Names
 from engine.embed import models as embed_models
 from engine.embed import text as embed_text
@@ -118,6 +118,10 @@ def _models(layout: Layout, manifest: Manifest) -> Iterator[Finding]:
         yield Finding("ok", f"model {manifest.model}", "agrees with its checksums")
     except EngineError as e:
         yield Finding("problem", f"model {manifest.model}", str(e))
+    kept = manifest.kept
+    if kept is not None and not switch.whole(layout, manifest, kept):
+        detail = "files that are kept for a rollback are gone or misshapen; the next start forgets them"
+        yield Finding("note", f"model {kept.model}", detail)
 
 
 def _derived(layout: Layout, manifest: Manifest, *, deep: bool, fix: bool) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from engine.catalog import Counters, View
 from engine.config import Config
 from engine.embed import models as embed_models
 from engine.embed.base import SPACES
-from engine.errors import NotReadyError
+from engine.errors import ModelError, NotReadyError
 from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
 from engine.manifest import Manifest
@@ -151,8 +151,16 @@ def models(layout: Layout, view: View) -> dict[str, Any]:
         "kept": None if kept is None else {"version": kept.model, "events": kept.count},
         "switch": progress(manifest),
         "disk_bytes": {version: _epoch_bytes(layout, epoch) for version, epoch in epochs.items()},
-        "versions": {name: msgspec.json.decode(embed_models.read_card(layout.model(name))) for name in names},
+        "versions": {name: _card(layout.model(name)) for name in names},
     }  # fmt: skip
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """A version's card as it is written; why it cannot be read, where that is so."""
+    try:
+        return msgspec.json.decode(embed_models.read_card(path), type=dict[str, Any])
+    except (ModelError, msgspec.DecodeError) as e:
+        return {"error": str(e)}
 
 
 def _epoch_bytes(layout: Layout, epoch: int) -> int:

@@ -107,7 +107,11 @@ def test_a_switch_outlives_the_engine_and_is_rolled_back(start: Starter, other: 
 
     freed = engine.json("models", "gc")
     assert freed["version"] == SHIPPED and freed["bytes"] > 600 * 2_000
-    assert engine.json("models", "list")["kept"] is None
+    (engine.layout.models / "bad").mkdir()
+    (engine.layout.models / "bad" / "card.json").symlink_to(other / "card.json")
+    listed = engine.json("models", "list")  # one that cannot be read hides no other
+    assert listed["kept"] is None and "is a link" in listed["versions"]["bad"]["error"]
+    assert listed["versions"][OTHER]["version"] == OTHER
     refused = engine.cli("models", "rollback")
     assert refused.returncode != 0 and "no version is kept to go back to" in refused.stderr
     assert engine.cli("models", "gc").stdout == "nothing is kept\n"

@@ -131,3 +131,13 @@ def test_a_catalog_that_is_none_is_a_finding(layout: Layout) -> None:
     path.write_bytes(b"\xff" * path.stat().st_size)
     (found,) = problems(layout)
     assert "cannot be opened" in found.detail
+
+
+def test_a_way_back_that_is_gone_is_noted(layout: Layout) -> None:
+    with Store(layout.data_dir) as store:
+        old = store.publisher.manifest
+        store.switch()
+    assert not [f for f in doctor.run(layout) if f.object == f"model {old.model}"]
+    layout.row_file(*old.row_file(0)).unlink()
+    assert [f.severity for f in doctor.run(layout) if f.object == f"model {old.model}"] == ["note"]
+    assert problems(layout) == []
