@@ -66,8 +66,7 @@ def begin(publisher: Publisher, models: ModelSet, to: Embedded) -> None:
     switch = Switch(to, since=manifest.count, first=to.count, begun_at=time.time_ns())
     publisher.embed_also(models, switch)
     publisher.commit_manifest(
-        switch=switch, kept=None if to == manifest.kept else manifest.kept,
-        epochs_used=max(manifest.epochs_used, to.epoch + 1),
+        switch=switch, kept=None if to == manifest.kept else manifest.kept, epochs_used=_used(manifest, to)
     )  # fmt: skip
     failpoint("model.begun")
 
@@ -94,13 +93,17 @@ def finish(publisher: Publisher) -> None:
     _exchange(publisher, models, switch.to)
 
 
+def _used(manifest: Manifest, to: Embedded) -> int:
+    return max(manifest.epochs_used, to.epoch + 1)
+
+
 def _exchange(publisher: Publisher, models: ModelSet, to: Embedded) -> None:
     """Two versions change places in one commit."""
     failpoint("model.rows_ready")
     old = publisher.manifest
     publisher.use(
         models, model=to.model, epoch=to.epoch, revisions=to.revisions, sealed=to.sealed,
-        indexes=sorted(to.indexes, key=lambda i: (i.space, i.lo)), switch=None,
+        indexes=sorted(to.indexes, key=lambda i: (i.space, i.lo)), switch=None, epochs_used=_used(old, to),
         kept=Embedded(old.model, old.epoch, old.count, old.revisions, old.sealed, old.indexes),
     )  # fmt: skip
     failpoint("model.committed")

@@ -27,8 +27,8 @@ def versions(to: Writer, given: Mapping[str, Any]) -> None:
         rows.append(
             [
                 Span(version, BOLD), state, size(disk[version]) if version in disk else Span("-", DIM),
-                str(card.get("created") or ""), f"{data.get('events', 0):,}", str(data.get("description") or card.get("error") or ""),
-                metrics,
+                str(card.get("created") or ""), f"{data.get('events', 0):,}",
+                str(data.get("description") or card.get("error") or ""), metrics,
             ]
         )  # fmt: skip
     to.table(

@@ -57,9 +57,13 @@ class Model(RuleBasedStateMachine):
     @rule(first=numbers, count=st.integers(1, 90))
     def publish(self, first: int, count: int) -> None:
         items = [make(n) for n in range(first, first + count)]
-        new = {i.event.event_id: i.event.dst_port or 0 for i in items if i.event.event_id not in self.stored}
+        ports = {i.event.event_id: i.event.dst_port or 0 for i in items}
+        new = {name: port for name, port in ports.items() if name not in self.stored}
+        others = sum(self.stored.get(name, port) != port for name, port in ports.items())
         outcome = self.open.publish(items)
-        assert (outcome.accepted, outcome.duplicates, outcome.rejects) == (len(new), count - len(new), [])
+        same = count - len(new) - others
+        assert (outcome.accepted, outcome.duplicates, len(outcome.rejects)) == (len(new), same, others)
+        self.conflicts += others
         self.stored |= new
 
     @rule(number=numbers)

@@ -52,6 +52,19 @@ def test_the_way_back_is_one_commit(store: Store) -> None:
     store.check()
 
 
+def test_an_epoch_is_given_out_once(store: Store) -> None:
+    """Also where there was nothing to embed."""
+    old = store.publisher.manifest.model
+    store.switch()
+    store.publish(several(70))
+    store.begin_switch(old)
+    under_way = store.publisher.manifest.switch
+    assert under_way is not None and under_way.to.epoch != store.publisher.manifest.epoch
+    while store.go_on():
+        pass
+    store.check()
+
+
 def test_what_came_since_is_embedded_before_the_way_back(store: Store) -> None:
     store.publish(several(150))
     old = store.publisher.manifest
