@@ -133,7 +133,14 @@ def stats_document(facts: Mapping[str, Any], generation: int) -> Document:
     if "dead_letters" in facts:
         reasons = [{**r, "latest_at": iso(r["latest_at"])} for r in facts["dead_letters"]["reasons"]]
         document["dead_letters"] = {**facts["dead_letters"], "reasons": reasons}
+    if "quality" in facts:
+        document["quality"] = quality_document(facts["quality"])
     return document
+
+
+def quality_document(facts: Mapping[str, Any]) -> Document:
+    at = facts["measured_at"]
+    return {**facts, "measured_at": None if at is None else iso(at)}
 
 
 def feature_documents(columns: Mapping[str, Sequence[Any]], events: int) -> list[Document]:

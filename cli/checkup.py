@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from engine.layout import Layout
+    from cli.session import Session
+
+MEASURE_MS = 600_000  # the longest that a measurement may take
 
 
 class Report(NamedTuple):
@@ -16,12 +18,44 @@ class Report(NamedTuple):
     summary: dict[str, Any]
 
 
-def run(layout: Layout, *, deep: bool, fix: bool) -> Report:
+def run(session: Session, *, deep: bool, fix: bool, quality: bool, sample: int) -> Report:
+    """sample: events looked up for the quality; 0: as set."""
     import msgspec
 
     from engine import doctor
 
+    layout = session.existing()
     found = doctor.run(layout, deep=deep, fix=fix)
+    summary: dict[str, Any] = {"data_dir": str(layout.data_dir), "deep": deep, "fix": fix}
+    if quality:
+        more, summary["quality"] = _quality(session, sample)
+        found += [doctor.Finding(*f) for f in more]
     problems = sum(f.severity == "problem" and not f.fixed for f in found)
-    summary = {"data_dir": str(layout.data_dir), "deep": deep, "fix": fix, "problems": problems}
-    return Report([msgspec.to_builtins(f) for f in found], problems, summary)
+    return Report([msgspec.to_builtins(f) for f in found], problems, summary | {"problems": problems})
+
+
+def _quality(session: Session, sample: int) -> tuple[list[tuple[str, str, str]], dict[str, Any] | None]:
+    """Findings and the figures; asked of the engine where one runs here, so that its stats show them too."""
+    from cli.answers import quality_document
+    from engine import doctor, gauges, quality
+    from engine.catalog import Catalog
+    from engine.errors import EngineError
+    from engine.recover import map_size
+    from ipc.errors import ClientError
+
+    layout = session.existing()
+    try:
+        if doctor.engine_runs(layout):
+            facts = session.client().measure(sample=sample, timeout_ms=MEASURE_MS).facts
+        else:
+            config = session.config()
+            catalog = Catalog(layout.catalog, write=False, map_size=map_size(config))
+            try:
+                window, sample = config.quality.window_events, sample or config.quality.sample
+                measured = quality.measure(layout, catalog, window=window, sample=sample, seed=0)
+            finally:
+                catalog.close()
+            facts = gauges.facts(layout, measured, config.upgrade, whole=True)
+    except (EngineError, ClientError, OSError) as e:
+        return [("note", "quality", f"was not measured: {e}")], None
+    return list(gauges.findings(facts)), quality_document(facts)

@@ -173,21 +173,27 @@ def status(session: Session, out: Out, timeout_ms: int | None) -> None:
 @located(socket=False)
 @click.option("--deep", is_flag=True, help="Read and check every byte.")
 @click.option("--fix", is_flag=True, help="Repair what can be made again: derived files only.")
+@click.option("--quality", is_flag=True, help="Measure recall, neighbours, drift and coverage, now.")
+@click.option("--sample", metavar="N", type=click.IntRange(50, 10_000), default=None,
+              help="With --quality: so many events are looked up.  [default: quality.sample]")  # fmt: skip
 @printed
-def doctor(session: Session, out: Out, deep: bool, fix: bool) -> None:
+def doctor(session: Session, out: Out, deep: bool, fix: bool, quality: bool, sample: int | None) -> None:
     """Check a data directory, running or not.
 
-    Exit status 7 where it found problems.
+    Exit status 7 where it found problems. An upgrade trigger that fires is a note, with what to do.
 
     \b
     Examples:
       flowkin doctor --data-dir ./data
       flowkin doctor --data-dir ./data --deep --json
+      flowkin doctor --data-dir ./data --quality --sample 1000
     """
     from cli import checkup
     from cli.errors import FINDINGS, Quit
 
-    report = checkup.run(session.existing(), deep=deep, fix=fix)
+    if sample and not quality:
+        raise click.UsageError("--sample needs --quality")
+    report = checkup.run(session, deep=deep, fix=fix, quality=quality, sample=sample or 0)
     out.findings(report.findings, report.summary)
     if report.problems:
         raise Quit(FINDINGS)

@@ -1,4 +1,5 @@
-"""The niced child: builds indexes, row files again or for another model, verifies files. It publishes nothing.
+"""The niced child: builds indexes, row files again or for another model, verifies files, measures quality. It publishes
+nothing.
 
 Always true
   - One job, given as one argument, answered with one JSON line on stdout; the ingest worker commits what it names.
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from engine.gauges import Measured
 from engine.layout import Layout
 
 
@@ -57,6 +59,14 @@ class VerifyJob(Job, tag="verify"):
     """Compare every file that the manifest names with its checksums."""
 
 
+class QualityJob(Job, tag="quality"):
+    """Measure the newest generation, as engine/quality.py says."""
+
+    window: int
+    sample: int
+    seed: int
+
+
 class Built(Struct):
     """indexes: arrays as in manifest.IndexFile. bad_indexes: file names; bad_rows: numbers of row files."""
 
@@ -64,6 +74,7 @@ class Built(Struct):
     sealed: list[tuple[int, bytes]] = []
     bad_indexes: list[str] = []
     bad_rows: list[int] = []
+    measured: Measured | None = None
     seconds: float = 0.0
 
 
@@ -157,10 +168,21 @@ def verify(layout: Layout, job: VerifyJob) -> Built:
     return built
 
 
+def measure(layout: Layout, job: QualityJob) -> Built:
+    from engine import quality
+    from engine.catalog import Catalog
+
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    try:
+        return Built(measured=quality.measure(layout, catalog, window=job.window, sample=job.sample, seed=job.seed))
+    finally:
+        catalog.close()
+
+
 def main() -> int:
     from engine.process import die_with_parent
 
-    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | VerifyJob)
+    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | VerifyJob | QualityJob)
     die_with_parent(job.parent_pid)
     os.nice(job.niceness)
     os.umask(0o077)
@@ -174,6 +196,8 @@ def main() -> int:
             built = fill_rows(layout, job)
         case VerifyJob():
             built = verify(layout, job)
+        case QualityJob():
+            built = measure(layout, job)
     sys.stdout.buffer.write(msgspec.json.encode(built) + b"\n")
     return 0
 

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 
 from engine.errors import ConfigError, SourceError
 from engine.limits import COMMIT_EVENTS_MAX, ROW_FILE_ROWS, ROW_FILE_ROWS_MIN
+from engine.upgrade import RULES, Rule
 
 ENV_PREFIX = "FLOWKIN_"
 CIDRS_INTERNAL = (
@@ -131,6 +132,20 @@ class Source(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     poll_ms: Annotated[Ms, Meta(description="How often to look for new bytes.")] = 200
 
 
+class Quality(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the figures of quality are measured, in a niced child."""
+
+    every_s: Annotated[
+        int, Meta(ge=0, le=2_592_000, description="How often, where something was stored since; 0: only when asked.")
+    ] = 3_600
+    window_events: Annotated[
+        int, Meta(ge=1_000, le=1_000_000, description="The last so many events are compared with the training data.")
+    ] = 10_000
+    sample: Annotated[
+        int, Meta(ge=50, le=10_000, description="So many of them are looked up, each compared with every stored event.")
+    ] = 500
+
+
 class Log(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged, to stderr.")
@@ -151,6 +166,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     flows: Flows = Flows()
     join: Join = Join()
     sources: Annotated[dict[str, Source], Meta(max_length=256)] = {}
+    quality: Quality = Quality()
+    upgrade: Annotated[dict[str, Rule], Meta(max_length=64)] = msgspec.field(default_factory=lambda: dict(RULES))
     log: Log = Log()
 
     def __post_init__(self) -> None:
@@ -199,6 +216,20 @@ def _value(text: str) -> Any:
         return text
 
 
+def _rules(given: Any) -> Any:
+    """The upgrade triggers: those that ship, changed field by field by what is given, and those that are new."""
+    if not isinstance(given, dict):
+        return given
+    rules: dict[str, Any] = msgspec.to_builtins(RULES)
+    for name, rule in given.items():
+        shipped = rules.get(name, {})
+        if isinstance(rule, dict):
+            sides = {"above", "below"} & rule.keys()
+            rule = {key: value for key, value in shipped.items() if not sides or key not in ("above", "below")} | rule
+        rules[name] = rule
+    return rules
+
+
 def load(
     file: Path | None = None,
     *,
@@ -225,6 +256,7 @@ def load(
     for name, value in (flags or {}).items():
         if value is not None:
             _put(tree, name.split("."), value)
+    tree["upgrade"] = _rules(tree.get("upgrade", {}))
     try:
         return msgspec.convert(tree, Config, strict=True)
     except msgspec.ValidationError as e:

@@ -164,7 +164,7 @@ def _damaged(layout: Layout, path: str, wrong: str, *, fix: bool) -> Finding:
     what = f"{wrong}; its events are safe in the records"
     if not fix:
         return Finding("problem", path, f"{what}; --fix with the engine stopped, or a start, builds it again")
-    if _engine_runs(layout):
+    if engine_runs(layout):
         return Finding("problem", path, f"{what}; not touched while an engine runs here; restart it")
     layout.quarantine.mkdir(mode=0o700, exist_ok=True)
     if os.path.lexists(path):
@@ -236,12 +236,13 @@ def _recounted(
 def _intakes(layout: Layout) -> Iterator[Finding]:
     """What a running engine says of the files and sockets it takes in."""
     report = lag.read(layout)
-    if report is not None and _engine_runs(layout):
+    if report is not None and engine_runs(layout):
         for trouble in lag.troubles(report, time.time_ns()):
             yield Finding(*trouble)
 
 
-def _engine_runs(layout: Layout) -> bool:
+def engine_runs(layout: Layout) -> bool:
+    """Does an engine hold this directory?"""
     from engine import lock
 
     try:

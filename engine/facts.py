@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine import coverage, dead_letters, heartbeat, lag
+from engine import coverage, dead_letters, gauges, heartbeat, lag
 from engine.catalog import Counters, View
 from engine.config import Config
 from engine.embed import models as embed_models
@@ -21,6 +21,7 @@ from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
 from engine.manifest import Manifest
 from engine.switch import progress
+from engine.upgrade import RULES, Rule
 from engine.version import VERSION
 from ipc.event import FEATURE_COUNT
 
@@ -83,9 +84,11 @@ def info(view: View, config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def stats(layout: Layout, view: View, features: Sequence[str] = ()) -> dict[str, Any]:
+def stats(
+    layout: Layout, view: View, features: Sequence[str] = (), rules: Mapping[str, Rule] = RULES
+) -> dict[str, Any]:
     """The figures of docs/PROTOCOL.md; a worker that is gone is left out. features: sources whose every feature is
-    wanted."""
+    wanted; rules: the upgrade triggers."""
     manifest, counters = _manifest(view), view.counters()
     covered = coverage.load(layout, view, counters)
     readers = [worker_facts(p) for p in sorted(layout.run.glob("reader-*.heartbeat"))]
@@ -120,6 +123,7 @@ def stats(layout: Layout, view: View, features: Sequence[str] = ()) -> dict[str,
             "texts": environment_entries(view, "texts"),
         },
         **lag.facts(layout),
+        "quality": gauges.facts(layout, gauges.of_model(gauges.read(layout.quality), manifest.model), rules),
     }  # fmt: skip
 
 

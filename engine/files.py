@@ -58,3 +58,13 @@ def write_new(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0
         tmp.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """As write_new, but not durable: for what is only told, and told again. One process writes it. Raises OSError."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    new.replace(path)

@@ -22,7 +22,8 @@ TEXT_BYTES_MAX = 255
 
 
 class Beat(NamedTuple):
-    """A copy of a page. searching: the space and file under search, "" when none."""
+    """A copy of a page. questions: events asked about without a filter; novel: those that had no close precedent.
+    searching: the space and file under search, "" when none."""
 
     stamp_ns: int = 0
     pid: int = 0
@@ -34,6 +35,8 @@ class Beat(NamedTuple):
     errors: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    questions: int = 0
+    novel: int = 0
     searching: str = ""
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from engine import facts, lag, listen, lock, switch
+from engine import facts, gauges, lag, listen, lock, switch
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
@@ -41,6 +41,7 @@ from engine.errors import (
 )
 from engine.flows.split import Limits
 from engine.limits import YOUNG_OBJECTS_MAX
+from engine.measuring import Measuring
 from engine.publish import Outcome, Publisher, Submission
 from engine.recover import open_store
 from engine.sources.base import Parsed, SourceSpec
@@ -58,6 +59,7 @@ from ipc.messages import (
     Ingest,
     Ingested,
     Label,
+    Measure,
     Ping,
     Pong,
     Request,
@@ -88,6 +90,7 @@ class IngestWorker:
         self.last_save_s = 0.0
         self.timer: asyncio.Handle | None = None
         self.upkeep = Upkeep(worker, publisher)
+        self.measuring = Measuring(worker, lambda: self.publisher.manifest)
         self.writers = _writers(self.config.sockets.writers, self.config.sockets.write_group)
         self.tasks: set[asyncio.Task[None]] = set()
         self.followers: dict[str, Follower] = {}
@@ -105,6 +108,7 @@ class IngestWorker:
         worker.serve(self.server)
         worker.on_suspect(self._on_suspect)
         self._spawn(self.upkeep.run())
+        self._spawn(self.measuring.always())
         self._spawn(self._check_readers())
         self._start_sources()
         await asyncio.sleep(0)  # now its sockets are bound
@@ -113,6 +117,7 @@ class IngestWorker:
         await worker.stopping.wait()
         await self._stop_listening()
         self.upkeep.kill()
+        self.measuring.kill()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -147,7 +152,7 @@ class IngestWorker:
             case Stats() | Info():
                 with self.publisher.catalog.read() as view:
                     if isinstance(request, Stats):
-                        found = facts.stats(self.worker.layout, view, request.features)
+                        found = facts.stats(self.worker.layout, view, request.features, self.config.upgrade)
                     else:
                         found = facts.info(view, self.config)
                 connection.reply(Facts(request.request_id, generation, found))
@@ -180,6 +185,9 @@ class IngestWorker:
                 found_generation = self.publisher.manifest.generation
                 gone = {"version": kept.model if kept else "", "bytes": freed}
                 connection.reply(Done(request.request_id, found_generation, gone))
+            case Measure():
+                self._may_write(connection, "measure")
+                self._spawn(self._on_measure(connection, request))
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
 
@@ -195,6 +203,15 @@ class IngestWorker:
 
         self.save_all()
         begin(done)
+
+    async def _on_measure(self, connection: Connection, request: Measure) -> None:
+        try:
+            measured = await self.measuring.ask(request.sample, request.seed)
+        except EngineError as e:
+            connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
+            return
+        found = gauges.facts(self.worker.layout, measured, self.config.upgrade, whole=True)
+        connection.reply(Done(request.request_id, measured.generation, found))
 
     def _may_write(self, connection: Connection, what: str) -> None:
         if connection.uid not in self.writers:

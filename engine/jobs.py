@@ -48,7 +48,7 @@ class Jobs:
             self.failures += 1
             pause_s = min(RETRY_S_MAX, 2.0**self.failures)
             log.error(
-                "%s failed with status %s after %.1f s (%d in a row); again in %.0f s; rows are served exactly",
+                "%s failed with status %s after %.1f s (%d in a row); again in %.0f s",
                 self.running, self._child.returncode, time.monotonic() - start, self.failures, pause_s,
             )  # fmt: skip
             await asyncio.sleep(pause_s)

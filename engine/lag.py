@@ -8,8 +8,6 @@ Always true
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from msgspec import Struct
 
 from engine.config import Config, Source
 from engine.drain import Counts
+from engine.files import replace
 from engine.layout import Layout
 from engine.listen import Listener
 from engine.sources.follow import Batch, Follower
@@ -137,7 +136,7 @@ class Book:
         del report.files[FILES_SHOWN_MAX:]
         data = msgspec.json.encode(report)
         if data != self._written:
-            _replace(self._layout.sources, data)
+            replace(self._layout.sources, data)
             self._written = data
 
     def _files(self, source: str, follower: Follower) -> Iterator[FileLag]:
@@ -151,16 +150,6 @@ class Book:
                 source, file.path, file.size, file.offset, file.lag_bytes, read_at, event_at, file.done,
                 max(since, read_at or 0) if file.lag_bytes else None,
             )  # fmt: skip
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_suffix(".new")
-    with contextlib.suppress(FileNotFoundError):
-        new.unlink()
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    new.replace(path)
 
 
 def troubles(report: Report, now: int) -> Iterator[tuple[str, str, str]]:

@@ -79,6 +79,11 @@ class Layout(NamedTuple):
         """What the ingest worker follows and listens on, as it last said (engine/lag.py)."""
         return self.run / "sources.json"
 
+    @property
+    def quality(self) -> Path:
+        """What was last measured (engine/gauges.py)."""
+        return self.run / "quality.json"
+
     def listen_counts(self, source: str) -> Path:
         """One mapped page a listening source (engine/drain.py); any name fits."""
         import hashlib  # clients, who know paths too, have no use for it

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -51,6 +51,7 @@ from engine.version import VERSION
 from engine.worker import Worker
 from ipc.event import Event
 from ipc.messages import (
+    Answer,
     Answers,
     Classified,
     Classify,
@@ -62,6 +63,7 @@ from ipc.messages import (
     Generation,
     Get,
     Info,
+    Judgement,
     List,
     Models,
     Options,
@@ -304,7 +306,14 @@ class Reader:
                 pending.connection.fail(request_id, _told(error))
             else:
                 good = [one for one in given if not isinstance(one, Exception)]
+                self._count(mine, good)
                 pending.connection.reply_raw(request_id, encode(reply(request_id, generation, good)))
+
+    def _count(self, asked: list[Question], given: Sequence[Answer | Judgement]) -> None:
+        """For no_close_precedent_share: events only, among all that are stored."""
+        counted = [a for q, a in zip(asked, given, strict=True) if q.head is not None and q.options.filter is None]
+        self.worker.heartbeat.add("questions", len(counted))
+        self.worker.heartbeat.add("novel", sum(a.no_close_precedent for a in counted))
 
     def _questions(
         self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View
@@ -334,7 +343,7 @@ class Reader:
             case Info():
                 connection.reply(Facts(request.request_id, generation, facts.info(view, self.config)))
             case Stats():
-                figures = facts.stats(self.worker.layout, view, request.features)
+                figures = facts.stats(self.worker.layout, view, request.features, self.config.upgrade)
                 connection.reply(Facts(request.request_id, generation, figures))
             case Models():
                 connection.reply(Facts(request.request_id, generation, facts.models(self.worker.layout, view)))

@@ -205,6 +205,7 @@ class AsyncClient:
     add_model = _method(calls.add_model)
     rollback_model = _method(calls.rollback_model)
     forget_model = _method(calls.forget_model)
+    measure = _method(calls.measure)
     cancel = _method(calls.cancel)
 
     async def watch(self, *, after_generation: int = 0) -> AsyncIterator[int]:

@@ -35,6 +35,7 @@ from ipc.messages import (
     Ingested,
     Label,
     List,
+    Measure,
     Models,
     Options,
     Ping,
@@ -207,6 +208,10 @@ def rollback_model(*, timeout_ms: int | None = None) -> Call[Done]:
 
 def forget_model(*, timeout_ms: int | None = None) -> Call[Done]:
     return Call(Done, lambda i, ms: ForgetModel(i), timeout_ms)
+def measure(*, sample: int = 0, seed: int = 0, timeout_ms: int | None = None) -> Call[Done]:
+    """Quality, now; facts: as `quality` in stats, with the drift of each feature. sample: 0 as the engine is set. It
+    may take a minute."""
+    return Call(Done, lambda i, ms: Measure(i, sample, seed), timeout_ms)
 
 
 def cancel(target: int, *, timeout_ms: int | None = None) -> Call[Done]:

@@ -316,6 +316,7 @@ class Client:
     add_model = _method(calls.add_model)
     rollback_model = _method(calls.rollback_model)
     forget_model = _method(calls.forget_model)
+    measure = _method(calls.measure)
     cancel = _method(calls.cancel)
 
     def watch(self, *, after_generation: int = 0, timeout_ms: int | None = None) -> Iterator[int]:

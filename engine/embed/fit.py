@@ -24,6 +24,7 @@ from engine.embed.linear import F64, LinearEmbedder, transformed
 from engine.embed.models import Data, to_files
 from engine.embed.network import Network, graphs
 from engine.embed.neural import NeuralEmbedder
+from engine.embed.reference import reference_of
 from engine.embed.rhythm import rhythms
 from engine.embed.text import TextEmbedder, TextModel
 from engine.embed.thin import thinned
@@ -383,4 +384,7 @@ def fit(
     metrics |= {f"fusion.{of}_same_family_at_{fusion.TOP_K}": round(share, 4) for of, share in fused.shares.items()}
     counts = Counter(e.family for e in events)
     described = replace(data, events=len(events), families={name: counts[name] for name in sorted(counts)})
-    return to_files(embedders, fusion=fused.weights, data=described, metrics=metrics, seed=seed, created=created)
+    return to_files(
+        embedders, fusion=fused.weights, data=described, metrics=metrics, seed=seed, created=created,
+        trained_on=reference_of(features, embedders, sbert=vectors),
+    )  # fmt: skip

@@ -1,5 +1,5 @@
-"""A model version on disk: a directory <version>/ of chronos.safetensors, attack.safetensors and card.json, and for a
-trained space <space>.onnx and <space>.gradient.onnx.
+"""A model version on disk: a directory <version>/ of chronos.safetensors, attack.safetensors and card.json, for a
+trained space <space>.onnx and <space>.gradient.onnx, and reference.safetensors where it was made with one.
 
 Always true
   - A file is used only after its bytes agreed with the card's sha256, and the card with this code: version name,
@@ -31,10 +31,12 @@ from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save as bytes_of
 
 from engine.config import CIDRS_INTERNAL
+from engine.embed import reference
 from engine.embed.base import DIMS, NEAREST_QUANTILES, QUANTILES, SPACES, Calibration, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.network import Network
 from engine.embed.neural import NeuralEmbedder
+from engine.embed.reference import Reference
 from engine.embed.sentence import WORDING
 from engine.embed.text import EXPORT, PACKAGE, WEIGHTS_SHA256, TextEmbedder
 from engine.errors import ModelError
@@ -139,8 +141,8 @@ def load(path: Path, internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
 def read(path: Path) -> dict[str, bytes]:
     """The files of the version in directory `path`, by name, not checked. Raises ModelError where one is missing, too
     large, or anything but a plain file."""
-    trained = [name for names in NETWORKS.values() for name in names if os.path.lexists(path / name)]
-    return {name: _read(path, name) for name in (*FILES, *trained)}
+    optional = (*(name for names in NETWORKS.values() for name in names), reference.FILE)
+    return {name: _read(path, name) for name in (*FILES, *(name for name in optional if os.path.lexists(path / name)))}
 
 
 def read_card(path: Path) -> bytes:
@@ -180,17 +182,19 @@ def from_files(files: Mapping[str, bytes], internal: Sequence[str] = CIDRS_INTER
             embedders[space] = _embedder(space, card, files, calibration)
         else:
             embedders[space] = TextEmbedder(card.version, calibration, internal=internal)
+    if reference.FILE in files:
+        reference.from_bytes(files[reference.FILE])
     digests = {**card.sha256, CARD: sha256(files[CARD]).hexdigest()}
     return ModelSet(card.version, embedders, dict(card.fusion), digests)
 
 
 def card_of(files: Mapping[str, bytes]) -> Card:
     """The checked card of a version's files. Raises ModelError."""
-    optional = {name for names in NETWORKS.values() if set(names) <= set(files) for name in names}
+    optional = {name for names in NETWORKS.values() if set(names) <= set(files) for name in names} | {reference.FILE}
     if set(files) - optional != set(FILES):
         raise ModelError(
-            f"a model version is {', '.join(FILES)} and for a trained space two .onnx files; these are "
-            f"{', '.join(sorted(files))[:400] or 'none'}"
+            f"a model version is {', '.join(FILES)}, for a trained space two .onnx files, and {reference.FILE} or not; "
+            f"these are {', '.join(sorted(files))[:400] or 'none'}"
         )
     if large := next((name for name, blob in files.items() if len(blob) > FILE_BYTES_MAX), None):
         raise ModelError(f"model file {large} is larger than {FILE_BYTES_MAX} bytes")
@@ -229,6 +233,14 @@ def card_of(files: Mapping[str, bytes]) -> Card:
     return card
 
 
+def reference_of(path: Path) -> Reference | None:
+    """What the version in directory `path` was trained on looked like; None where it was made without. Raises
+    ModelError."""
+    files = read(path)
+    card_of(files)
+    return reference.from_bytes(files[reference.FILE]) if reference.FILE in files else None
+
+
 def _embedder(space: str, card: Card, files: Mapping[str, bytes], calibration: Calibration) -> LinearEmbedder:
     name = f"{space}.safetensors"
     try:
@@ -265,6 +277,7 @@ def to_files(
     metrics: Mapping[str, float],
     seed: int,
     created: str = "",
+    trained_on: Reference | None = None,
 ) -> dict[str, bytes]:
     """The files of a version. The same models give the same bytes. Raises ModelError where they would not load."""
     version = embedders["attack"].version
@@ -278,6 +291,8 @@ def to_files(
         files[f"{space}.safetensors"] = bytes_of({name: np.ascontiguousarray(part) for name, part in parts.items()})
         if isinstance(linear, NeuralEmbedder):
             files |= dict(zip(NETWORKS[space], (linear.network.forward, linear.network.gradient), strict=True))
+    if trained_on is not None:
+        files[reference.FILE] = reference.to_bytes(trained_on)
     card = Card(
         version=version,
         created=created,

@@ -129,6 +129,7 @@ def test_a_bad_setting_is_named(tmp_path: Path) -> None:
         ('[sources.x]\npath = "/x"\nformat = "tea"\n', "no format 'tea'"),
         ('[sources.x]\npath = "/x"\ntimezone = "Mars/Phobos"\n', "timezone 'Mars/Phobos' is not known"),
         ("[store]\nrow_file_rows = 5\n", "row_file_rows"),
+        ('[upgrade.x]\nmetric = "recal"\nbelow = 1\nadvice = "a"\n', "no metric 'recal'; there are recall_at_10, "),
     ):
         config.write_text(text)
         refused(cli("serve", "--config", config, data_dir=tmp_path / "data"), 2, said)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.embed import contrast, fit, fusion, models
+from engine.embed import contrast, fit, fusion, models, reference
 from engine.embed.base import F32
 from engine.embed.fit import NOT_CALIBRATED
 from engine.embed.linear import LinearEmbedder
@@ -130,7 +130,7 @@ def test_a_version_is_fitted_twice_to_the_same_bytes(monkeypatch: pytest.MonkeyP
     order = rng.permutation(len(events))
     first = fit.fit(events, features, version="t", seed=3, data=DATA, trained=True)
     second = fit.fit([events[i] for i in order], features[order], version="t", seed=3, data=DATA, trained=True)
-    assert set(first) == {*models.FILES, *NETWORKS["chronos"], *NETWORKS["attack"]}
+    assert set(first) == {*models.FILES, reference.FILE, *NETWORKS["chronos"], *NETWORKS["attack"]}
     assert first == second
     models.vetted(first)
 

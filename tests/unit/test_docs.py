@@ -123,8 +123,8 @@ def test_settings_named_exist() -> None:
     sections = "|".join(sorted({k.split(".")[0] for k in known if "." in k}))
     for path in [*WRITTEN, *DEPLOY]:
         for key in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+)(?![\w/(.])", path.read_text("utf-8")):
-            found = key in known or key.startswith("sources.") or (ROOT / key).exists()
-            assert found or key.split(".")[1] in ("py", "toml", "md"), f"{path.name}: {key}"
+            found = key in known or key.startswith(("sources.", "upgrade.")) or (ROOT / key).exists()
+            assert found or key.split(".")[1] in ("py", "toml", "md", "json"), f"{path.name}: {key}"
 
 
 def test_modules_named_can_be_run() -> None:
