@@ -1,10 +1,11 @@
-"""CPU time from the bytes of a source to events with all that can be known of them: `python -m bench.ingest [--store]`.
+"""From the bytes of a source to events with all that can be known of them, and to events that are stored:
+`python -m bench.ingest`.
 
-One process, no engine, one row a kind of source. Stages: parse (the adapter), sort (by time, as for finished files),
-complete (families, ids, scores), features (what follows from other features), context (windows and histories, an
-overlay for each batch as in a publish). events_per_s is of parse + features + context, whole_events_per_s of all that
-was measured. --store adds embed (four spaces) and write (a real data directory: rows, catalog, fdatasync). Each figure
-is the median of the runs, of CPU seconds of this process.
+One row a kind of source, in one process without an engine: CPU of parse (the adapter), sort (by time, as for finished
+files), complete (families, ids, scores), features (what follows from other features), context (windows and histories,
+an overlay for each batch as in a publish). events_per_s is of parse + features + context, whole_events_per_s of all
+that was measured. Each figure is the median of the runs, of CPU seconds of this process.
+whole, of cic and eve: a real engine, `flowkin ingest` and the wall clock (bench/whole.py). --no-whole leaves it out.
 --batches: microseconds of context by events a commit. --memory: how far memory grows, in processes of their own: the
 generator over so many events, and the context over ten times as many hosts as it remembers.
 Without ../shared/data only what needs no real data is measured.
@@ -17,7 +18,6 @@ import gc
 import gzip
 import json
 import sys
-import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,18 +27,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
+from bench import whole
 from bench.harness import Child, ChildSide, arguments, print_table, report
-from engine.config import CIDRS_INTERNAL, load
+from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.errors import BadRecordError
 from engine.features import F32, empty, unpack
 from engine.featurize import featurize
 from engine.flows.derived import derive
-from engine.layout import Layout
 from engine.limits import CONTEXT_HOSTS_MAX, YOUNG_OBJECTS_MAX
 from engine.normalize import complete
-from engine.publish import Submission
-from engine.recover import open_store
 from engine.sources import adapter_for
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import CHUNK_BYTES, sorted_by_time
@@ -47,12 +45,12 @@ from engine.sources.synthetic import generate
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import EVENTS_PER_MESSAGE_MAX
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CAPTURES = (
     "cicflowmeter_official/test.pcap.gz", "pcap_stratosphere/test-cc-capture-1.pcap.gz",
     "pcap_zeek/ssh/sshguess.pcap", "pcap_zeek/wikipedia.pcap", "pcap_zeek/ftp/bruteforce.pcap",
 )  # fmt: skip
 BATCHES = (1, 10, 100, 1_000)
+WHOLE_RUNS = 2
 PARTS = 10  # of a run that looks at memory
 S_NS = 1_000_000_000
 T = TypeVar("T")
@@ -68,12 +66,11 @@ class Stream(NamedTuple):
 def streams(events: int, seed: int) -> Iterator[tuple[str, Stream]]:
     """(name, stream) of everything that is here."""
     sources = {
-        "cic": ("cicflow", [SHARED / "cicids2017_improved" / "cicids2017_improved_dev.csv.gz"]),
-        "eve": ("eve", sorted((SHARED / "eve_generated").rglob("*.json.gz"))),
-        "pcap": ("pcap", [SHARED / name for name in CAPTURES]),
-        "zeek": ("zeek", sorted((SHARED / "zeek_stratosphere").glob("*conn*"))),
-        "binetflow": ("binetflow", sorted((SHARED / "argus_binetflow").glob("*.gz"))),
-        "netflow": ("netflow", sorted((SHARED / "nf_bot_iot_v2").glob("*.gz"))),
+        **whole.FILES,
+        "pcap": ("pcap", [whole.SHARED / name for name in CAPTURES]),
+        "zeek": ("zeek", sorted((whole.SHARED / "zeek_stratosphere").glob("*conn*"))),
+        "binetflow": ("binetflow", sorted((whole.SHARED / "argus_binetflow").glob("*.gz"))),
+        "netflow": ("netflow", sorted((whole.SHARED / "nf_bot_iot_v2").glob("*.gz"))),
     }
     for name, (format_name, paths) in sources.items():
         files = [content(path) for path in paths if path.exists()]
@@ -154,7 +151,7 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[at : at + size] for at in range(0, len(items), size))
 
 
-def one_run(stream: Stream, events: int, seed: int, store: bool) -> tuple[int, dict[str, float]]:
+def one_run(stream: Stream, events: int, seed: int) -> tuple[int, dict[str, float]]:
     """(events, CPU seconds by stage) of one pass over a stream."""
     gc.collect()
     stages = Stages()
@@ -168,39 +165,12 @@ def one_run(stream: Stream, events: int, seed: int, store: bool) -> tuple[int, d
         stages.run("features", partial(features_of, batch, overlay))
         stages.run("context", partial(tracker.merge, overlay))
     gc.unfreeze()
-    if store:
-        embed_and_write(stages, items)
     return len(items), dict(stages.seconds)
-
-
-def embed_and_write(stages: Stages, items: list[FeaturedEvent]) -> None:
-    """embed: the spaces of the shipped model; write: what a publish takes beside the stages that have a figure."""
-    inner = Stages()
-    with tempfile.TemporaryDirectory(prefix="flowkin-bench-") as folder:
-        layout = Layout(Path(folder) / "data")
-        layout.make()
-        publisher = open_store(layout, load(env={}, flags={"data_dir": str(layout.data_dir), "store.map_size_gib": 4}))
-        publisher.tracker = TimedTracker(inner)
-        for embedder in publisher.models.embedders.values():
-            timed = partial(_timed, inner, embedder.embed)
-            embedder.embed = timed  # type: ignore[method-assign]
-        for batch in batches(items, EVENTS_PER_MESSAGE_MAX):
-            submission = Submission("bench", list(batch), [], lambda outcome: None)
-            inner.run("publish", partial(publisher.publish, [submission]))
-        publisher.close()
-        publisher.catalog.close()
-        publisher.counter.close()
-    stages.seconds["embed"] = inner.seconds["embed"]
-    stages.seconds["write"] = inner.seconds["publish"] - stages.seconds["complete"] - stages.seconds["features"]
-
-
-def _timed(stages: Stages, embed: Callable[[Sequence[Event], F32], F32], events: Sequence[Event], rows: F32) -> F32:
-    return stages.run("embed", partial(embed, events, rows))
 
 
 def row(stream: Stream, args: argparse.Namespace) -> dict[str, Any]:
     """The median run."""
-    runs = [one_run(stream, args.events, args.seed, args.store) for _ in range(args.runs)]
+    runs = [one_run(stream, args.events, args.seed) for _ in range(args.runs)]
     n = runs[0][0]
     us = {stage: median(seconds[stage] for _, seconds in runs) / n * 1e6 for stage in runs[0][1]}
     whole = sum(us.values())
@@ -294,7 +264,7 @@ def main() -> int:
     parse.add_argument("--only", nargs="+", help="these rows: cic eve pcap ndjson synthetic")
     parse.add_argument("--events", type=int, default=20_000, help="of the generator, and at most of --batches")
     parse.add_argument("--runs", type=int, default=5)
-    parse.add_argument("--store", action="store_true", help="embed and write, too")
+    parse.add_argument("--whole", action=argparse.BooleanOptionalAction, default=True, help="with a real engine, too")
     parse.add_argument("--batches", action="store_true", help="context by events a commit")
     parse.add_argument("--memory", type=int, default=0, metavar="EVENTS", help="of the generator and of the context")
     parse.add_argument("--seed", type=int, default=7)
@@ -309,6 +279,8 @@ def main() -> int:
             figures[name] = row(stream, args)
             if args.batches:
                 figures[name]["context_us_by_batch"] = by_batch(stream, args)
+            if args.whole and name in whole.FILES:
+                figures[name]["whole"] = whole.figures_of([name], WHOLE_RUNS, args.seed)[name]
     if args.memory:
         figures["memory"] = memory(args)
     if args.keep:

@@ -95,6 +95,7 @@ class Summary:
     def __init__(self) -> None:
         self.accepted = self.duplicates = self.rejected = self.generation = self.joined = self.waiting = 0
         self.dead_letters = ""
+        self.parse_cpu_s = 0.0  # for reading and parsing
         self.started_s = time.monotonic()
 
     def add(self, reply: Ingested) -> None:
@@ -116,7 +117,19 @@ class Summary:
             "waiting": self.waiting,
             "generation": self.generation,
             "seconds": round(time.monotonic() - self.started_s, 3),
+            "parse_cpu_s": round(self.parse_cpu_s, 3),
         }
+
+    def timed(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The same, counted in parse_cpu_s."""
+        each = iter(parts)
+        while True:
+            since_s = time.thread_time()
+            part = next(each, None)
+            self.parse_cpu_s += time.thread_time() - since_s
+            if part is None:
+                return
+            yield part
 
 
 def found(paths: Sequence[Path]) -> list[Path]:
@@ -383,7 +396,7 @@ def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Sum
     client.ping()  # before a file is parsed: is anybody there?
     summary = Summary()
     try:
-        deliver(client, batches(parts(paths, how)), summary, meter)
+        deliver(client, batches(summary.timed(parts(paths, how))), summary, meter)
     except (Exception, KeyboardInterrupt) as e:
         said = f"{summary.accepted:,} events are stored; the same command again goes on from there"
         if isinstance(e, ClientError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -76,6 +77,7 @@ class Built(Struct):
     bad_rows: list[int] = []
     measured: Measured | None = None
     seconds: float = 0.0
+    cpu_s: float = 0.0
 
 
 def build_indexes(layout: Layout, job: IndexJob | FillJob) -> Built:
@@ -198,6 +200,7 @@ def main() -> int:
             built = verify(layout, job)
         case QualityJob():
             built = measure(layout, job)
+    built.cpu_s = time.process_time()
     sys.stdout.buffer.write(msgspec.json.encode(built) + b"\n")
     return 0
 

@@ -7,7 +7,7 @@ Always true
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 
 import numpy as np
@@ -18,11 +18,15 @@ from engine.flows.derived import derive
 from ipc.event import Event
 
 
-def featurize(events: Sequence[Event], features: F32, tracker: Tracker) -> None:
-    """Fill float32 [n, 105] in place for events in order of arrival; the tracker moves on."""
+def featurize(
+    events: Sequence[Event], features: F32, tracker: Tracker, derived: Callable[[], None] = lambda: None
+) -> None:
+    """Fill float32 [n, 105] in place for events in order of arrival; the tracker moves on. `derived` is called between
+    what follows from other features and the context."""
     leaves = [
         float(tracker.classify(e.src_ip)[0] and not tracker.classify(e.dst_ip)[0]) if e.src_ip and e.dst_ip else nan
         for e in events
     ]
     derive(features, np.array(leaves))
+    derived()
     tracker.observe(events, features)

@@ -309,6 +309,7 @@ class IngestWorker:
             return
         for submission, outcome in zip(batch, outcomes, strict=True):
             submission.done(outcome)
+        self.publisher.stages.lap("publish")
         self.upkeep.look()
 
     # ---- housekeeping ---------------------------------------------------------------------------------------------
@@ -374,7 +375,9 @@ class IngestWorker:
         while True:
             batches: list[Batch] = []
             try:
+                self.publisher.stages.start()
                 batches = follower.poll(FOLLOW_BYTES, time.monotonic())
+                self.publisher.stages.lap("parse")
                 self.lag.error(name)
             except SourceError as e:
                 if self.lag.error(name, str(e)):
@@ -398,7 +401,10 @@ class IngestWorker:
         self.lag.error(name)
         try:
             while (piece := await listener.take()) is not None:
-                await self._store(name, source.format, intake.parse(piece), {})
+                self.publisher.stages.start()
+                parsed = intake.parse(piece)
+                self.publisher.stages.lap("parse")
+                await self._store(name, source.format, parsed, {})
                 listener.stored(piece)
         finally:
             del self.listeners[name]

@@ -84,6 +84,11 @@ class Layout(NamedTuple):
         """What was last measured (engine/gauges.py)."""
         return self.run / "quality.json"
 
+    @property
+    def stages(self) -> Path:
+        """Where the ingest worker's time goes (engine/stages.py)."""
+        return self.run / "stages"
+
     def listen_counts(self, source: str) -> Path:
         """One mapped page a listening source (engine/drain.py); any name fits."""
         import hashlib  # clients, who know paths too, have no use for it

@@ -69,6 +69,7 @@ from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.normalize import complete
 from engine.rows import Rows
+from engine.stages import Stages
 from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction
 from ipc.messages import Reject
 
@@ -174,7 +175,8 @@ class Publisher:
             self.letters = dead_letters.load(view, self.counters)
             self.actions = Actions.load(view)
         self.other: ModelSet | None = None  # of a switch: it embeds what comes, too
-        self._rows, self._other_rows = RowAppender(layout), RowAppender(layout)
+        self.stages = Stages(layout)
+        self._rows, self._other_rows = (RowAppender(layout, self.stages.lap) for _ in range(2))
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
         self._compress = zstandard.ZstdCompressor(level=3).compress
         counter.value = self.manifest.generation
@@ -187,6 +189,7 @@ class Publisher:
 
     def publish(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """Store what is new of all submissions in one generation. Raises NoSpaceError, OSError: nothing was stored."""
+        self.stages.start()
         accepted: list[_Accepted] = []
         outcomes: list[tuple[int, int, list[Reject]]] = []
         refused: dict[str, list[Reject]] = {}  # by the source that they are counted under
@@ -223,17 +226,17 @@ class Publisher:
         said = [(by, action) for action, (_, by) in actions.items()]
         plan = self.actions.plan(said, [a.event for a in accepted], first, self.layout, self.manifest, self.names)
         joined = [0] * len(submissions)
+        self.stages.lap("admit")
         if accepted or offsets or plan or counters != self.counters:
             ends = list(accumulate(stored for stored, _, _ in outcomes))
             letters = self._keep_letters(refused, counters)
+            self.stages.lap("sync")
             for hit in self._store(accepted, offsets, counters, letters, plan):
                 # An event of this batch counts where it came from, one that was stored where the action came from.
                 arrives = hit.seq >= first
                 joined[bisect_right(ends, hit.seq - first) if arrives else actions[hit.waiting.action][0]] += 1
         waiting = self.actions.unmet
-        return [
-            Outcome(self.manifest.generation, *rest, n, waiting) for rest, n in zip(outcomes, joined, strict=True)
-        ]
+        return [Outcome(self.manifest.generation, *rest, n, waiting) for rest, n in zip(outcomes, joined, strict=True)]
 
     def _admit(
         self, item: FeaturedEvent, format_name: str, view: View, batch_ids: dict[bytes, bytes]
@@ -281,18 +284,24 @@ class Publisher:
         letters: dict[str, dead_letters.Tallies], plan: Plan,
     ) -> list[Hit]:  # fmt: skip
         """Commit all of it; what the plan's actions were newly said of."""
+        lap = self.stages.lap
         names = self._with_names(accepted)
         events = [a.event for a in accepted]
         features = feature_table.unpack([a.features for a in accepted])
         overlay = self.tracker.overlay()
         if accepted:
-            featurize(events, features, overlay)
+            featurize(events, features, overlay, lambda: lap("features"))
             counters.late, counters.unplaced = overlay.late, overlay.unplaced
+        lap("context")
         present = np.isfinite(features).sum(1)
         for event, n in zip(events, present.tolist(), strict=True):
             event.coverage = n
         columns = to_columns(events, [a.content for a in accepted], names)
-        vectors = {space: e.embed(events, features) for space, e in self.models.embedders.items()}
+        lap("append")
+        vectors = {}
+        for space, embedder in self.models.embedders.items():
+            vectors[space] = embedder.embed(events, features)
+            lap(space)
         first = self.manifest.count
         extents: list[Extent] = []
         switch = self.manifest.switch
@@ -306,6 +315,7 @@ class Publisher:
         checkpointed, checkpoint = self._checkpointed, b""
         if first // manifest.row_file_rows != checkpointed // manifest.row_file_rows:
             checkpointed, checkpoint = first, seq_key(first) + self.tracker.dump()
+            lap("checkpoint")
         with self.catalog.write() as batch:
             ids: list[tuple[bytes, bytes]] = []
             for i, a in enumerate(accepted):
@@ -343,13 +353,18 @@ class Publisher:
             batch.put_counters(counters)
             batch.put_manifest(manifest)
             failpoint("publish.before_commit")
+            lap("records")
         failpoint("publish.committed")
+        lap("commit")
         self.tracker.merge(overlay)
+        lap("context")
         self.actions.adopt(plan)
         self.names, self.counters, self._checkpointed = names, counters, checkpointed
         self.coverage |= covered
         self.letters |= letters
         self._adopt(manifest)
+        self.stages.stored(len(accepted))
+        lap("publish")
         return joined
 
     def _cover(

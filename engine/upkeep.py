@@ -164,7 +164,10 @@ class Upkeep:
         manifest = self.publisher.manifest
         name = manifest.row_file(number)
         built = await self.jobs.run(self._job(IndexJob, row_file=name, rows=manifest.row_file_rows))
-        if built is None or name != self.publisher.manifest.row_file(number):
+        if built is None:
+            return
+        self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
+        if name != self.publisher.manifest.row_file(number):
             return
         await self._mend(built)
         if built.indexes:

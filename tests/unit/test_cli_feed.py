@@ -127,7 +127,17 @@ def test_everything_is_delivered_and_counted():
     summary, slept = delivered(Engine(), [part(0, 5_000, rejects=3)])
     assert (summary.accepted, summary.duplicates, summary.rejected, slept) == (5_000, 0, 3, [])
     document = summary.document()
-    names = ["accepted", "duplicates", "rejected", "dead_letters", "joined", "waiting", "generation", "seconds"]
+    names = [
+        "accepted",
+        "duplicates",
+        "rejected",
+        "dead_letters",
+        "joined",
+        "waiting",
+        "generation",
+        "seconds",
+        "parse_cpu_s",
+    ]
     assert list(document) == names
     assert document["dead_letters"] == "dl" and document["generation"] == 10
 
