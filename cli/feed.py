@@ -9,6 +9,7 @@ Always true
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import random
@@ -392,6 +393,9 @@ def deliver(
 
 def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Summary:
     """Everything readable is durable when this returns."""
+    from engine.limits import YOUNG_OBJECTS_MAX
+
+    gc.set_threshold(YOUNG_OBJECTS_MAX)  # events hold no cycles
     found(paths)
     client.ping()  # before a file is parsed: is anybody there?
     summary = Summary()

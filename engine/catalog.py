@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -155,7 +155,7 @@ class Catalog:
         return Batch(self, self.env.begin(write=True, buffers=True))
 
     def seal(self, table: str, key: bytes, payload: bytes) -> bytes:
-        return payload + _SUM.pack(_xxh(payload, seed=_xxh(key, seed=self._seeds[table])))
+        return payload + _SUM.pack(_xxh(payload, _xxh(key, self._seeds[table])))
 
     def unseal(self, table: str, key: bytes | memoryview, value: memoryview) -> memoryview:
         """The payload, valid as long as `value` is. Raises CorruptionError."""
@@ -300,6 +300,19 @@ class Batch(View):
         except lmdb.MapFullError as e:
             raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
         return done
+
+    def put_new(self, table: str, items: Sequence[tuple[bytes, bytes]], *, append: bool = False) -> None:
+        """Many (key, payload) in order of keys, none of which is there; append: all lie behind those that are. Raises
+        NoSpaceError, and AssertionError where a key is there: two processes publish."""
+        seal = self.catalog.seal
+        sealed = [(key, seal(table, key, payload)) for key, payload in items]
+        try:
+            with self.txn.cursor(self.catalog.tables[table]) as cursor:
+                _, added = cursor.putmulti(sealed, overwrite=False, append=append)
+        except lmdb.MapFullError as e:
+            raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
+        if added != len(sealed):
+            raise AssertionError(f"{table}: {len(sealed) - added} keys appeared while the only writer was publishing")
 
     def delete(self, table: str, key: bytes) -> None:
         self.txn.delete(key, db=self.catalog.tables[table])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from math import nan
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,13 @@ COLUMNS = np.dtype(
         ("classification", "u1"), ("kind", "u1"), ("decision", "u1"), ("coverage", "u1"),
     ]
 )  # fmt: skip
+_pack = Struct("<2q5Q4f2H2ih4B").pack  # one cell, field after field
 CLASSIFICATIONS = ("UNKNOWN", "BENIGN", "SUSPICIOUS", "MALICIOUS")
 KINDS = ("flow", "alert", "notice")
 DECISIONS = ("", "ALLOW", "DROP", "ALERT")
+_CLASSIFICATION, _KIND, _DECISION = (
+    {word: number for number, word in enumerate(words)} for words in (CLASSIFICATIONS, KINDS, DECISIONS)
+)
 
 Columns = NDArray[np.void]
 
@@ -49,20 +54,20 @@ def address(text: str) -> tuple[int, int]:
 
 
 def to_columns(events: Sequence[Event], contents: Sequence[bytes], names: Names) -> Columns:
-    """COLUMNS [n]. contents: the hash of each source record. Every family and source must be in `names`."""
+    """COLUMNS [n], read-only. contents: the hash of each source record. Every source must be in `names`; a family that
+    is not is number 0."""
     family = {word: i for i, word in enumerate(names.families)}
     source = {name: i for i, (name, _) in enumerate(names.sources)}
 
-    def cell(e: Event, content: bytes) -> tuple[Any, ...]:
-        nan = float("nan")
-        return (
+    def cell(e: Event, content: bytes) -> bytes:
+        return _pack(
             e.ts, e.ts_start, *address(e.src_ip), *address(e.dst_ip), int.from_bytes(content[:8], "little"),
             nan if e.fast_score is None else e.fast_score, nan if e.ml_score is None else e.ml_score,
             nan if e.final_score is None else e.final_score, e.discrepancy,
             family.get(e.family, 0), source[e.source],
             -1 if e.src_port is None else e.src_port, -1 if e.dst_port is None else e.dst_port,
             -1 if e.proto is None else e.proto,
-            CLASSIFICATIONS.index(e.classification), KINDS.index(e.kind), DECISIONS.index(e.decision), e.coverage,
+            _CLASSIFICATION[e.classification], _KIND[e.kind], _DECISION[e.decision], e.coverage,
         )  # fmt: skip
 
-    return np.array([cell(e, c) for e, c in zip(events, contents, strict=True)], COLUMNS)
+    return np.frombuffer(b"".join([cell(e, c) for e, c in zip(events, contents, strict=True)]), COLUMNS)

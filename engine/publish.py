@@ -16,6 +16,7 @@ A death before 2 leaves letters and rows past the committed count, which the nex
 
 from __future__ import annotations
 
+import collections
 import errno
 import logging
 import time
@@ -76,6 +77,7 @@ from ipc.messages import Reject
 log = logging.getLogger(__name__)
 
 ID_BYTES_MAX = 255
+CHECKPOINT_BYTES_MAX = 512  # of the state of the context, for each event since the last
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -113,6 +115,9 @@ def _say_if_full(e: OSError) -> None:
 
 
 class _Accepted(NamedTuple):
+    """key: of its identity, in `ids`."""
+
+    key: bytes
     event: Event
     features: bytes
     raw: bytes
@@ -178,7 +183,8 @@ class Publisher:
         self.stages = Stages(layout)
         self._rows, self._other_rows = (RowAppender(layout, self.stages.lap) for _ in range(2))
         self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
-        self._compress = zstandard.ZstdCompressor(level=3).compress
+        self._checkpoint_bytes = 0
+        self._compress = zstandard.ZstdCompressor(level=1).compress  # of a record, level 3 saves nothing more
         counter.value = self.manifest.generation
 
     def close(self) -> None:
@@ -242,19 +248,19 @@ class Publisher:
         self, item: FeaturedEvent, format_name: str, view: View, batch_ids: dict[bytes, bytes]
     ) -> _Accepted | None:
         """The completed event, or None for one that is stored already. Raises BadRecordError, ConflictError."""
-        event = complete(item)
+        event = complete(item, count=False)
         if len(event.event_id.encode()) > ID_BYTES_MAX or len(event.source.encode()) > SOURCE_BYTES_MAX:
             raise BadRecordError(f"event_id is over {ID_BYTES_MAX} or source over {SOURCE_BYTES_MAX} bytes")
         key, content = id_key(event.event_id, event.source), content_hash(item)
         known = batch_ids.get(key)
-        if known is None and (stored := view.identity(event.event_id, event.source)):
-            known = stored[1]
+        if known is None and (stored := view.get("ids", key)):
+            known = bytes(stored[8:24])
         if known == content:
             return None
         if known is not None:
             raise ConflictError(f"event {event.event_id!r} is stored with other content; it was not changed")
         batch_ids[key] = content
-        return _Accepted(event, item.features, item.raw, content, format_name)
+        return _Accepted(key, event, item.features, item.raw, content, format_name)
 
     def _refuse(
         self, refused: dict[str, list[Reject]], counters: Counters, source: str, rejects: Sequence[Reject]
@@ -313,22 +319,23 @@ class Publisher:
             names_count=names.count, switch=switch,
         )  # fmt: skip
         checkpointed, checkpoint = self._checkpointed, b""
-        if first // manifest.row_file_rows != checkpointed // manifest.row_file_rows:
+        if self._checkpoint_due():
             checkpointed, checkpoint = first, seq_key(first) + self.tracker.dump()
             lap("checkpoint")
         with self.catalog.write() as batch:
-            ids: list[tuple[bytes, bytes]] = []
-            for i, a in enumerate(accepted):
-                seq = first + i
-                record = join_record(_encode(a.event), feature_table.pack(features[i]), self._compress(a.raw))
-                batch.put("records", seq_key(seq), record, append=True)
-                ids.append((id_key(a.event.event_id, a.event.source), seq_key(seq) + a.content))
-                counters.record_bytes += len(record)
-                counters.families[a.event.family] = counters.families.get(a.event.family, 0) + 1
-                self._count(counters, a.event.source).events += 1
-            for key, value in sorted(ids):  # random keys double the cost of a commit; sorted they do not
-                if not batch.put("ids", key, value, overwrite=False):
-                    raise AssertionError(f"identity {key!r} appeared while the only writer was publishing")
+            seqs = [seq_key(seq) for seq in range(first, first + len(accepted))]
+            records = [
+                join_record(_encode(a.event), blob, self._compress(a.raw))
+                for a, blob in zip(accepted, feature_table.pack_rows(features), strict=True)
+            ]
+            batch.put_new("records", list(zip(seqs, records, strict=True)), append=True)
+            ids = [(a.key, seq + a.content) for a, seq in zip(accepted, seqs, strict=True)]
+            batch.put_new("ids", sorted(ids))  # random keys double the cost of a commit; sorted they do not
+            counters.record_bytes += sum(map(len, records))
+            for family, n in collections.Counter(e.family for e in events).items():
+                counters.families[family] = counters.families.get(family, 0) + n
+            for source, n in collections.Counter(e.source for e in events).items():
+                self._count(counters, source).events += n
             for extent in extents:
                 batch.put_extent(*extent)
             for key, vector in sorted(fresh_texts(self.models)):
@@ -360,12 +367,21 @@ class Publisher:
         lap("context")
         self.actions.adopt(plan)
         self.names, self.counters, self._checkpointed = names, counters, checkpointed
+        self._checkpoint_bytes = len(checkpoint) or self._checkpoint_bytes
         self.coverage |= covered
         self.letters |= letters
         self._adopt(manifest)
         self.stages.stored(len(accepted))
         lap("publish")
         return joined
+
+    def _checkpoint_due(self) -> bool:
+        """At the first commit after a full row file, and where the state is large after as many as keep the bytes that
+        are written for it below CHECKPOINT_BYTES_MAX an event."""
+        first, rows = self.manifest.count, self.manifest.row_file_rows
+        since = first - self._checkpointed
+        full = first // rows != self._checkpointed // rows
+        return full and self._checkpoint_bytes <= since * CHECKPOINT_BYTES_MAX
 
     def _cover(
         self, batch: Batch, manifest: Manifest, names: Names, counters: Counters,

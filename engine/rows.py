@@ -36,6 +36,7 @@ REGION_BYTES = {**{s: DIMS[s] * 4 for s in SPACES}, "features": FEATURE_COUNT * 
 REGIONS = tuple(REGION_BYTES)
 SUM_COLUMNS = (*SPACES, "features")  # what the four checksums of a row cover; the last: features, then columns
 SUMS_BYTES = 4 * len(SUM_COLUMNS)
+_xxh = xxhash.xxh3_64_intdigest
 
 
 class Rows(NamedTuple):
@@ -61,21 +62,28 @@ def _offsets(rows: int) -> dict[str, int]:
 
 
 def _sum32(data: bytes | memoryview, seq: int) -> int:
-    return xxhash.xxh3_64_intdigest(data, seed=seq) & 0xFFFFFFFF
+    return _xxh(data, seq) & 0xFFFFFFFF
+
+
+def _sums32(data: bytes, size: int, first_seq: int) -> NDArray[np.uint32]:
+    """Of each `size` bytes."""
+    sums = [_xxh(data[at : at + size], seq) for seq, at in enumerate(range(0, len(data), size), first_seq)]
+    return np.array(sums, np.uint64).astype(np.uint32)  # the low 32 bits
 
 
 def row_sums(rows: Rows, first_seq: int) -> NDArray[np.uint32]:
     """uint32 [n, 4]: for each row, seeded by its seq, of each space's vector and of features + columns."""
     out = np.empty((len(rows.columns), len(SUM_COLUMNS)), "<u4")
     for j, space in enumerate(SPACES):
-        data, size = np.ascontiguousarray(rows.vectors[space], "<f4").tobytes(), REGION_BYTES[space]
-        out[:, j] = [_sum32(data[i * size : (i + 1) * size], first_seq + i) for i in range(len(out))]
-    features, columns = rows.features.tobytes(), rows.columns.tobytes()
-    a, b = REGION_BYTES["features"], REGION_BYTES["columns"]
-    out[:, 3] = [
-        _sum32(features[i * a : (i + 1) * a] + columns[i * b : (i + 1) * b], first_seq + i) for i in range(len(out))
-    ]
+        out[:, j] = _sums32(rows.vectors[space].tobytes(), REGION_BYTES[space], first_seq)
+    features, columns = (_bytes_of(region) for region in (rows.features, rows.columns))
+    out[:, 3] = _sums32(np.hstack((features, columns)).tobytes(), features.shape[1] + columns.shape[1], first_seq)
     return out
+
+
+def _bytes_of(region: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 [n, bytes of a row]."""
+    return np.ascontiguousarray(region).view(np.uint8).reshape(len(region), -1)
 
 
 def _region(rows: Rows, name: str) -> NDArray[Any]:

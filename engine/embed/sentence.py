@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from engine.config import CIDRS_INTERNAL
@@ -86,6 +88,23 @@ _SECONDS = (
     (math.inf, "very long"),
 )
 
+
+class _Numbers(NamedTuple):
+    """The features that a sentence tells of, NaN where missing."""
+
+    total_forward_packets: float
+    total_backward_packets: float
+    total_forward_bytes: float
+    total_backward_bytes: float
+    flow_duration: float
+    fin_flag_count: float
+    rst_flag_count: float
+    syn_flag_count: float
+    flow_completion_rate: float
+
+
+_SPOKEN = [INDEX[name] for name in _Numbers._fields]
+
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])")
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _HEX = re.compile(r"\b(?=[0-9a-f]*\d)(?=\d*[a-f])(?:0x)?[0-9a-f]{8,}\b")
@@ -132,17 +151,27 @@ def normalised(text: str) -> str:
 def sentence(event: Event, features: F32, internal: tuple[str, ...] = CIDRS_INTERNAL) -> str:
     """The event in words, of its features float32 [105], NaN = missing: "dns udp internal to external, answered, sent
     tiny, received small, few packets, instant". What is not known is not said. internal: CIDRs that count as that."""
-    parts = [normalised(event.text), _who(event, internal), _state(event, features)]
-    sent = _bucket(_BYTES, _value(features, "total_forward_bytes"))
-    received = _bucket(_BYTES, _value(features, "total_backward_bytes"))
-    packets = _value(features, "total_forward_packets") + _value(features, "total_backward_packets")
-    parts += [
+    return sentences([event], features.reshape(1, -1), internal)[0]
+
+
+def sentences(events: Sequence[Event], features: F32, internal: tuple[str, ...] = CIDRS_INTERNAL) -> list[str]:
+    """Of events with their features, float32 [n, 105]."""
+    spoken = features[:, _SPOKEN].tolist()
+    return [_sentence(event, _Numbers(*numbers), internal) for event, numbers in zip(events, spoken, strict=True)]
+
+
+def _sentence(event: Event, of: _Numbers, internal: tuple[str, ...]) -> str:
+    sent, received = _bucket(_BYTES, of.total_forward_bytes), _bucket(_BYTES, of.total_backward_bytes)
+    parts = [
+        normalised(event.text) if event.text else "",
+        _who(event, internal),
+        _state(event, of),
         f"sent {sent}" if sent else "",
         f"received {received}" if received else "",
-        _bucket(_PACKETS, packets),
-        _bucket(_SECONDS, _value(features, "flow_duration")),
+        _bucket(_PACKETS, of.total_forward_packets + of.total_backward_packets),
+        _bucket(_SECONDS, of.flow_duration),
     ]
-    return ", ".join(part for part in parts if part) or event.kind
+    return ", ".join([part for part in parts if part]) or event.kind
 
 
 def _who(event: Event, internal: tuple[str, ...]) -> str:
@@ -154,31 +183,26 @@ def _who(event: Event, internal: tuple[str, ...]) -> str:
     return " ".join(word for word in (service, protocol, " to ".join(ends)) if word)
 
 
-def _state(event: Event, features: F32) -> str:
+def _state(event: Event, of: _Numbers) -> str:
     """How the conversation went, from packets and flags; "" where neither is known."""
-    forward, backward = _value(features, "total_forward_packets"), _value(features, "total_backward_packets")
-    if math.isnan(forward) or math.isnan(backward):
+    if math.isnan(of.total_forward_packets) or math.isnan(of.total_backward_packets):
         return ""
-    if backward == 0:
+    if of.total_backward_packets == 0:
         return "unanswered"
     if event.proto != 6:
         return "answered"
-    fin, rst = _value(features, "fin_flag_count"), _value(features, "rst_flag_count")
-    if math.isnan(fin) or math.isnan(rst):
-        completed = _value(features, "flow_completion_rate")
-        return {0.0: "not established", 0.5: "opened", 1.0: "closed"}.get(completed, "answered")
-    if rst > 0:
-        payload = _value(features, "total_forward_bytes") + _value(features, "total_backward_bytes")
-        return "refused" if payload == 0 else "reset"
-    if fin > 0:
+    if math.isnan(of.fin_flag_count) or math.isnan(of.rst_flag_count):
+        return {0.0: "not established", 0.5: "opened", 1.0: "closed"}.get(of.flow_completion_rate, "answered")
+    if of.rst_flag_count > 0:
+        return "refused" if of.total_forward_bytes + of.total_backward_bytes == 0 else "reset"
+    if of.fin_flag_count > 0:
         return "closed"
-    return "opened" if _value(features, "syn_flag_count") > 0 else "ongoing"
-
-
-def _value(features: F32, name: str) -> float:
-    return float(features[INDEX[name]])
+    return "opened" if of.syn_flag_count > 0 else "ongoing"
 
 
 def _bucket(buckets: tuple[tuple[float, str], ...], value: float) -> str:
     """The first bucket whose bound is above the value; "" where it is missing."""
-    return next((word for bound, word in buckets if value < bound), "")
+    for bound, word in buckets:
+        if value < bound:
+            return word
+    return ""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from engine.config import CIDRS_INTERNAL
 from engine.embed.base import DIMS, F32, Calibration
-from engine.embed.sentence import WORDING, sentence
+from engine.embed.sentence import WORDING, sentence, sentences
 from engine.errors import ModelError
 from ipc.event import Event
 from ipc.messages import Contribution
@@ -166,12 +166,12 @@ class TextEmbedder:
 
     def embed(self, events: Sequence[Event], features: F32) -> F32:
         """float32 [n, 384], unit vectors."""
-        return self.embed_texts([self.sentence(e, f) for e, f in zip(events, features, strict=True)])
+        return self.embed_texts(sentences(events, features, self.internal))
 
     def embed_texts(self, texts: Sequence[str]) -> F32:
         """float32 [n, 384], each distinct text embedded once, if no memo knows it."""
-        keys = [memo_key(text) for text in texts]
-        wanted = dict(zip(keys, texts, strict=True))
+        key_of = {text: memo_key(text) for text in dict.fromkeys(texts)}
+        wanted = {key: text for text, key in key_of.items()}
         with self._lock:
             found = {key: self._known[key] for key in wanted if key in self._known}
         absent = [key for key in wanted if key not in found]
@@ -186,10 +186,9 @@ class TextEmbedder:
             fresh[key] = self.model.embed_texts([wanted[key]])[0]
         self._remember(found | fresh, fresh)
         found |= fresh
-        out = np.empty((len(keys), DIM), np.float32)
-        for i, key in enumerate(keys):
-            out[i] = found[key]
-        return out
+        place = {key: i for i, key in enumerate(wanted)}
+        vectors = np.array([found[key] for key in wanted], np.float32).reshape(-1, DIM)
+        return vectors[[place[key_of[text]] for text in texts]]
 
     def take_fresh(self) -> list[tuple[bytes, bytes]]:
         """Key and vector of what was embedded since the last call and no memo knew, to be stored. At most the last

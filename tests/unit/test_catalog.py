@@ -78,6 +78,27 @@ def test_a_value_under_another_key_or_in_another_table_is_refused(catalog: Catal
                 view.get(table, key)
 
 
+def test_many_are_put_at_once_as_one_by_one_and_read_back(catalog: Catalog) -> None:
+    with catalog.write() as batch:
+        batch.put_new("records", [(seq_key(seq), b"%d" % seq) for seq in range(5)], append=True)
+        batch.put_new("records", [(seq_key(seq), b"%d" % seq) for seq in range(5, 9)], append=True)
+        batch.put_new("ids", [(b"b", b"2"), (b"d", b"4")])
+        batch.put_new("ids", [(b"a", b"1"), (b"c", b"3"), (b"e", b"5")])
+        batch.put_new("ids", [])
+    with catalog.read() as view:
+        assert [(k, bytes(v)) for k, v in view.scan("records")] == [(seq_key(seq), b"%d" % seq) for seq in range(9)]
+        assert [(k, bytes(v)) for k, v in view.scan("ids")] == [(b"%c" % (96 + n), b"%d" % n) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(("table", "key", "append"), [("ids", b"key1", False), ("records", b"key1", True)])
+def test_a_key_that_is_there_is_never_put_over(catalog: Catalog, table: str, key: bytes, append: bool) -> None:
+    put(catalog, table, key1=b"old")
+    with pytest.raises(AssertionError, match="appeared"), catalog.write() as batch:
+        batch.put_new(table, [(key, b"new"), (b"key2", b"new")], append=append)
+    with catalog.read() as view:
+        assert [(k, bytes(v)) for k, v in view.scan(table)] == [(b"key1", b"old")]
+
+
 def test_scan_goes_in_order_from_a_key_and_stays_in_its_prefix(catalog: Catalog) -> None:
     put(catalog, "meta", aa=b"1", ab=b"2", b=b"3", c=b"4")
     with catalog.read() as view:

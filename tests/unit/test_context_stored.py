@@ -14,11 +14,12 @@ from engine import facts
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.features import CONTEXT_INDEXES, empty, unpack
-from engine.publish import Submission
+from engine.publish import CHECKPOINT_BYTES_MAX, Submission
+from engine.recover import replayed
 from engine.sources.synthetic import generate
 from ipc.event import Event, FeaturedEvent
 from tests.events import T0, S, make, write
-from tests.store_fixture import Store
+from tests.store_fixture import ROWS, Store
 
 
 def stored_features(data_dir: Path, files: list[Path]) -> dict[str, bytes]:
@@ -103,3 +104,30 @@ def test_a_tracker_without_overlays_forgets_the_bytes_of_long_ago() -> None:
         tracker.observe([make(0, kind="flow", ts=T0 + second * S, ts_start=T0).event], rows.copy())
     (stream,) = tracker.streams.own.values()
     assert len(stream.slices) <= 930 // 2 + 1
+
+
+def test_a_large_state_is_stored_as_seldom_as_its_bytes_allow_and_a_start_replays_the_rest(tmp_path: Path) -> None:
+    def stored(store: Store) -> tuple[int, int]:
+        """(events seen, bytes) of the stored state."""
+        with store.catalog.read() as view:
+            blob = view.get("tracker", b"checkpoint")
+            return (0, 0) if blob is None else (int.from_bytes(blob[:8], "big"), len(blob))
+
+    with Store(tmp_path / "data") as store:
+        at, size, commits = 0, 0, 0
+        for first in range(0, 24 * ROWS, ROWS):
+            store.publish([make(i, src_ip=f"10.1.{i >> 8}.{i & 255}") for i in range(first, first + ROWS)])
+            before, (at, size) = (at, size), stored(store)
+            commits += at != before[0]
+            if at != before[0] and before[0]:
+                assert before[1] <= (at - before[0]) * CHECKPOINT_BYTES_MAX
+            assert first - at <= max(ROWS, size // CHECKPOINT_BYTES_MAX + ROWS)
+        assert size > ROWS * CHECKPOINT_BYTES_MAX and 3 < commits < 20  # it became too large for each row file
+        assert 0 < at < store.publisher.manifest.count - ROWS
+        again, count = replayed(store.catalog, Tracker(CIDRS_INTERNAL), list(CIDRS_INTERNAL))
+        assert count == 24 * ROWS
+        events = [make(i, src_ip=f"10.1.{i >> 9}.{i & 255}").event for i in range(24 * ROWS, 25 * ROWS)]
+        ours, theirs = empty(ROWS), empty(ROWS)
+        store.publisher.tracker.overlay().observe(events, ours)
+        again.observe(events, theirs)
+        assert np.isfinite(ours).any() and np.array_equal(ours, theirs, equal_nan=True)

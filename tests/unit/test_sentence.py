@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.embed.sentence import TEXT_CHARS_MAX, normalised, place, sentence
+from engine.embed.sentence import TEXT_CHARS_MAX, normalised, place, sentence, sentences
 from engine.features import INDEX, empty
 from ipc.event import Event, Verdict
 from tests.events import T0
@@ -96,6 +96,13 @@ def test_addresses_are_places() -> None:
     assert place("", INTERNAL) == place("host", INTERNAL) == ""
     here = sentence(event(dst_ip="203.0.113.9"), row(), ("203.0.113.0/24", "10.0.0.0/8"))
     assert here == "dns udp internal to internal"
+
+
+def test_many_are_said_as_each_alone() -> None:
+    events = [event(), event(text="ET SCAN Nmap"), event(src_ip="8.8.8.8", proto=6, dst_port=80), event(proto=None)]
+    features = np.stack([row(**FULL), row(), row(**FULL), row(total_forward_packets=1.0)])
+    assert sentences(events, features) == [sentence(e, f) for e, f in zip(events, features, strict=True)]
+    assert sentences([], features[:0]) == []
 
 
 def test_flows_that_are_alike_share_a_sentence() -> None:
