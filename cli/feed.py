@@ -25,6 +25,7 @@ from cli.text import clean
 from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, NotReadyError, error_of
 from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import (
+    EVENTS_PER_MESSAGE_MAX,
     Answer,
     ErrorCode,
     Failure,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from engine.sources.join import Join
     from ipc.client import Client
 
-EVENTS_MAX = 512  # of one message
+EVENTS_MAX = EVENTS_PER_MESSAGE_MAX  # the engine stores a message in one commit
 BYTES_MAX = 3 << 20
 ASK_EVENTS_MAX = 256
 CLASSIFY_EVENTS_MAX = 64  # each looks through all earlier events, and a reader answers a message at once

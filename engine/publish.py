@@ -77,7 +77,10 @@ from ipc.messages import Reject
 log = logging.getLogger(__name__)
 
 ID_BYTES_MAX = 255
-CHECKPOINT_BYTES_MAX = 512  # of the state of the context, for each event since the last
+# A checkpoint of the context's state: at most so many bytes for each event since the last, unless so many row files are
+# full since.
+CHECKPOINT_BYTES_MAX = 256
+CHECKPOINT_FILES_MAX = 4
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -376,12 +379,11 @@ class Publisher:
         return joined
 
     def _checkpoint_due(self) -> bool:
-        """At the first commit after a full row file, and where the state is large after as many as keep the bytes that
-        are written for it below CHECKPOINT_BYTES_MAX an event."""
+        """At the first commit after a full row file; where the state is large, after more of them."""
         first, rows = self.manifest.count, self.manifest.row_file_rows
-        since = first - self._checkpointed
-        full = first // rows != self._checkpointed // rows
-        return full and self._checkpoint_bytes <= since * CHECKPOINT_BYTES_MAX
+        full = first // rows - self._checkpointed // rows
+        small = self._checkpoint_bytes <= (first - self._checkpointed) * CHECKPOINT_BYTES_MAX
+        return full >= CHECKPOINT_FILES_MAX or (full > 0 and small)
 
     def _cover(
         self, batch: Batch, manifest: Manifest, names: Names, counters: Counters,

@@ -43,6 +43,9 @@ def part(first: int, count: int, raw: int = 10, rejects: int = 0, format: str = 
     return feed.Part(format, "lab", items(first, count, raw), [Reject("f", i, "bad", b"r") for i in range(rejects)])
 
 
+MOST = feed.EVENTS_MAX
+
+
 class Engine:
     """Knows ids; does at each message what the script says: None, a Failure's code, 'break', 'break after' storing."""
 
@@ -94,10 +97,10 @@ def delivered(engine: Engine, parts: Iterable[feed.Part], retry_s: float = 5.0) 
 
 
 def test_messages_stay_within_bounds():
-    parts = [part(0, 1_000), part(1_000, 10, raw=1 << 20), part(2_000, 3, rejects=600), part(3_000, 1, format="eve")]
+    parts = [part(0, 1_200), part(1_200, 10, raw=1 << 20), part(2_000, 3, rejects=1_100), part(3_000, 1, format="eve")]
     made = list(feed.batches(parts))
-    assert sum(len(b.events) for b in made) == 1_014 and sum(len(b.rejects) for b in made) == 600
-    assert all(len(b.events) <= 512 and len(b.rejects) <= 512 for b in made)
+    assert sum(len(b.events) for b in made) == 1_214 and sum(len(b.rejects) for b in made) == 1_100
+    assert all(len(b.events) <= MOST and len(b.rejects) <= MOST for b in made)
     assert all(len(encode(Ingest(1, b.format, b.events, b.rejects, b.source))) < FRAME_BYTES_MAX for b in made)
     assert [b.format for b in made][-1] == "eve" and {b.format for b in made[:-1]} == {"ndjson"}
     order = [item.event.event_id for b in made for item in b.events]
@@ -108,7 +111,7 @@ def test_messages_stay_within_bounds():
 def test_actions_go_along_within_bounds_and_what_became_of_them_is_counted():
     actions = [FirewallAction(n, "10.0.0.1", "10.0.0.2", "DDoS", "BLOCK") for n in range(1_300)]
     made = list(feed.batches([part(0, 3)._replace(actions=actions[:700]), part(3, 1)._replace(actions=actions[700:])]))
-    assert all(0 < len(b.actions) <= 512 for b in made)
+    assert all(0 < len(b.actions) <= MOST for b in made)
     assert [action for b in made for action in b.actions] == actions
     assert sum(len(b.events) for b in made) == 4
     assert list(feed.batches([feed.Part("f", "s", [], [], actions[:1])]))[0].actions == actions[:1]
@@ -120,7 +123,7 @@ def test_actions_go_along_within_bounds_and_what_became_of_them_is_counted():
 
 
 def test_small_parts_are_joined():
-    assert len(list(feed.batches([part(i, 1) for i in range(512)]))) == 1
+    assert len(list(feed.batches([part(i, 1) for i in range(MOST)]))) == 1
 
 
 def test_everything_is_delivered_and_counted():
@@ -139,7 +142,7 @@ def test_everything_is_delivered_and_counted():
         "parse_cpu_s",
     ]
     assert list(document) == names
-    assert document["dead_letters"] == "dl" and document["generation"] == 10
+    assert document["dead_letters"] == "dl" and document["generation"] == -(-5_000 // MOST)
 
 
 @pytest.mark.parametrize("code", [ErrorCode.OVERLOADED, ErrorCode.NO_SPACE, ErrorCode.NOT_READY, ErrorCode.DEADLINE])
@@ -153,9 +156,9 @@ def test_told_to_wait_it_waits_as_long_as_it_was_told_and_sends_again(code):
 @pytest.mark.parametrize("act", ["break", "break after"])
 def test_a_broken_connection_costs_nothing(act):
     engine = Engine([None, None, act, None, None, None, act])
-    summary, _ = delivered(engine, [part(0, 5_000)])
-    assert len(engine.ids) == 5_000 and engine.connects == 3
-    assert summary.accepted + summary.duplicates == 5_000  # stored and not acknowledged: counts once
+    summary, _ = delivered(engine, [part(0, 10_000)])
+    assert len(engine.ids) == 10_000 and engine.connects == 3
+    assert summary.accepted + summary.duplicates == 10_000  # stored and not acknowledged: counts once
 
 
 def test_an_engine_that_is_restarting_is_waited_for_but_a_missing_one_is_not():
@@ -168,15 +171,15 @@ def test_an_engine_that_is_restarting_is_waited_for_but_a_missing_one_is_not():
 
 def test_retrying_ends():
     with pytest.raises(OverloadedError, match="gave up after 0 s"):
-        delivered(Engine([None, *[ErrorCode.OVERLOADED] * 10_000]), [part(0, 1_000)], retry_s=0.0)
+        delivered(Engine([None, *[ErrorCode.OVERLOADED] * 10_000]), [part(0, 2 * MOST)], retry_s=0.0)
 
 
 def test_a_failed_ingest_says_what_is_stored(monkeypatch, tmp_path):
     (tmp_path / "f").write_bytes(b"x")
-    monkeypatch.setattr(feed, "parts", lambda paths, how: iter([part(0, 1_000)]))
+    monkeypatch.setattr(feed, "parts", lambda paths, how: iter([part(0, 2 * MOST)]))
     engine = Engine([None, ErrorCode.INTERNAL])
     engine.ping = lambda: None  # type: ignore[attr-defined]
-    with pytest.raises(ClientError, match=r"512 events are stored; the same command again"):
+    with pytest.raises(ClientError, match=r"1,024 events are stored; the same command again"):
         feed.ingest(engine, [tmp_path / "f"], feed.How("ndjson"), Silent())  # type: ignore[arg-type]
 
 

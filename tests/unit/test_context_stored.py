@@ -14,7 +14,7 @@ from engine import facts
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.features import CONTEXT_INDEXES, empty, unpack
-from engine.publish import CHECKPOINT_BYTES_MAX, Submission
+from engine.publish import CHECKPOINT_BYTES_MAX, CHECKPOINT_FILES_MAX, Submission
 from engine.recover import replayed
 from engine.sources.synthetic import generate
 from ipc.event import Event, FeaturedEvent
@@ -114,16 +114,16 @@ def test_a_large_state_is_stored_as_seldom_as_its_bytes_allow_and_a_start_replay
             return (0, 0) if blob is None else (int.from_bytes(blob[:8], "big"), len(blob))
 
     with Store(tmp_path / "data") as store:
-        at, size, commits = 0, 0, 0
+        seen = [0]
         for first in range(0, 24 * ROWS, ROWS):
             store.publish([make(i, src_ip=f"10.1.{i >> 8}.{i & 255}") for i in range(first, first + ROWS)])
-            before, (at, size) = (at, size), stored(store)
-            commits += at != before[0]
-            if at != before[0] and before[0]:
-                assert before[1] <= (at - before[0]) * CHECKPOINT_BYTES_MAX
-            assert first - at <= max(ROWS, size // CHECKPOINT_BYTES_MAX + ROWS)
-        assert size > ROWS * CHECKPOINT_BYTES_MAX and 3 < commits < 20  # it became too large for each row file
-        assert 0 < at < store.publisher.manifest.count - ROWS
+            at, size = stored(store)
+            if at != seen[-1]:
+                seen.append(at)
+                assert at - seen[-2] in (ROWS, 2 * ROWS, 3 * ROWS, 4 * ROWS)
+        gaps = np.diff(seen).tolist()
+        assert gaps == sorted(gaps) and gaps[0] == ROWS and gaps[-1] == CHECKPOINT_FILES_MAX * ROWS  # it grows
+        assert size > ROWS * CHECKPOINT_BYTES_MAX and 0 < at < store.publisher.manifest.count - ROWS
         again, count = replayed(store.catalog, Tracker(CIDRS_INTERNAL), list(CIDRS_INTERNAL))
         assert count == 24 * ROWS
         events = [make(i, src_ip=f"10.1.{i >> 9}.{i & 255}").event for i in range(24 * ROWS, 25 * ROWS)]
