@@ -72,13 +72,14 @@ class How(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some events, rejects and firewall actions of one file."""
+    """Some events, rejects and firewall actions of one file. not_ip: packets of a capture that are no IP."""
 
     format: str
     source: str
     events: Sequence[FeaturedEvent]
     rejects: Sequence[Reject]
     actions: Sequence[FirewallAction] = ()
+    not_ip: int = 0
 
 
 class Batch(NamedTuple):
@@ -89,6 +90,7 @@ class Batch(NamedTuple):
     events: list[FeaturedEvent]
     rejects: list[Reject]
     actions: list[FirewallAction]
+    not_ip: int = 0
 
 
 class Summary:
@@ -216,7 +218,7 @@ def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
         ordered = _in_order(name, files, how)
         parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
         for one in sorted_by_time(parsed):
-            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects], one.actions)
+            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects], one.actions, one.not_ip)
         _say_passed_over(join)
 
 
@@ -288,9 +290,10 @@ def batches(parts: Iterable[Part]) -> Iterator[Batch]:
     current, size = Batch("", "", [], [], []), 0
     for part in parts:
         if (part.format, part.source) != (current.format, current.source):
-            if size:
+            if size or current.not_ip:
                 yield current
             current, size = Batch(part.format, part.source, [], [], []), 0
+        current = current._replace(not_ip=current.not_ip + part.not_ip)
         each: Iterator[FeaturedEvent | Reject | FirewallAction]
         each = itertools.chain(part.events, part.rejects, part.actions)
         for item in each:
@@ -306,13 +309,13 @@ def batches(parts: Iterable[Part]) -> Iterator[Batch]:
             else:
                 current.rejects.append(item)
             size += more
-    if size:
+    if size or current.not_ip:
         yield current
 
 
 def _make(batch: Batch) -> Callable[[int, int], Request]:
     return lambda request_id, left_ms: Ingest(
-        request_id, batch.format, batch.events, batch.rejects, batch.source, batch.actions
+        request_id, batch.format, batch.events, batch.rejects, batch.source, batch.actions, batch.not_ip
     )
 
 

@@ -75,6 +75,7 @@ class SourceCounters(msgspec.Struct):
     events: int = 0
     duplicates: int = 0
     rejected: int = 0
+    not_ip: int = 0  # packets of captures that are no IP
 
 
 class Counters(msgspec.Struct):

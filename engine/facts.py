@@ -134,7 +134,7 @@ def sources(view: View, counters: Counters, covered: Mapping[str, coverage.Cover
     return [
         {
             "name": name, "format": formats.get(name, ""), "events": c.events, "duplicates": c.duplicates,
-            "rejected": c.rejected, **coverage.facts(covered.get(name)),
+            "rejected": c.rejected, "not_ip": c.not_ip, **coverage.facts(covered.get(name)),
         }
         for name, c in sorted(counters.sources.items())
     ]  # fmt: skip

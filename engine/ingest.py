@@ -244,7 +244,8 @@ class IngestWorker:
 
         self.submit(
             Submission(
-                request.format, request.events, request.rejects, done, source=request.source, actions=request.actions
+                request.format, request.events, request.rejects, done, source=request.source, actions=request.actions,
+                not_ip=request.not_ip,
             )
         )
 
@@ -419,7 +420,7 @@ class IngestWorker:
 
     async def _store(self, name: str, format_name: str, parsed: Parsed, offsets: dict[bytes, bytes]) -> None:
         """Submit it and wait until it is durable, a full disk included. Raises what else went wrong."""
-        while parsed.events or parsed.rejects or parsed.actions or offsets:
+        while parsed.events or parsed.rejects or parsed.actions or parsed.not_ip or offsets:
             future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
 
             def done(outcome: Outcome | Exception, future: asyncio.Future[Outcome | Exception] = future) -> None:
@@ -427,7 +428,9 @@ class IngestWorker:
                     future.set_result(outcome)
 
             self.submit(
-                Submission(format_name, parsed.events, parsed.rejects, done, offsets, name, parsed.actions)
+                Submission(
+                    format_name, parsed.events, parsed.rejects, done, offsets, name, parsed.actions, parsed.not_ip
+                )
             )  # fmt: skip
             outcome = await future
             if not isinstance(outcome, Exception):

@@ -87,7 +87,7 @@ _encode = msgspec.msgpack.Encoder().encode
 class Submission(Struct):
     """Events on their way in from one message or one source. offsets: states of followed files to be stored in the same
     commit, b"": to be forgotten. done: called with the outcome when all is durable and visible, or with the error.
-    actions: of a firewall, about these events or others."""
+    actions: of a firewall, about these events or others. not_ip: packets of a capture that are no IP."""
 
     format: str
     events: list[FeaturedEvent]
@@ -96,6 +96,7 @@ class Submission(Struct):
     offsets: dict[bytes, bytes] = {}
     source: str = ""
     actions: list[FirewallAction] = []
+    not_ip: int = 0
 
     @property
     def size(self) -> int:
@@ -209,6 +210,8 @@ class Publisher:
             for number, submission in enumerate(submissions):
                 first, duplicates, rejects = len(accepted), 0, list(submission.rejects)
                 self._refuse(refused, counters, submission.source or submission.format, rejects)
+                if submission.not_ip:
+                    self._count(counters, submission.source or submission.format).not_ip += submission.not_ip
                 for item in submission.events:
                     try:
                         new = self._admit(item, submission.format, view, batch_ids)

@@ -253,7 +253,7 @@ class Classify(Message, tag=15):     request_id: RequestId; ids: Annotated[list[
 
 # ---- requests, write socket ---------------------------------------------------------------------------------------
 class Reject(Message):               file: Annotated[str, Meta(max_length=4096)]; offset: int; reason: Annotated[str, Meta(max_length=512)]; record: Annotated[bytes, Meta(max_length=1 << 16)] = b""
-class Ingest(Order, tag=32):         request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""; actions: Annotated[list[FirewallAction], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []
+class Ingest(Order, tag=32):         request_id: RequestId; format: Name; events: Annotated[list[FeaturedEvent], Meta(max_length=EVENTS_PER_MESSAGE_MAX)]; rejects: Annotated[list[Reject], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; source: Name = ""; actions: Annotated[list[FirewallAction], Meta(max_length=EVENTS_PER_MESSAGE_MAX)] = []; not_ip: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)] = 0  # packets of a capture that are no IP
 class Label(Order, tag=33):          request_id: RequestId; id: Id; label: Annotated[str, Meta(max_length=128)]; by: Name = ""
 class UseModel(Order, tag=34):       request_id: RequestId; version: Name
 class AddModel(Order, tag=35):       request_id: RequestId; version: Name; files: Annotated[dict[Name, bytes], Meta(max_length=64)]  # safetensors, networks and card; looked through, stored whole

@@ -39,6 +39,8 @@ def sources(to: Writer, sources: Sequence[Mapping[str, Any]]) -> None:
         ],
         rows,
     )
+    if not_ip := [f"{count(row['not_ip'])} of {row['name']}" for row in sources if row.get("not_ip")]:
+        to.line(Span("packets that are no IP: " + ", ".join(not_ip), DIM))
     to.line()
     to.line(Span("features filled, by group", BOLD))
     groups = [

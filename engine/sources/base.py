@@ -51,12 +51,14 @@ class Parsed(Struct):
     events: list[FeaturedEvent]
     rejects: list[Reject]
     actions: list[FirewallAction] = []  # what was done about events, here or elsewhere (engine/actions.py)
+    not_ip: int = 0  # packets of a capture that has ended: no IP, so of no flow
 
     def add(self, more: Parsed) -> None:
         """What came after it."""
         self.events += more.events
         self.rejects += more.rejects
         self.actions += more.actions
+        self.not_ip += more.not_ip
 
 
 class Adapter(ABC):

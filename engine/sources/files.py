@@ -258,7 +258,7 @@ def _by_time(item: FeaturedEvent) -> tuple[int, str]:
 
 
 def sorted_by_time(parsed: Iterable[Parsed], memory_events: int = SORT_EVENTS_MAX) -> Iterator[Parsed]:
-    """Rejects and actions as they come, then all events by (ts, event_id), at most EVENTS_PER_MESSAGE_MAX at a time.
+    """All but events as it comes, then all events by (ts, event_id), at most EVENTS_PER_MESSAGE_MAX at a time.
 
     More than memory_events go through temporary files (unlinked at once, so that a crash leaves none).
     """
@@ -266,8 +266,8 @@ def sorted_by_time(parsed: Iterable[Parsed], memory_events: int = SORT_EVENTS_MA
     runs: list[BinaryIO] = []
     try:
         for batch in parsed:
-            if batch.rejects or batch.actions:
-                yield Parsed([], batch.rejects, batch.actions)
+            if batch.rejects or batch.actions or batch.not_ip:
+                yield Parsed([], batch.rejects, batch.actions, batch.not_ip)
             held += batch.events
             if len(held) >= memory_events:
                 held.sort(key=_by_time)

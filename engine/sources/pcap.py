@@ -99,7 +99,7 @@ class PcapAdapter(Adapter):
         self._take(self._decoder.finish())
         self._hold(self._table.finish())
         self._done = True
-        return Parsed(self._release(len(self._held)), self._rejects())
+        return Parsed(self._release(len(self._held)), self._rejects(), not_ip=self._decoder.not_ip)
 
     @property
     def resume_offset(self) -> int:

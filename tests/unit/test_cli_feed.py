@@ -126,6 +126,19 @@ def test_small_parts_are_joined():
     assert len(list(feed.batches([part(i, 1) for i in range(MOST)]))) == 1
 
 
+def test_packets_that_are_no_ip_go_along_once_with_whatever_is_sent():
+    def of(*parts: feed.Part) -> list[tuple[str, int, int]]:
+        return [(b.source, len(b.events), b.not_ip) for b in feed.batches(parts)]
+
+    def named(source: str, events: int, not_ip: int) -> feed.Part:
+        return feed.Part("pcap", source, items(0, events), [], (), not_ip)
+
+    assert of(named("a", 0, 5)) == [("a", 0, 5)]
+    assert of(named("a", 0, 5), named("a", 3, 0), named("a", 0, 2)) == [("a", 3, 7)]
+    assert of(named("a", 0, 5), named("b", 1, 0), named("a", 0, 0)) == [("a", 0, 5), ("b", 1, 0)]
+    assert of(named("a", MOST + 1, 4)) == [("a", MOST, 4), ("a", 1, 0)]
+
+
 def test_everything_is_delivered_and_counted():
     summary, slept = delivered(Engine(), [part(0, 5_000, rejects=3)])
     assert (summary.accepted, summary.duplicates, summary.rejected, slept) == (5_000, 0, 3, [])
