@@ -65,8 +65,9 @@ def _sum32(data: bytes | memoryview, seq: int) -> int:
     return _xxh(data, seq) & 0xFFFFFFFF
 
 
-def _sums32(data: bytes, size: int, first_seq: int) -> NDArray[np.uint32]:
-    """Of each `size` bytes."""
+def _sums32(cells: NDArray[np.uint8], first_seq: int) -> NDArray[np.uint32]:
+    """Of each row of uint8 [n, bytes]."""
+    data, size = cells.reshape(-1).data, cells.shape[1]
     sums = [_xxh(data[at : at + size], seq) for seq, at in enumerate(range(0, len(data), size), first_seq)]
     return np.array(sums, np.uint64).astype(np.uint32)  # the low 32 bits
 
@@ -75,19 +76,15 @@ def row_sums(rows: Rows, first_seq: int) -> NDArray[np.uint32]:
     """uint32 [n, 4]: for each row, seeded by its seq, of each space's vector and of features + columns."""
     out = np.empty((len(rows.columns), len(SUM_COLUMNS)), "<u4")
     for j, space in enumerate(SPACES):
-        out[:, j] = _sums32(rows.vectors[space].tobytes(), REGION_BYTES[space], first_seq)
-    features, columns = (_bytes_of(region) for region in (rows.features, rows.columns))
-    out[:, 3] = _sums32(np.hstack((features, columns)).tobytes(), features.shape[1] + columns.shape[1], first_seq)
+        out[:, j] = _sums32(_cells(rows, space), first_seq)
+    out[:, 3] = _sums32(np.hstack((_cells(rows, "features"), _cells(rows, "columns"))), first_seq)
     return out
 
 
-def _bytes_of(region: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint8 [n, bytes of a row]."""
-    return np.ascontiguousarray(region).view(np.uint8).reshape(len(region), -1)
-
-
-def _region(rows: Rows, name: str) -> NDArray[Any]:
-    return rows.vectors[name] if name in SPACES else getattr(rows, name)
+def _cells(rows: Rows, region: str) -> NDArray[np.uint8]:
+    """uint8 [n, bytes of a cell], not copied where the rows lie one behind the other."""
+    found = rows.vectors[region] if region in SPACES else getattr(rows, region)
+    return np.ascontiguousarray(found).view(np.uint8).reshape(-1, REGION_BYTES[region])
 
 
 def create(path: Path, rows: int) -> None:
@@ -126,11 +123,11 @@ class RowWriter:
         first_seq = self.number * self.rows + row
         sums = []
         for region in REGIONS:
-            data = _region(rows, region).tobytes()
+            data = _cells(rows, region).reshape(-1).data
             assert len(data) == n * REGION_BYTES[region]
             _pwrite_all(self.fd, data, self.offsets[region] + row * REGION_BYTES[region])
             sums.append(xxhash.xxh3_64_intdigest(data))
-        _pwrite_all(self.fd, row_sums(rows, first_seq).tobytes(), self.offsets["sums"] + row * SUMS_BYTES)
+        _pwrite_all(self.fd, memoryview(row_sums(rows, first_seq).tobytes()), self.offsets["sums"] + row * SUMS_BYTES)
         return tuple(sums)
 
     def sync(self) -> None:
@@ -142,8 +139,7 @@ class RowWriter:
             self.fd = -1
 
 
-def _pwrite_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
+def _pwrite_all(fd: int, view: memoryview, offset: int) -> None:
     while view:
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done

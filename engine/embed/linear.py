@@ -26,7 +26,7 @@ CLIP = 10.0  # robust deviations
 _STEP = 2.0**-16  # of s(x): |s(x)| / _STEP < 2^20
 _WEIGHT_BITS = 24  # of W: a float32 holds it exactly
 _INPUTS_BITS = 8  # at most 256 inputs: 20 + 24 + 8 bits < 53
-_ROWS = 2_048  # scaled and multiplied at a time: bounds the memory of a large batch
+_ROWS = 128  # scaled and multiplied at a time: arrays so small are taken from memory that the process has
 
 
 def on_grid(weights: F64) -> F32:
