@@ -117,7 +117,9 @@ def one_run(name: str, seed: int) -> dict[str, list[dict[str, Any]]]:
 def middle(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The median of each figure."""
     return {
-        key: middle([run[key] for run in runs]) if isinstance(value, dict) else median(run[key] for run in runs)
+        key: middle([run[key] for run in runs])
+        if isinstance(value, dict)
+        else round(median(run[key] for run in runs), 3)
         for key, value in runs[0].items()
     }
 
