@@ -1,18 +1,20 @@
 """The sbert embedder: all-MiniLM-L6-v2 run by onnxruntime, without torch.
 
 Always true
-  - Texts run one at a time, without padding: int8 scales its activations over a whole batch, so a text's neighbours in
-    it would change its vector. The same text gives the same bytes.
+  - Each text is a run of its own, without padding: int8 scales its activations over a whole batch, so a text's
+    neighbours in it would change its vector. The same text gives the same bytes, also when two run side by side.
   - Nothing is loaded before the first text that is in no memo. Threads may embed at the same time.
   - The memo's key covers weights, export, wording and sentence: an old memo can never answer for a new model.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -37,6 +39,7 @@ DIM = DIMS["sbert"]
 TOKENS_MAX = 256
 REST = "(other)"  # in explanations: what belongs to no word (start, end and commas of the sentence)
 
+_SIDE_BY_SIDE = 2  # runs at a time; more would leave a machine that ingests no core for its readers
 _KNOWN_MAX = 16_384  # sentences in memory, 1.5 KiB each
 _FRESH_MAX = 4_096
 
@@ -68,16 +71,37 @@ class TextModel:
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or text_dir()
+        self._loading = Lock()
 
-    def embed_texts(self, texts: Sequence[str]) -> F32:
-        """float32 [n, 384], unit vectors. Raises ModelError where the exported model is missing or damaged."""
+    def embed_texts(self, texts: Sequence[str], alive: Callable[[], None] = lambda: None) -> F32:
+        """float32 [n, 384], unit vectors. alive: called by this thread at each text. Raises ModelError where the
+        exported model is missing or damaged."""
         out = np.empty((len(texts), DIM), np.float32)
-        for i, text in enumerate(texts):
-            out[i] = _pooled(self.tokens(text)[1])
+        if texts:
+            self.load()
+        side_by_side = min(_SIDE_BY_SIDE, len(os.sched_getaffinity(0)), len(texts))
+        if side_by_side < 2:
+            for i, text in enumerate(texts):
+                alive()
+                out[i] = self._vector(text)
+            return out
+        with ThreadPoolExecutor(side_by_side, "text") as pool:
+            for i, vector in enumerate(pool.map(self._vector, texts)):
+                alive()
+                out[i] = vector
         return out
+
+    def load(self) -> None:
+        """Tokenizer and session, unless they are there. Raises ModelError."""
+        with self._loading:
+            _ = self._loaded
+
+    def _vector(self, text: str) -> F32:
+        return _pooled(self.tokens(text)[1])
 
     def tokens(self, text: str) -> tuple[list[tuple[int, int]], F32]:
         """Where each token stands in the text, (0, 0) for start and end, and its vector: float32 [tokens, 384]."""
+        self.load()
         tokenizer, session = self._loaded
         encoding = tokenizer.encode(text)
         (vectors,) = session.run(None, {"input_ids": np.array([encoding.ids], np.int64)})
@@ -98,8 +122,9 @@ class TextModel:
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(
-                str(self.directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
+                str(self.directory / "model.onnx"), options, providers=["CPUExecutionProvider"],
+                disabled_optimizers=["SkipLayerNormFusion"],  # the fused kernel takes longer than its two parts
+            )  # fmt: skip
         except Exception as e:  # onnxruntime raises many classes, all derived from Exception
             raise ModelError(f"the text model in {self.directory} does not load: {e}; {_remedy()}") from e
         return tokenizer, session
@@ -180,10 +205,9 @@ class TextEmbedder:
                 if stored is not None and len(stored) == 4 * DIM:
                     found[key] = np.frombuffer(stored, "<f4")
             absent = [key for key in absent if key not in found]
-        fresh = {}
-        for key in absent:
-            self.alive()
-            fresh[key] = self.model.embed_texts([wanted[key]])[0]
+        fresh: dict[bytes, F32] = {}
+        if absent:
+            fresh = dict(zip(absent, self.model.embed_texts([wanted[key] for key in absent], self.alive), strict=True))
         self._remember(found | fresh, fresh)
         found |= fresh
         place = {key: i for i, key in enumerate(wanted)}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +172,25 @@ def test_texts(shipped_version: ModelSet) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert all((model.embed_texts([text])[0] == vector).all() for text, vector in zip(texts, vectors, strict=True))
     assert vectors[0] @ vectors[1] > 0.4 > 0.3 > vectors[0] @ vectors[2]
+
+
+def test_texts_of_two_threads_are_those_of_one(shipped_version: ModelSet) -> None:
+    """A model that two threads wake at the same moment is loaded once, and gives what it gives to one."""
+    loads: list[int] = []
+
+    class Counted(TextModel):
+        @cached_property
+        def _loaded(self) -> tuple[Any, Any]:
+            loads.append(1)
+            return TextModel(self.directory)._loaded
+
+    texts = [f"connection number {'x' * i}" for i in range(24)]
+    together = Counted()
+    with ThreadPoolExecutor(2) as pool:
+        left, right = pool.map(together.embed_texts, (texts, texts))
+    assert loads == [1]
+    alone = [TextModel().embed_texts([text])[0] for text in texts[:2]]
+    assert (left == right).all() and (left[:2] == alone).all()
 
 
 def test_a_missing_or_damaged_text_model_says_what_to_do(tmp_path, shipped_version: ModelSet) -> None:  # type: ignore[no-untyped-def]
