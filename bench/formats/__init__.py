@@ -1,0 +1,1 @@
+"""Does a flow find itself when another tool tells it? See __main__.py."""
