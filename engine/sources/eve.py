@@ -7,6 +7,8 @@ Always true
     belongs to the id, so that logs of several sensors may lie in one directory.
   - `resume_offset` is the first record that still waits, so that a restart joins the same text again.
   - Bytes in EVE count whole frames, not payload: they go to event.extra, and the byte features stay missing.
+  - Flags are those of packets that Suricata's TCP engine followed. Where it made no session (no `state`) it saw none,
+    and "00" says nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from engine.sources.base import Parsed, SourceSpec
 from engine.sources.join import Join, Marks, Uid
 from engine.sources.lines import Line, LineAdapter, event_id
 from engine.sources.tcpflags import UNSEEN, give_absent
+from engine.sources.tcpflags import completion as completion_of
 from engine.sources.times import NS, iso_ns, zone
 from ipc.event import Classification, Decision, Event, FeaturedEvent, Verdict
 
@@ -90,6 +93,8 @@ class FlowPart(Struct):
 class TcpPart(Struct):
     state: str = ""
     tcp_flags: str = ""
+    tcp_flags_ts: str = ""  # of each side: to server, to client
+    tcp_flags_tc: str = ""
 
 
 class AlertPart(Struct):
@@ -289,8 +294,8 @@ def order(head: bytes, local: tzinfo) -> int:
 def _give_features(items: list[tuple[FeaturedEvent, Record]]) -> None:
     features = empty(len(items))
     table = np.array([_numbers(item.event, record) for item, record in items], np.float64)
-    features[:, _COLUMNS] = table[:, :-1]
-    give_absent(features, table[:, -1], table[:, -1])
+    features[:, _COLUMNS] = table[:, :-2]
+    give_absent(features, table[:, -2], table[:, -1])
     derive(features)
     for (item, _), blob in zip(items, pack_rows(features), strict=True):
         item.features = blob
@@ -303,18 +308,28 @@ _COLUMNS = [
     )
 ]  # fmt: skip
 _NAN = float("nan")
+UNFOLLOWED = (UNSEEN, UNSEEN)
 
 
 def _numbers(event: Event, record: Record) -> tuple[float, ...]:
-    """The cells of _COLUMNS, and the flags that were seen: EVE does not say in how many packets, nor on which side."""
+    """The cells of _COLUMNS, and the flags that were seen to server and to client: in how many packets is not said."""
     proto, flow = event.proto, record.flow
     number = _NAN if proto is None else proto
     if flow is None or event.kind != "flow":  # an alert's counts are those of the flow so far
-        return number, _NAN, _NAN, _NAN, _NAN, UNSEEN
-    seen = 0 if proto != 6 else UNSEEN if record.tcp is None else _flags(record.tcp.tcp_flags)
+        return number, _NAN, _NAN, _NAN, _NAN, UNSEEN, UNSEEN
+    seen = (0, 0) if proto != 6 else UNFOLLOWED if record.tcp is None else _seen(record.tcp)
     duration_s = (event.ts - event.ts_start) / NS
     forward, backward = (_NAN if n is None else n for n in (flow.pkts_toserver, flow.pkts_toclient))
-    return number, duration_s, forward, backward, completion(record), seen
+    return number, duration_s, forward, backward, completion(record), *seen
+
+
+def _seen(tcp: TcpPart) -> tuple[int, int]:
+    """The flags of each side; those of both where they are not told apart."""
+    both = _flags(tcp.tcp_flags)
+    if not tcp.state and not both:
+        return UNFOLLOWED
+    sides = _flags(tcp.tcp_flags_ts), _flags(tcp.tcp_flags_tc)
+    return (both, both) if UNSEEN in sides else sides
 
 
 @lru_cache(maxsize=1024)
@@ -337,6 +352,9 @@ def completion(record: Record) -> float:
     if state == "time_wait":
         return 1.0
     if state == "closed":
+        sides = _flags(record.tcp.tcp_flags_ts), _flags(record.tcp.tcp_flags_tc)
+        if UNSEEN not in sides:
+            return completion_of(*sides)
         bits = _flags(flags)
         if bits < 0 or record.flow is None or record.flow.pkts_toclient is None:
             return _NAN

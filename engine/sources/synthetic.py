@@ -329,9 +329,7 @@ class _Traffic:
                 starts = times(float(rng.uniform(8, 30)), float(rng.uniform(20, 90)))
                 dst, port = one_of(*SERVERS[5:8]), int(one_of(80, 443))
                 who = rng.integers(0, len(bots), len(starts))
-                return [
-                    Flow(t, PROFILE[name], bots[k], dst, port) for t, k in zip(starts, who.tolist(), strict=True)
-                ]
+                return [Flow(t, PROFILE[name], bots[k], dst, port) for t, k in zip(starts, who.tolist(), strict=True)]
 
     # what it looks like
 

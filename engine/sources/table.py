@@ -102,8 +102,15 @@ class TableAdapter(LineAdapter):
         return event_id_at(self.spec.fingerprint, line.offset)
 
     def flow(
-        self, event_id: str, times: tuple[int, int], src: End, dst: End, proto: int | None,
-        said: tuple[str, Classification], family: str = "", text: str = "",
+        self,
+        event_id: str,
+        times: tuple[int, int],
+        src: End,
+        dst: End,
+        proto: int | None,
+        said: tuple[str, Classification],
+        family: str = "",
+        text: str = "",
     ) -> Event:
         """The event of a row. times: start and end; said: the source's word and its verdict, as `judged` has them."""
         spec = self.spec

@@ -84,6 +84,8 @@ def proof(history: str, state: str) -> Proof:
     known = COMPLETION.get(state, NAN)
     if state in MIDDLE and history:
         known = 0.5 if spoke else 0.0
+    elif orig and orig <= {"S", "R"}:
+        known = 0.0  # the originator never acknowledged anything: a scan with SYNs
     if "C" in orig | resp:
         known = NAN
     return Proof(_side(orig, bool(history)), _side(resp, bool(history)), float(handshake), known)

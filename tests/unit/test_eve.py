@@ -203,6 +203,39 @@ def test_completion(state: str, flags: str, back: int, expected: float | None) -
     assert completion(record) == expected or (expected is None and np.isnan(completion(record)))
 
 
+@pytest.mark.parametrize(
+    ("to_server", "to_client", "expected"),
+    [
+        ("02", "14", 0.0),  # refused: only the RST acknowledged
+        ("06", "12", 0.0),  # a scan with SYNs, answered
+        ("1b", "1b", 1.0),
+        ("1f", "1b", None),  # FIN of both and a RST: which came first?
+        ("16", "1a", None),
+        ("1e", "1a", 0.5),
+    ],
+)
+def test_completion_where_the_sides_are_told_apart(to_server: str, to_client: str, expected: float | None) -> None:
+    both = f"{int(to_server, 16) | int(to_client, 16):02x}"
+    part = eve.TcpPart("closed", both, to_server, to_client)
+    got = completion(Record("flow", proto="TCP", flow=eve.FlowPart(3, 3), tcp=part))
+    assert got == expected or (expected is None and np.isnan(got))
+
+
+def test_flags_of_each_side_are_zero_where_that_side_had_none() -> None:
+    tcp = {"tcp_flags": "1b", "tcp_flags_ts": "13", "tcp_flags_tc": "1b", "state": "closed"}
+    item = read(lines(FLOW | {"tcp": tcp})).events[0]
+    assert feature(item, "forward_psh_flags") == 0 and np.isnan(feature(item, "backward_psh_flags"))
+    assert np.isnan(feature(item, "psh_flag_count")) and feature(item, "rst_flag_count") == 0
+
+
+def test_flags_of_a_flow_without_a_session_are_not_known() -> None:
+    """Suricata writes 00 for TCP that its engine did not follow, such as lone SYN-ACKs, whatever flags they had."""
+    tcp = {"tcp_flags": "00", "tcp_flags_ts": "00", "tcp_flags_tc": "00"}
+    item = read(lines(FLOW | {"tcp": tcp})).events[0]
+    assert all(np.isnan(feature(item, f"{flag}_flag_count")) for flag in ("fin", "syn", "rst", "psh", "ack", "urg"))
+    assert np.isnan(feature(item, "flow_completion_rate"))
+
+
 def test_words_of_suricata() -> None:
     assert protocol("IPv6-ICMP") == 58 and protocol("132") == 132 and protocol("999") is None and protocol("x") is None
     assert family_of("ET MALWARE Win32/X CnC Beacon", "A Network Trojan was detected") == "C2"

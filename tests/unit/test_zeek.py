@@ -160,8 +160,9 @@ def test_a_scan_is_known_almost_whole() -> None:
     ("history", "state", "expected"),
     [
         ("ShADadFf", "SF", 1.0), ("ShADad", "S1", 0.5), ("ShADadF", "S2", 0.5), ("ShADadf", "S3", 0.5),
-        ("ShR", "RSTO", 0.5), ("ShADr", "RSTR", 0.5), ("S", "S0", 0.0), ("Sr", "REJ", 0.0), ("SR", "RSTOS0", 0.0),
-        ("SF", "SH", 0.0), ("DdA", "OTH", 0.5), ("D", "OTH", 0.0), ("^hf", "SHR", 0.0), ("^hCf", "SHR", None),
+        ("ShR", "RSTO", 0.0), ("ShAR", "RSTO", 0.5), ("ShADr", "RSTR", 0.5), ("S", "S0", 0.0),
+        ("Sr", "REJ", 0.0), ("SR", "RSTOS0", 0.0), ("SF", "SH", 0.0),
+        ("DdA", "OTH", 0.5), ("D", "OTH", 0.0), ("^hf", "SHR", 0.0), ("^hCf", "SHR", None),
         ("", "OTH", None), ("ShADadFf", "odd", None), ("", "SF", 1.0),
     ],
 )  # fmt: skip
