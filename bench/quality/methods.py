@@ -70,11 +70,11 @@ def projection(_features: F32, _families: Families, seed: int) -> Space:
     return Space(lambda q: (np.nan_to_num(q.astype(np.float64)) @ directions).astype(np.float32))
 
 
-def attack_v1(features: F32, families: Families, seed: int) -> Space:
+def attack_linear(features: F32, families: Families, seed: int) -> Space:
     return Space(linear("attack", "bench", features, families, seed).embed_features)
 
 
-def chronos_v1(features: F32, families: Families, seed: int) -> Space:
+def chronos_linear(features: F32, families: Families, seed: int) -> Space:
     return Space(linear("chronos", "bench", features, families, seed).embed_features)
 
 
@@ -119,8 +119,8 @@ METHODS: dict[str, Method] = {
     "z-score": z_score,
     "log-z": log_z_score,
     "pca": pca,
-    "chronos-v1": chronos_v1,
-    "attack-v1": attack_v1,
+    "chronos-linear": chronos_linear,
+    "attack-linear": attack_linear,
     "attack": attack,
     "boosting": boosting,
     "forest": forest,

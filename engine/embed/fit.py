@@ -77,6 +77,8 @@ INCIDENTAL = (
 NOT_CALIBRATED = Calibration(np.zeros(QUANTILES), 0.0, FALSE_ALARM)
 
 Families = NDArray[np.int64]  # number of each event's family, -1 where nobody named one
+Rows = NDArray[np.int64]
+Groups = Callable[[Rows], Families | None]  # of these rows, what a network learns to bring together; None: no network
 
 
 def chronos_columns() -> list[int]:
@@ -194,10 +196,14 @@ def fitted(
     return NeuralEmbedder(flat, network)
 
 
-def _groups(space: str, events: Sequence[Event], families: Families) -> Families:
+def teacher(space: str, events: Sequence[Event], families: Families, trained: bool) -> Groups:
     """What a network learns to bring together: attack, the events of a family; chronos, those of a rhythm, whatever
-    they carry, for which nobody has to name anything."""
-    return families if space == "attack" else rhythms(events)
+    they carry, for which nobody has to name anything. A rhythm is read from the rows given, never from later ones."""
+    if not trained:
+        return lambda rows: None
+    if space == "attack":
+        return lambda rows: families[rows]
+    return lambda rows: rhythms([events[i] for i in rows])
 
 
 def _apart(vectors: F32, rng: np.random.Generator) -> F64:
@@ -320,13 +326,12 @@ def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, 
 
 
 def _throw_away(
-    space: str, features: F32, families: Families, groups: Families | None, seed: int
+    space: str, features: F32, families: Families, groups: Groups, seed: int
 ) -> Callable[[NDArray[np.int64]], Embed]:
     """What measured_certainty needs of a space that is fitted."""
 
     def embedder_of(earlier: NDArray[np.int64]) -> Embed:
-        some = None if groups is None else groups[earlier]
-        trial = fitted(space, "held-out", features[earlier], families[earlier], some, seed)
+        trial = fitted(space, "held-out", features[earlier], families[earlier], groups(earlier), seed)
         return lambda rows: trial.embed_features(features[rows])
 
     return embedder_of
@@ -364,8 +369,8 @@ def fit(
     trials: dict[str, Embed] = {}
     metrics: dict[str, float] = {}
     for space in ("chronos", "attack"):
-        groups = _groups(space, events, families) if trained else None
-        embedder = fitted(space, version, features, families, groups, seed)
+        groups = teacher(space, events, families, trained)
+        embedder = fitted(space, version, features, families, groups(np.arange(len(events))), seed)
         embedder.calibration = calibration(embedder.embed_features(features), families, rng)._replace(
             certainty=measured_certainty(_throw_away(space, features, families, groups, seed), families, seed)
         )

@@ -286,7 +286,7 @@ def test_novelty_of_a_family_left_out_and_the_bars(monkeypatch: pytest.MonkeyPat
     novel = novelty(at, ["log-z", "isolation"], seed=1)
     assert set(novel["log-z"].families) == set(at.families)
     assert novel["log-z"].families["Normal"] > 0.9  # the farthest out
-    results = compare(at, ["log-z", "attack-v1", "boosting"], other_episodes=True, seed=1)
-    assert [met for what, met in bars(results, "attack-v1") if "min(" in what] == [True]
-    worse = results | {"attack-v1": compare(at, ["raw-projection"], False, 1)["raw-projection"]}
-    assert not all(met for _, met in bars(worse, "attack-v1"))
+    results = compare(at, ["log-z", "attack-linear", "boosting"], other_episodes=True, seed=1)
+    assert [met for what, met in bars(results, "attack-linear") if "min(" in what] == [True]
+    worse = results | {"attack-linear": compare(at, ["raw-projection"], False, 1)["raw-projection"]}
+    assert not all(met for _, met in bars(worse, "attack-linear"))

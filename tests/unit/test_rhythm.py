@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import rhythm as bench
+from engine.embed.fit import teacher
 from engine.embed.rhythm import FLOWS_MIN, ROUND_MIN, rhythms
 from engine.features import INDEX
 from ipc.event import Event
@@ -78,6 +79,17 @@ def test_the_order_of_events_does_not_matter(order: list[int]) -> None:
     everything = [*beacon(60, 1), *beacon(900, 2), *visitors(60, 3)]
     expected = rhythms(everything)
     assert rhythms([everything[i] for i in order]).tolist() == expected[order].tolist()
+
+
+def test_a_throw_away_network_is_not_taught_by_later_flows() -> None:
+    """What later flows would make a rhythm of is none yet for the map that earlier events alone may teach."""
+    events = sorted(beacon(60, 1), key=lambda e: e.ts_start)
+    families = np.zeros(len(events), np.int64)
+    groups = teacher("chronos", events, families, trained=True)
+    early, every = groups(np.arange(EARLY)), groups(np.arange(len(events)))
+    assert early is not None and set(early.tolist()) == {-1}
+    assert every is not None and set(every.tolist()) == {-1, 0}
+    assert teacher("chronos", events, families, trained=False)(np.arange(len(events))) is None
 
 
 def test_networks_of_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
