@@ -3,7 +3,8 @@
 Always true
   - The later part of each family looks back at all that came before it, block after block, never the other way; the map
     that it is seen with was fitted on the earlier part alone.
-  - What is measured is the vote of an answer: the same places, weights and doubt (engine/embed/vote.py).
+  - What is measured is the vote of an answer: the same places, weights and doubt (engine/embed/vote.py). Asked events
+    that nearly coincide count once, as places do.
   - A larger share of a vote never means a smaller probability.
 """
 
@@ -20,6 +21,7 @@ from engine.embed.vote import VOTERS, places, vote
 
 BLOCKS = 5  # of each family, in order of time; all but the first look back
 KNOTS = 12
+PRIOR = 1.0  # events at each knot, beside those measured, that were right as often as their share says
 FETCH = 32  # neighbours of one event among which its places are found
 
 F64 = NDArray[np.float64]
@@ -30,10 +32,12 @@ Embed = Callable[[Rows], F32]  # rows -> their vectors
 
 
 class Votes(NamedTuple):
-    """share: of the family that leads, float64 [n]; right: whether it is the event's own, bool [n]."""
+    """share: of the family that leads, float64 [n]; right: whether it is the event's own, bool [n]; worth: how much an
+    event counts, float64 [n], 1 over how many of the block nearly coincide with it."""
 
     share: F64
     right: NDArray[np.bool_]
+    worth: F64
 
 
 def looks_back(families: Families) -> Iterator[tuple[Rows, Rows]]:
@@ -52,9 +56,9 @@ def votes(
     """What the earlier events say of each later one. near, bound: as in `vote`."""
     known = families >= 0
     earlier, families = earlier[known], families[known]
-    share, right = np.zeros(len(later)), np.zeros(len(later), np.bool_)
+    share, right, worth = np.zeros(len(later)), np.zeros(len(later), np.bool_), np.ones(len(later))
     if not len(earlier) or not len(later):
-        return Votes(share, right)
+        return Votes(share, right, worth)
     rows, distances = nearest(later, earlier, FETCH)
     for i in range(len(later)):
         found = places([(earlier[rows[i]], near)], VOTERS)
@@ -62,7 +66,9 @@ def votes(
         ballot = vote([float(distances[i][place[0]]) for place in found], parts, near, bound)
         family, share[i] = next(iter(ballot.shares.items()))
         right[i] = family == asked[i]
-    return Votes(share, right)
+        difference = later - later[i]
+        worth[i] = 1.0 / np.count_nonzero(np.einsum("ij,ij->i", difference, difference) <= near * near)
+    return Votes(share, right, worth)
 
 
 def parts_of(families: list[int]) -> dict[int, float]:
@@ -74,25 +80,28 @@ def certainty(measured: list[Votes]) -> F64:
     """float64 [m, 2]: a share of a vote, and how often so large a share was right; both ascend, m <= KNOTS + 1. Empty
     where nothing was measured."""
     share = np.round(np.concatenate([v.share for v in measured] or [np.empty(0)]), 4)  # so that no two knots meet
-    right = np.concatenate([v.right for v in measured] or [np.empty(0, np.bool_)])[share > 0]
-    share = share[share > 0]
-    if not len(share):
+    said = share > 0
+    if not said.any():
         return np.empty((0, 2))
+    share = share[said]
+    right = np.concatenate([v.right for v in measured]).astype(np.float64)[said]
+    worth = np.concatenate([v.worth for v in measured])[said]
     edges = np.unique(np.quantile(share, np.linspace(0, 1, KNOTS + 1)[1:-1]))
-    knots: list[tuple[float, float, int]] = []  # share, right, events
+    knots: list[tuple[float, float, float]] = []  # share, right, worth
     for group in range(len(edges) + 1):
         here = np.searchsorted(edges, share, side="right") == group
-        n = int(here.sum())
+        n = float(worth[here].sum())
         if n:
-            knots.append((float(share[here].mean()), (float(right[here].sum()) + 0.5) / (n + 1), n))
-    return np.array([(0.0, 0.0), *ascending(knots)])
+            at = float(worth[here] @ share[here]) / n
+            knots.append((at, (float(worth[here] @ right[here]) + PRIOR * at) / (n + PRIOR), n + PRIOR))
+    return np.asarray(np.minimum([(0.0, 0.0), *ascending(knots)], 1.0))  # a mean of ones may be more by a rounding
 
 
-def ascending(knots: list[tuple[float, float, int]]) -> list[tuple[float, float]]:
+def ascending(knots: list[tuple[float, float, float]]) -> list[tuple[float, float]]:
     """The nearest values that never fall (pooled adjacent violators), at the same places."""
-    pools: list[list[tuple[float, float, int]]] = []
+    pools: list[list[tuple[float, float, float]]] = []
 
-    def mean(pool: list[tuple[float, float, int]]) -> float:
+    def mean(pool: list[tuple[float, float, float]]) -> float:
         return sum(right * n for _, right, n in pool) / sum(n for _, _, n in pool)
 
     for knot in sorted(knots):

@@ -325,7 +325,7 @@ def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, 
     return sorted(picked)
 
 
-def _throw_away(
+def throw_away(
     space: str, features: F32, families: Families, groups: Groups, seed: int
 ) -> Callable[[NDArray[np.int64]], Embed]:
     """What measured_certainty needs of a space that is fitted."""
@@ -371,11 +371,12 @@ def fit(
     for space in ("chronos", "attack"):
         groups = teacher(space, events, families, trained)
         embedder = fitted(space, version, features, families, groups(np.arange(len(events))), seed)
+        trial = throw_away(space, features, families, groups, seed)
         embedder.calibration = calibration(embedder.embed_features(features), families, rng)._replace(
-            certainty=measured_certainty(_throw_away(space, features, families, groups, seed), families, seed)
+            certainty=measured_certainty(trial, families, seed)
         )
         embedders[space] = embedder
-        trials[space] = _throw_away(space, features, families, groups, seed)(np.flatnonzero(~later(families)))
+        trials[space] = trial(np.flatnonzero(~later(families)))
         metrics[f"{space}.held_out_same_family_at_10"] = round(held_out(trials[space], families), 4)
     text = TextEmbedder(version, NOT_CALIBRATED, text_model, internal=internal)
     picked = text_sample(text, events, features, rng)

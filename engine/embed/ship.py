@@ -36,7 +36,7 @@ LAB = Path("examples/lab")
 LAB_INTERNAL = (*CIDRS_INTERNAL, "192.0.2.0/24", "2001:db8:1::/64")
 SYNTHETIC_EVENTS = 6_000
 SEED = 20
-CREATED = "2026-11-24"
+CREATED = "2026-11-27"
 
 Featured = tuple[list[Event], F32]
 
@@ -76,7 +76,7 @@ def lab(directory: Path = LAB) -> list[Featured]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fit the model version that ships with the package.")
-    parser.add_argument("--version", default="v2")
+    parser.add_argument("--version", default="v3")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shipped")
     args = parser.parse_args()
     parts = [*lab(), observed(generate(SYNTHETIC_EVENTS, SEED), Tracker(CIDRS_INTERNAL))]

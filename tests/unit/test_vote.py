@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.classify import probabilities
 from engine.embed import fit as fitting
 from engine.embed.base import NEAREST_QUANTILES, QUANTILES, Calibration
-from engine.embed.certainty import BLOCKS, KNOTS, Votes, ascending, certainty, looks_back, votes
+from engine.embed.certainty import BLOCKS, KNOTS, PRIOR, Votes, ascending, certainty, looks_back, votes
 from engine.embed.vote import places, vote
 from engine.families import NORMAL, UNKNOWN, labelled
 
@@ -117,6 +117,15 @@ def test_places_are_of_near_rows_and_of_one_kind() -> None:
     assert places([(rows, 0.11), (apart, 0.11)], 9)[0].tolist() == [0, 3]
 
 
+def test_a_flood_of_asked_events_is_measured_once() -> None:
+    """Ninety wrong votes of one kind weigh as one: what they would say alone was said by one event."""
+    share, right = np.full(100, 0.8), np.arange(100) >= 90
+    worth = np.array([1 / 90] * 90 + [1.0] * 10)
+    knots = certainty([Votes(share, right, worth)])
+    assert knots[1:] == pytest.approx(np.array([(0.8, (10 + PRIOR * 0.8) / (11 + PRIOR))]), abs=1e-9)
+    assert (certainty([Votes(share, right, np.ones(100))])[-1, 1]) < 0.3
+
+
 def test_values_that_fall_are_pooled() -> None:
     assert ascending([(0.1, 0.2, 1), (0.2, 0.6, 1), (0.3, 0.4, 3), (0.4, 0.9, 1)]) == [
         (0.1, 0.2), (0.2, pytest.approx(0.45)), (0.3, pytest.approx(0.45)), (0.4, 0.9),
@@ -127,16 +136,18 @@ def test_certainty_is_what_was_right() -> None:
     """Votes with share 0.5 are right half of the time, those with 1.0 nine times of ten."""
     share = np.array([0.5] * 100 + [1.0] * 100)
     right = np.array([True, False] * 50 + [True] * 90 + [False] * 10)
-    knots = certainty([Votes(share[:50], right[:50]), Votes(share[50:], right[50:])])
+    knots = certainty(
+        [Votes(part, so, np.ones(len(part))) for part, so in ((share[:50], right[:50]), (share[50:], right[50:]))]
+    )
     assert knots[0].tolist() == [0.0, 0.0] and len(knots) <= KNOTS + 1
-    assert knots[1:] == pytest.approx(np.array([(0.5, 0.5), (1.0, 90.5 / 101)]), abs=1e-9)
+    assert knots[1:] == pytest.approx(np.array([(0.5, 0.5), (1.0, (90 + PRIOR) / (100 + PRIOR))]), abs=1e-9)
     assert certainty([]).shape == (0, 2)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=200))
 def test_certainty_ascends_and_is_a_probability(measured: list[tuple[float, bool]]) -> None:
     share, right = np.array([s for s, _ in measured]), np.array([r for _, r in measured])
-    knots = certainty([Votes(share, right)])
+    knots = certainty([Votes(share, right, np.ones(len(share)))])
     assert len(knots) <= KNOTS + 1 and (knots >= 0).all() and (knots <= 1).all()
     assert (np.diff(knots[:, 0]) > 0).all() and (np.diff(knots[:, 1]) >= 0).all()
 
@@ -157,6 +168,9 @@ def test_votes_of_two_heaps() -> None:
     vectors = (np.where(families == 1, 10.0, 0.0)[:, None] + rng.normal(0, 0.1, (120, 2))).astype(np.float32)
     found = votes(vectors[:60], families[:60].clip(0), vectors, families, 1e-3, 5.0, fitting.nearest)
     assert found.right[families[:60] >= 0].all() and (found.share > 0.9).all()
+    assert found.worth.tolist() == [1.0] * 60
+    again = votes(np.repeat(vectors[:3], 4, axis=0), np.zeros(12), vectors, families, 1e-3, 5.0, fitting.nearest)
+    assert again.worth.tolist() == [0.25] * 12
     none = votes(vectors[:5], families[:5], vectors[:3], np.array([-1, -1, -1]), 1e-3, 5.0, fitting.nearest)
     assert not none.right.any() and none.share.tolist() == [0.0] * 5
 
