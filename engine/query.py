@@ -154,12 +154,12 @@ class Answering:
             if unknown:
                 raise UnknownSpaceError(unknown[0], SPACES)
             weights = {s: options.weights.get(s, 0.0 if options.weights else self.models.fusion[s]) for s in SPACES}
-            if self._coverage(question) < KNOWN_MIN:
-                weights = {s: w if s == "sbert" else 0.0 for s, w in weights.items()}
             total = sum(weights.values())
             if not 0 < total < math.inf:  # NaN is neither
                 raise BadRequestError(f"the weights of the spaces add up to {total}; give at least one above 0")
             weights = {s: w / total for s, w in weights.items() if w > 0}
+            if self._coverage(question) < KNOWN_MIN:
+                weights = {"sbert": 1.0}
         wanted = filters.tests(options.filter or Filter(), snapshot)
         if options.before or options.other_episodes:
             if question.event is None:

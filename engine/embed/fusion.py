@@ -4,7 +4,8 @@ Always true
   - The fused distance is the weighted sum of the percentiles of the spaces (Calibration.percentile), and events are
     ranked as a reader ranks them: the nearest candidates of each space, each candidate by all spaces.
   - The weights add up to 1. Of the mixes on a grid whose share of same-family neighbours is within one standard error
-    of the best mix's, it is the most even: a space loses weight only for a reason that was measured.
+    of the best mix's, it is the most even: a space loses weight only for a reason that was measured. Each keeps a
+    step: held-out events of the training data are more like it than those to come, and an explanation has all three.
   - The events of a family between one pair of hosts are one observation, however many they are: they are much alike,
     and counted one by one they would make any difference look certain.
 """
@@ -56,17 +57,19 @@ def fitted(
     if len(np.unique(asked)) < 2 or len(earlier) <= TOP_K:
         return Fusion(EVEN, {})
     percentiles, same = _candidates(views, asked, earlier, nearest)
-    mixes = np.array([m for m in itertools.product(range(STEPS + 1), repeat=len(SPACES)) if sum(m) == STEPS]) / STEPS
-    shares = np.stack([_shares(percentiles, mix, same) for mix in mixes], axis=1)  # [asked, mixes]
+    steps = itertools.product(range(1, STEPS), repeat=len(SPACES))
+    mixes = np.array([mix for mix in steps if sum(mix) == STEPS]) / STEPS
+    every = np.vstack((np.eye(len(SPACES)), mixes))  # what each space is worth alone is only told
+    shares = np.stack([_shares(percentiles, mix, same) for mix in every], axis=1)  # [asked, every]
     (family, _), of = np.unique(np.stack((asked, pairs)), axis=1, return_inverse=True)
-    shares = _means(shares, of.reshape(-1))  # [observations, mixes]
+    shares = _means(shares, of.reshape(-1))  # [observations, every]
     _, of = np.unique(family, return_inverse=True)
-    macro = _means(shares, of).mean(axis=0)
+    alone, macro = np.split(_means(shares, of).mean(axis=0), [len(SPACES)])
+    shares = shares[:, len(SPACES) :]
     good = np.flatnonzero(macro.max() - macro <= _error(shares[:, [macro.argmax()]] - shares, of))
     best = good[np.lexsort((-macro[good], np.square(mixes[good]).sum(axis=1)))[0]]
-    alone = {space: float(macro[mixes[:, i] == 1.0][0]) for i, space in enumerate(SPACES)}
     weights = dict(zip(SPACES, mixes[best].tolist(), strict=True))
-    return Fusion(weights, {"fused": float(macro[best]), **alone})
+    return Fusion(weights, {"fused": float(macro[best]), **dict(zip(SPACES, alone.tolist(), strict=True))})
 
 
 def _candidates(

@@ -13,7 +13,7 @@ from engine.errors import BadRequestError, NotFoundError, UnknownSpaceError
 from engine.features import CONTEXT_INDEXES, unpack
 from engine.normalize import complete
 from engine.query import Question
-from ipc.event import Event
+from ipc.event import Event, FeaturedEvent
 from ipc.messages import Filter, Options
 from tests.conftest import FILLED
 from tests.events import T0, S, make, several
@@ -47,6 +47,16 @@ def test_weights_of_one_space_rank_as_that_space(full: Store) -> None:
     assert fused.weights == {"attack": 1.0}
     percentiles = [hit.percentile for hit in alone.hits]
     assert [hit.distance for hit in fused.hits] == pytest.approx(percentiles)
+
+
+@pytest.mark.parametrize("weights", [{}, {"attack": 3.0}])
+def test_an_event_with_few_features_is_compared_by_its_text_whatever_the_weights(
+    store: Store, weights: dict[str, float]
+) -> None:
+    bare = [FeaturedEvent(item.event) for item in several(20, kind="alert", src_ip="", dst_ip="")]
+    store.publish(bare)
+    answer = store.ask(bare[3].event.event_id, weights=weights)
+    assert answer.weights == {"sbert": 1.0} and answer.hits
 
 
 @pytest.mark.parametrize(
