@@ -3,9 +3,10 @@
 Always true
   - The fused distance is the weighted sum of the percentiles of the spaces (Calibration.percentile), and events are
     ranked as a reader ranks them: the nearest candidates of each space, each candidate by all spaces.
-  - The weights add up to 1. Of the mixes on a grid whose share of same-family neighbours is within one standard error
-    of the best mix's, it is the most even: a space loses weight only for a reason that was measured. Each keeps a
-    step: held-out events of the training data are more like it than those to come, and an explanation has all three.
+  - The weights add up to 1. What is mixed is each space in units of how far its neighbours are: a percentile of 5 is
+    near in a space of coarse texts and far in another. Of the mixes on a grid whose share of same-family neighbours is
+    within one standard error of the best mix's, it is the most even: a space loses weight only for a reason that was
+    measured. Each keeps some: held-out events of the training data are more like it than those to come.
   - The events of a family between one pair of hosts are one observation, however many they are: they are much alike,
     and counted one by one they would make any difference look certain.
 """
@@ -24,6 +25,7 @@ from engine.embed.base import F32, SPACES, Calibration
 STEPS = 10  # of a weight, from 0 to 1
 CANDIDATES = 64  # of each space, as in a query (engine/query.py)
 TOP_K = 10
+REACH_MIN = 0.1  # a percentile: the step between two stored quantiles
 EVEN = dict.fromkeys(SPACES, 1.0 / len(SPACES))
 _ROWS = 64  # later events at a time
 
@@ -56,28 +58,36 @@ def fitted(
     """asked, earlier: families of the events, all known. pairs: int64 [n], the pair of hosts of each asked."""
     if len(np.unique(asked)) < 2 or len(earlier) <= TOP_K:
         return Fusion(EVEN, {})
-    percentiles, same = _candidates(views, asked, earlier, nearest)
+    percentiles, same, far = _candidates(views, asked, earlier, nearest)
+    (family, _), of = np.unique(np.stack((asked, pairs)), axis=1, return_inverse=True)
+    observed, of_family = of.reshape(-1), np.unique(family, return_inverse=True)[1]
+    reach = np.maximum(np.median(_means(far, observed), axis=0), REACH_MIN)
     steps = itertools.product(range(1, STEPS), repeat=len(SPACES))
     mixes = np.array([mix for mix in steps if sum(mix) == STEPS]) / STEPS
-    every = np.vstack((np.eye(len(SPACES)), mixes))  # what each space is worth alone is only told
+    weighed = mixes / reach
+    weighed /= weighed.sum(axis=1, keepdims=True)
+    every = np.vstack((np.eye(len(SPACES)), weighed))  # what each space is worth alone is only told
     shares = np.stack([_shares(percentiles, mix, same) for mix in every], axis=1)  # [asked, every]
-    (family, _), of = np.unique(np.stack((asked, pairs)), axis=1, return_inverse=True)
-    shares = _means(shares, of.reshape(-1))  # [observations, every]
-    _, of = np.unique(family, return_inverse=True)
-    alone, macro = np.split(_means(shares, of).mean(axis=0), [len(SPACES)])
+    shares = _means(shares, observed)  # [observations, every]
+    alone, macro = np.split(_means(shares, of_family).mean(axis=0), [len(SPACES)])
     shares = shares[:, len(SPACES) :]
-    good = np.flatnonzero(macro.max() - macro <= _error(shares[:, [macro.argmax()]] - shares, of))
+    good = np.flatnonzero(macro.max() - macro <= _error(shares[:, [macro.argmax()]] - shares, of_family))
     best = good[np.lexsort((-macro[good], np.square(mixes[good]).sum(axis=1)))[0]]
-    weights = dict(zip(SPACES, mixes[best].tolist(), strict=True))
+    weights = dict(zip(SPACES, weighed[best].tolist(), strict=True))
     return Fusion(weights, {"fused": float(macro[best]), **dict(zip(SPACES, alone.tolist(), strict=True))})
 
 
 def _candidates(
     views: Mapping[str, View], asked: Families, earlier: Families, nearest: Nearest
-) -> tuple[F64, NDArray[np.bool_]]:
-    """Percentiles [asked, candidates, spaces], of a candidate that is there twice once inf; and whether each is of the
-    family that is asked about."""
-    rows = np.hstack([nearest(views[s].asked, views[s].earlier, CANDIDATES)[0] for s in SPACES])
+) -> tuple[F64, NDArray[np.bool_], F64]:
+    """Percentiles [asked, candidates, spaces], of a candidate that is there twice once inf; whether each is of the
+    family that is asked about; and the percentile of the TOP_K-th neighbour in each space, [asked, spaces]."""
+    found, far = [], []
+    for space in SPACES:
+        near, distances = nearest(views[space].asked, views[space].earlier, CANDIDATES)
+        found.append(near)
+        far.append(views[space].calibration.percentile(distances[:, TOP_K - 1]))
+    rows = np.hstack(found)
     rows = np.sort(rows, axis=1)[:, ::-1]  # of equally near ones the later event comes first
     percentiles = np.empty((*rows.shape, len(SPACES)))
     for at in range(0, len(rows), _ROWS):
@@ -87,7 +97,7 @@ def _candidates(
             apart = view.earlier[part].astype(np.float64) - view.asked[at : at + _ROWS, None]
             percentiles[at : at + _ROWS, :, i] = view.calibration.percentile(np.linalg.norm(apart, axis=2))
     percentiles[:, 1:][rows[:, 1:] == rows[:, :-1]] = np.inf
-    return percentiles, earlier[rows] == asked[:, None]
+    return percentiles, earlier[rows] == asked[:, None], np.stack(far, axis=1)
 
 
 def _shares(percentiles: F64, mix: F64, same: NDArray[np.bool_]) -> F64:

