@@ -5,8 +5,10 @@ its request was due, so that a stall is charged in full. Without, each connectio
 The load runs in a process of its own (bench/generator.py) and decodes nothing. Queries are by id, of up to 1,000 events
 drawn from all. With --ingest-rate events come in at the same time; their acknowledgements are timed, too.
 
-limit_qps, with --limit: the highest rate of an open loop, within 5 %, at which p99 stays below --limit-p99-ms and
-nothing is refused; null without. recall_at_10: bench/recall.py, before the load.
+limit_qps: what FAISS does in process with the same vectors (bench/limit.py), in the same run; limit_share: qps over it.
+The generator takes its share of the cores: client_cpu_share. open_loop_limit_qps, with --open-loop-limit: the highest
+rate of an open loop, within 5 %, at which p99 stays below --limit-p99-ms and nothing is refused; null without.
+recall_at_10: bench/recall.py, before the load.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import Any
 
 from bench.feed import Feed
 from bench.harness import Child, Engine, arguments, engine, fill, percentiles_ms, report, sample, settle, synthetic
-from bench.recall import recall
+from bench.limit import limit
+from bench.recall import recall, stored
+from engine.embed.base import SPACES
 
 NAMES = 1_000
 RECALL_NAMES = 100
@@ -41,7 +45,9 @@ def holds(found: dict[str, Any], p99_ms: float) -> bool:
     return not missed and found.get("p99_ms", float("inf")) <= p99_ms
 
 
-def limit(running: Engine, names: list[str], options: dict[str, Any], closed_qps: float, p99_ms: float) -> float | None:
+def open_loop_limit(
+    running: Engine, names: list[str], options: dict[str, Any], closed_qps: float, p99_ms: float
+) -> float | None:
     """The highest rate that holds p99_ms, found by halving below twice what a closed loop reached. A rate that fails is
     tried once more: a stall of the machine must not halve the answer."""
     low, high, best = 0.0, 2.0 * closed_qps, None
@@ -67,7 +73,9 @@ def main() -> int:
     parse.add_argument("--space", default="chronos")
     parse.add_argument("--collapse", action="store_true")
     parse.add_argument("--texts", action="store_true", help="events keep their free text: many new sentences to embed")
-    parse.add_argument("--limit", action="store_true", help="look for the highest rate that holds --limit-p99-ms")
+    parse.add_argument(
+        "--open-loop-limit", action="store_true", help="find the highest rate that holds --limit-p99-ms"
+    )
     parse.add_argument("--limit-p99-ms", type=float, default=20.0)
     parse.add_argument("--seed", type=int, default=1)
     args = parse.parse_args()
@@ -81,6 +89,8 @@ def main() -> int:
         names = sample(running, NAMES, args.seed)
         client = stack.enter_context(running.client())
         recall_at_10 = recall(client, names[:RECALL_NAMES], args.space, running.data_dir)
+        if args.space in SPACES:
+            seqs, parts = stored(names, args.space, running.data_dir)
         run(running, names, options, 0.0, 1.0)  # warm: every reader has its pages
         acknowledged: dict[str, float] = {}
         if args.ingest_rate:
@@ -89,10 +99,14 @@ def main() -> int:
             acknowledged = percentiles_ms(feed.acknowledged_s)
         else:
             found = run(running, names, options, args.rate, args.seconds)
-        limit_qps = limit(running, names, options, found["qps"], args.limit_p99_ms) if args.limit else None
-    figures = found | {
-        "recall_at_10": round(recall_at_10, 4), "limit_qps": limit_qps, "bulk_ingest_eps": round(ingest_eps, 1),
-        "acknowledged": acknowledged,
+        held_qps = None
+        if args.open_loop_limit:
+            held_qps = open_loop_limit(running, names, options, found["qps"], args.limit_p99_ms)
+    limits = limit(parts, seqs) if args.space in SPACES else {"limit_qps": None}
+    limit_share = round(found["qps"] / limits["limit_qps"], 3) if limits["limit_qps"] else None
+    figures = found | limits | {
+        "recall_at_10": round(recall_at_10, 4), "limit_share": limit_share, "open_loop_limit_qps": held_qps,
+        "bulk_ingest_eps": round(ingest_eps, 1), "acknowledged": acknowledged,
     }  # fmt: skip
     return report("load", args, figures)
 

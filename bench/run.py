@@ -16,7 +16,7 @@ BENCH_S_MAX = 360
 BENCHES = (
     "spread", "acknowledge --seconds 12", "reload --events 10000 100000 --seconds 8", "memory --events 10000 100000",
     "growth --minutes 1.5", "restart --events 20000", "load --events 20000 --seconds 8 --rate 1000 --ingest-rate 200",
-    "load --events 20000 --seconds 8 --limit", "quality --data lab --engine", "ingest --keep",
+    "load --events 20000 --seconds 8 --open-loop-limit", "quality --data lab --engine", "ingest --keep",
 )  # fmt: skip
 
 
