@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -173,8 +174,9 @@ def _family(pids: list[int]) -> list[int]:
     found, left = list[int](), list(pids)
     while left:
         found.append(pid := left.pop())
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            left += map(int, task.read_text().split())
+        with suppress(OSError):  # it has ended meanwhile
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                left += map(int, task.read_text().split())
     return found
 
 
