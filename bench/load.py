@@ -73,9 +73,7 @@ def main() -> int:
     parse.add_argument("--space", default="chronos")
     parse.add_argument("--collapse", action="store_true")
     parse.add_argument("--texts", action="store_true", help="events keep their free text: many new sentences to embed")
-    parse.add_argument(
-        "--open-loop-limit", action="store_true", help="find the highest rate that holds --limit-p99-ms"
-    )
+    parse.add_argument("--open-loop-limit", action="store_true", help="find the highest rate that holds --limit-p99-ms")
     parse.add_argument("--limit-p99-ms", type=float, default=20.0)
     parse.add_argument("--seed", type=int, default=1)
     args = parse.parse_args()
