@@ -276,5 +276,5 @@ def _switch(layout: Layout, catalog: Catalog, manifest: Manifest, models: ModelS
     return {
         "version": models.version, "events": events, "disk_bytes": switch.needed_bytes(manifest, to),
         "free_bytes": free_bytes(layout.rows), "us_per_event": round(each_s * 1e6, 1),
-        "seconds": round(each_s * events, 1),
+        "seconds": round(each_s * events, 3),
     }  # fmt: skip
