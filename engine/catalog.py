@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -160,8 +161,8 @@ class Catalog:
 
     def unseal(self, table: str, key: bytes | memoryview, value: memoryview) -> memoryview:
         """The payload, valid as long as `value` is. Raises CorruptionError."""
-        payload, end = value[:-8], value[-8:]
-        if len(end) != 8 or _xxh(payload, seed=_xxh(key, seed=self._seeds[table])) != _SUM.unpack(end)[0]:
+        payload = value[:-8]
+        if len(value) < 8 or _xxh(payload, _xxh(key, self._seeds[table])) != _SUM.unpack_from(value, len(value) - 8)[0]:
             raise CorruptionError(
                 f"catalog {table}[{bytes(key)[:40]!r}]",
                 "its bytes disagree with their checksum; this value is refused, all others are unchanged; "
@@ -184,7 +185,7 @@ class View:
 
     def get(self, table: str, key: bytes) -> memoryview | None:
         """Checked payload; a view into the map that must not outlive this transaction."""
-        value = self.txn.get(key, db=self.catalog.tables[table])
+        value = self.txn.get(key, None, self.catalog.tables[table])
         return None if value is None else self.catalog.unseal(table, key, value)
 
     def scan(self, table: str, start: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
@@ -211,8 +212,8 @@ class View:
 
     def head(self, seq: int) -> bytes | None:
         """The stored event as msgpack, ready to be spliced into a reply."""
-        payload = self.get("records", seq_key(seq))
-        return None if payload is None else bytes(payload[4 : 4 + _HEAD.unpack(payload[:4])[0]])
+        payload = self.get("records", seq.to_bytes(8, "big"))
+        return None if payload is None else bytes(payload[4 : 4 + _HEAD.unpack_from(payload)[0]])
 
     def record(self, seq: int) -> Record | None:
         payload = self.get("records", seq_key(seq))
@@ -227,7 +228,7 @@ class View:
             yield seq, split_record(payload)
 
     def annotation_bytes(self, seq: int) -> bytes | None:
-        payload = self.get("annotations", seq_key(seq))
+        payload = self.get("annotations", seq.to_bytes(8, "big"))
         return None if payload is None else bytes(payload)
 
     def annotation(self, seq: int) -> Annotation | None:
@@ -246,15 +247,18 @@ class View:
         payload = self.get("ids", id_key(event_id, source))
         return None if payload is None else (int.from_bytes(payload[:8], "big"), bytes(payload[8:24]))
 
+    @cached_property
+    def _ids(self) -> Any:
+        """One cursor for all that are looked up; it ends with the transaction."""
+        return self.txn.cursor(self.catalog.tables["ids"])
+
     def find(self, name: str) -> int | None:
         """Seq of a bare event_id (the newest event that bears it) or of source/event_id exactly."""
         prefix = f"{name}\0".encode()
-        if len(prefix) <= 500:
-            found = [int.from_bytes(payload[:8], "big") for _, payload in self.scan("ids", prefix=prefix)]
-            if found:
-                return max(found)
+        if len(prefix) <= 500 and self._ids.set_range(prefix) and self._ids.key()[: len(prefix)] == prefix:
+            return max(int.from_bytes(payload[:8], "big") for _, payload in self.scan("ids", prefix=prefix))
         source, slash, event_id = name.partition("/")
-        known = self.identity(event_id, source) if slash and len(name.encode()) <= 500 else None
+        known = self.identity(event_id, source) if slash and len(prefix) <= 501 else None
         return known[0] if known else None
 
     def extents(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:

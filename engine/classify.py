@@ -25,7 +25,7 @@ from engine.embed.vote import VOTERS, vote, within
 from engine.errors import BadRequestError, CorruptionError
 from engine.families import UNKNOWN, labelled
 from engine.index import Mask
-from engine.query import Answering, Group, Plan, Question
+from engine.query import Answering, Group, Plan, Question, Sought
 from engine.snapshot import Candidates
 from ipc.event import Event, Hit
 from ipc.messages import Judgement, Options, Precedent, Voting
@@ -143,11 +143,11 @@ class Classifying(Answering):
     def _calibration(self, space: str) -> Calibration:
         return self.models.embedders[space].calibration
 
-    def _judge(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Judgement:
+    def _judge(self, sought: Sought) -> Judgement:
+        question, plan, found = sought.question, sought.plan, sought.found
         (space,), options = plan.weights, question.options
         calibration = self._calibration(space)
-        groups, found, _ = self._grouped(question, plan, found)
-        held = [place for group in groups[: options.top_k] if (place := self._place(group, space)) is not None]
+        held = [place for group in sought.groups[: options.top_k] if (place := self._place(group, space)) is not None]
         distances = [place.distance for place in held]
         ballot = vote(distances, [place.parts for place in held], within(calibration), calibration.precedent_bound)
         chances = probabilities(ballot.shares, calibration)

@@ -97,6 +97,7 @@ class MappedIndex:
             raise CorruptionError(str(path), f"is not an index: {e}") from e
         if self._index.ntotal != hi - lo:
             raise CorruptionError(str(path), f"holds {self._index.ntotal} entries, not {hi - lo}")
+        self._params = faiss.SearchParametersIVF(nprobe=nprobe)
 
     def touch(self) -> None:
         """Read all of it once, so that no query pays for a cold page. To be called in a thread."""
@@ -113,7 +114,7 @@ class MappedIndex:
         allowed: bool over positions, `matched` of them True. None is returned where the index would give fewer than
         min(k, matched) or look at most of its lists: compare the rows instead.
         """
-        params = faiss.SearchParametersIVF(nprobe=self.nprobe)
+        params = self._params
         if allowed is not None:
             # as many allowed entries are looked at as without a filter
             nprobe = math.ceil(self.nprobe * (self.hi - self.lo) / matched)
@@ -123,6 +124,8 @@ class MappedIndex:
             params = faiss.SearchParametersIVF(nprobe=nprobe, sel=faiss.IDSelectorBitmap(bits))
         distances, positions = self._index.search(queries, k, params=params)
         found = (positions >= 0) & (positions < self.hi - self.lo)  # a damaged index may say anything
+        if found.all():
+            return distances, positions + self.lo
         if (found.sum(1) < min(k, matched)).any():
             return None
         return np.where(found, distances, np.float32(np.inf)), np.where(found, positions + self.lo, -1)

@@ -16,7 +16,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,7 +36,7 @@ from engine.index import Mask
 from engine.limits import COLLAPSE_FETCH_MAX
 from engine.snapshot import Candidates, Snapshot
 from ipc.event import Event, Hit
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Filter, Judgement, Options
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Options
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ SAME_DEVIATIONS = 0.25  # robust deviations; nearer values agree
 LEADING = 5  # features named as agreeing and disagreeing
 
 A = TypeVar("A", Answer, Judgement)
+T = TypeVar("T")
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
@@ -107,6 +109,18 @@ class Plan(NamedTuple):
     weights: dict[str, float]
 
 
+class Sought(Struct):
+    """A question and what was found: the nearest groups among `fetch` candidates of each space, and the percentile of
+    each group's distance."""
+
+    question: Question
+    plan: Plan
+    found: dict[str, Candidates]
+    fetch: int
+    groups: list[Group]
+    percentiles: list[float] = []
+
+
 class Answering:
     """Answers the questions of one micro-batch from one snapshot and one read transaction."""
 
@@ -117,29 +131,24 @@ class Answering:
         """One answer each, in order; an exception where that question cannot be answered."""
         return self._each(questions, self._finish)
 
-    def _each(
-        self, questions: Sequence[Question], finish: Callable[[Question, Plan, dict[str, Candidates]], A]
-    ) -> list[A | Exception]:
-        """Plan all, search together, finish each."""
+    def _each(self, questions: Sequence[Question], finish: Callable[[Sought], A]) -> list[A | Exception]:
+        """Plan all, search together, finish each. One bad question does not cost the others theirs."""
         start = time.perf_counter()
-        plans: list[Plan | Exception] = []
-        for question in questions:
-            try:
-                plans.append(self._plan(question))
-            except Exception as e:  # one bad question must not cost the others theirs
-                plans.append(e)
+        plans = [_tried(self._plan, question) for question in questions]
         found = self._search_together(questions, plans)
-        out: list[A | Exception] = []
+        sought: list[Sought | Exception] = []
         for i, (question, plan) in enumerate(zip(questions, plans, strict=True)):
             if isinstance(plan, Exception):
-                out.append(plan)
-                continue
-            try:
-                answer = finish(question, plan, {s: found[i, s] for s in plan.weights})
+                sought.append(plan)
+            else:
+                sought.append(_tried(self._sought, question, plan, {s: found[i, s] for s in plan.weights}))
+        self._set_percentiles([one for one in sought if not isinstance(one, Exception)])
+        out: list[A | Exception] = []
+        for one in sought:
+            answer = one if isinstance(one, Exception) else _tried(finish, one)
+            if not isinstance(answer, Exception):
                 answer.took_us = int((time.perf_counter() - start) * 1e6)
-                out.append(answer)
-            except Exception as e:
-                out.append(e)
+            out.append(answer)
         return out
 
     def _plan(self, question: Question) -> Plan:
@@ -160,7 +169,7 @@ class Answering:
             weights = {s: w / total for s, w in weights.items() if w > 0}
             if self._coverage(question) < KNOWN_MIN:
                 weights = {"sbert": 1.0}
-        wanted = filters.tests(options.filter or Filter(), snapshot)
+        wanted = [] if options.filter is None else filters.tests(options.filter, snapshot)
         if options.before or options.other_episodes:
             if question.event is None:
                 raise BadRequestError("before and other_episodes compare with an event; this is a text or a vector")
@@ -199,50 +208,64 @@ class Answering:
 
     # ---- from candidates to hits ----------------------------------------------------------------------------------
 
-    def _finish(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Answer:
+    def _finish(self, sought: Sought) -> Answer:
+        question, plan, found = sought.question, sought.plan, sought.found
         options = question.options
-        groups, found, fetch = self._grouped(question, plan, found)
-        hits = self._hits(groups, plan, question, options.top_k)
+        hits = self._hits(sought)
         own = self._own_family(question)
-        same = self._families(np.array([h.seq for h in hits], np.int64)) == own
+        same = [self.snapshot.cell("family", hit.seq) for hit in hits].count(own) if own else 0
         answer = Answer(
             space=options.space, model=self.models.version, metric="percentile" if options.space == FUSED else "l2",
-            exact=all(c.exact for c in found.values()) and (options.space != FUSED or fetch >= plan.matched),
+            exact=all(c.exact for c in found.values()) and (options.space != FUSED or sought.fetch >= plan.matched),
             scanned=sum(c.scanned for c in found.values()), matched=plan.matched, took_us=0,
             query=None if question.head is None else Raw(question.head), hits=hits,
-            same_family=float(same.mean()) if own and hits else None,
-            no_close_precedent=self._no_close_precedent(plan, found, question),
-            weights=plan.weights if options.space == FUSED else {}, plan=self._describe(plan, found, fetch),
+            same_family=same / len(hits) if own and hits else None,
+            no_close_precedent=self._no_close_precedent(sought),
+            weights=plan.weights if options.space == FUSED else {}, plan=self._describe(sought),
         )  # fmt: skip
         if options.explain:
             answer.explain, answer.counter_example = self._explain(question, plan, hits)
         return answer
 
-    def _grouped(
-        self, question: Question, plan: Plan, found: dict[str, Candidates]
-    ) -> tuple[list[Group], dict[str, Candidates], int]:
-        """The nearest groups, and among which candidates they were found, how many of each space."""
+    def _sought(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Sought:
+        """The nearest groups, among as many candidates as that takes."""
         fetch = plan.fetch
         while True:
             ranked = self._rank(question, plan, found)
             groups = self._collapse(ranked, plan, question.options)
             everything = fetch >= min(COLLAPSE_FETCH_MAX, plan.matched + 1)
             if len(groups) >= min(question.options.top_k, plan.matched) or everything:
-                return groups, found, fetch
+                return Sought(question, plan, found, fetch, groups)
             fetch = min(4 * fetch, COLLAPSE_FETCH_MAX)  # a flood filled the candidates; look further
             found = {
                 s: self.snapshot.search(s, question.vectors[s][None, :], fetch, plan.allowed)[0] for s in plan.weights
             }
 
+    def _set_percentiles(self, sought: Sequence[Sought]) -> None:
+        """Of the groups of all questions of a space at once."""
+        spaces: dict[str, list[Sought]] = {}
+        for one in sought:
+            if one.question.options.space == FUSED:  # the distance is one
+                one.percentiles = [group.distance for group in one.groups]
+            else:
+                spaces.setdefault(one.question.options.space, []).append(one)
+        for space, members in spaces.items():
+            distances = np.array([group.distance for one in members for group in one.groups])
+            percentiles = iter(self.models.embedders[space].calibration.percentile(distances).tolist())
+            for one in members:
+                one.percentiles = list(islice(percentiles, len(one.groups)))
+
     def _rank(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Candidates:
         """Candidates of all spaces in one order, without the event itself."""
         if len(found) == 1 and question.options.space != FUSED:
             (candidates,) = found.values()
+            if question.seq < 0:
+                return candidates
             keep = candidates.seqs != question.seq
             return candidates._replace(distances=candidates.distances[keep], seqs=candidates.seqs[keep])
         seqs = np.unique(np.concatenate([c.seqs for c in found.values()]))
         seqs = seqs[seqs != question.seq]
-        fused, known = np.zeros(len(seqs)), self._column("coverage", seqs) >= KNOWN_MIN
+        fused, known = np.zeros(len(seqs)), self.snapshot.column("coverage", seqs) >= KNOWN_MIN
         for space, weight in plan.weights.items():
             distances = self.snapshot.distances(space, question.vectors[space], seqs)
             percentiles = self.models.embedders[space].calibration.percentile(distances)
@@ -252,104 +275,88 @@ class Answering:
 
     def _collapse(self, ranked: Candidates, plan: Plan, options: Options) -> list[Group]:
         """Near-duplicates (same family, vectors nearly equal in every space that counts) become one group."""
-        if not options.collapse or not len(ranked.seqs):
-            found = [np.array([i]) for i in range(len(ranked.seqs))]
-        else:
-            vectors = [
-                (self.snapshot.vectors(space, ranked.seqs), within(self.models.embedders[space].calibration))
-                for space in plan.weights
-            ]
-            found = places(vectors, options.top_k, self._kinds(ranked.seqs))
-        return [Group(int(ranked.seqs[i[0]]), float(ranked.distances[i[0]]), ranked.seqs[i]) for i in found]
+        seqs, distances = ranked.seqs, ranked.distances.tolist()
+        if not options.collapse or not distances:
+            return [Group(seq, distances[i], seqs[i : i + 1]) for i, seq in enumerate(seqs.tolist())]
+        vectors = [
+            (self.snapshot.vectors(space, seqs), within(self.models.embedders[space].calibration))
+            for space in plan.weights
+        ]
+        found = places(vectors, options.top_k, self._kinds(seqs))
+        return [Group(int(seqs[i[0]]), distances[i[0]], seqs[i]) for i in found]
 
     def _kinds(self, seqs: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Events of different kinds are never one hit: their families."""
-        return self._families(seqs)
+        return self.snapshot.column("family", seqs)
 
-    def _hits(self, groups: Sequence[Group], plan: Plan, question: Question, top_k: int) -> list[Hit]:
+    def _hits(self, sought: Sought) -> list[Hit]:
         hits: list[Hit] = []
-        fused = question.options.space == FUSED
-        for group in groups:
+        top_k, spaces, view = sought.question.options.top_k, sought.plan.weights, self.view
+        for group, percentile in zip(sought.groups, sought.percentiles, strict=True):
             if len(hits) == top_k:
                 break
+            seq = group.seq
             try:
-                self._check(group.seq, plan.weights)
-                head = self.view.head(group.seq)
-                note = self.view.annotation_bytes(group.seq)
+                self._check(seq, spaces)
+                head = view.head(seq)
+                note = view.annotation_bytes(seq)
             except CorruptionError as e:
                 log.error("left out of an answer: %s", e)
                 continue
-            if head is None:
-                continue
-            annotation = None if note is None else Raw(note)
-            hits.append(Hit(group.seq, group.distance, group.distance, group.size, Raw(head), annotation))
-        if hits and not fused:
-            (space,) = plan.weights
-            distances = np.array([hit.distance for hit in hits])
-            percentiles = self.models.embedders[space].calibration.percentile(distances)
-            for hit, percentile in zip(hits, percentiles.tolist(), strict=True):
-                hit.percentile = percentile
+            if head is not None:
+                annotation = None if note is None else Raw(note)
+                hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
         return hits
 
     def _check(self, seq: int, spaces: Iterable[str]) -> None:
         """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
         file, row = self.snapshot.at(seq)
         for space in spaces:
-            self.snapshot.vector(space, seq)
+            if not file.vector_ok(space, row):
+                self.snapshot.vector(space, seq)  # raises
         if not file.features_ok(row):
             raise CorruptionError(str(file.path), f"features or columns of row {row} disagree with their checksum")
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])
 
-    def _column(self, name: str, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """One column of some rows, int64 [n]."""
-        out = np.empty(len(seqs), np.int64)
-        for i, seq in enumerate(seqs.tolist()):
-            file, row = self.snapshot.at(seq)
-            out[i] = file.columns[name][row]
-        return out
-
-    def _families(self, seqs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Family numbers, int64 [n]."""
-        return self._column("family", seqs)
-
     def _coverage(self, question: Question) -> int:
         """How many of the features the query has."""
         if question.seq >= 0:
-            return int(self._column("coverage", np.array([question.seq]))[0])
+            return int(self.snapshot.cell("coverage", question.seq))
         return 0 if question.features is None else int(np.isfinite(question.features).sum())
 
     def _own_family(self, question: Question) -> int:
         """Number of the query's family; 0 where it has none, -1 for a word that no stored event bears."""
         if question.seq >= 0:
-            return int(self._families(np.array([question.seq]))[0])
+            return int(self.snapshot.cell("family", question.seq))
         if question.event is None:
             return 0
         names = self.snapshot.names.families
         return names.index(question.event.family) if question.event.family in names else -1
 
-    def _no_close_precedent(self, plan: Plan, found: dict[str, Candidates], question: Question) -> bool:
+    def _no_close_precedent(self, sought: Sought) -> bool:
         """Is the nearest event beyond the calibrated bound in every space that counts?"""
-        for space in plan.weights:
-            others = found[space].distances[found[space].seqs != question.seq]
-            if len(others) and others[0] <= self.models.embedders[space].calibration.precedent_bound:
-                return False
+        for space, candidates in sought.found.items():
+            first = int(len(candidates.seqs) > 0 and candidates.seqs.item(0) == sought.question.seq)
+            if first < len(candidates.seqs):
+                bound = self.models.embedders[space].calibration.precedent_bound
+                if candidates.distances.item(first) <= bound:
+                    return False
         return True
 
-    def _describe(self, plan: Plan, found: dict[str, Candidates], fetch: int) -> str:
+    def _describe(self, sought: Sought) -> str:
         """One line for --explain-plan."""
-        snapshot = self.snapshot
+        plan, snapshot = sought.plan, self.snapshot
         if plan.allowed is None:
             how = "no filter"
         else:
             share = plan.matched / max(1, snapshot.count)
             how = f"filter matches {plan.matched} of {snapshot.count} ({share:.4%})"
         parts = []
-        for space, candidates in found.items():
-            indexes = sum(1 for f in snapshot.indexes if f.space == space)
-            way = "exact" if candidates.exact else f"{indexes} indexes + {snapshot.unindexed(space)} rows exact"
-            parts.append(f"{space}: {way}, {fetch} candidates, {candidates.scanned} scanned")
+        for space, candidates in sought.found.items():
+            way = "exact" if candidates.exact else snapshot.ways[space]
+            parts.append(f"{space}: {way}, {sought.fetch} candidates, {candidates.scanned} scanned")
         return f"{how}; " + "; ".join(parts)
 
     # ---- why ------------------------------------------------------------------------------------------------------
@@ -438,6 +445,13 @@ class Answering:
             log.error("left out of an answer: %s", e)
             return None
         return None if head is None else CounterExample(seq, float(found.distances[0]), Raw(head), why.contributions)
+
+
+def _tried(call: Callable[..., T], *args: Any) -> T | Exception:
+    try:
+        return call(*args)
+    except Exception as e:
+        return e
 
 
 def _agree(contributions: Sequence[Contribution], unusual: dict[str, float]) -> list[str]:

@@ -36,6 +36,7 @@ REGION_BYTES = {**{s: DIMS[s] * 4 for s in SPACES}, "features": FEATURE_COUNT * 
 REGIONS = tuple(REGION_BYTES)
 SUM_COLUMNS = (*SPACES, "features")  # what the four checksums of a row cover; the last: features, then columns
 SUMS_BYTES = 4 * len(SUM_COLUMNS)
+_SUM_OF = {name: place for place, name in enumerate(SUM_COLUMNS)}
 _xxh = xxhash.xxh3_64_intdigest
 
 
@@ -59,10 +60,6 @@ def _offsets(rows: int) -> dict[str, int]:
         at += rows * REGION_BYTES[region]
     offsets["sums"] = at
     return offsets
-
-
-def _sum32(data: bytes | memoryview, seq: int) -> int:
-    return _xxh(data, seq) & 0xFFFFFFFF
 
 
 def _sums32(cells: NDArray[np.uint8], first_seq: int) -> NDArray[np.uint32]:
@@ -169,16 +166,27 @@ class RowMap:
         self.vectors: dict[str, F32] = {s: region(s, "<f4", DIMS[s]) for s in SPACES}
         self.features: F32 = region("features", "<f4", FEATURE_COUNT)
         self.columns: Columns = region("columns", COLUMNS, 1)[:, 0]
+        self.column: dict[str, NDArray[Any]] = {name: self.columns[name] for name in COLUMNS.names or ()}
         self.sums: NDArray[np.uint32] = region("sums", "<u4", len(SUM_COLUMNS))
+        # the same bytes for single rows, of which numpy would make an array each
+        self._bytes = memoryview(self._map)
+        self._cells = {name: (offsets[name], REGION_BYTES[name]) for name in REGIONS}
+        self._sums = self._bytes[offsets["sums"] : offsets["sums"] + rows * SUMS_BYTES].cast("I")
+
+    def _cell(self, region: str, row: int) -> memoryview:
+        offset, size = self._cells[region]
+        at = offset + row * size
+        return self._bytes[at : at + size]
 
     def vector_ok(self, space: str, row: int) -> bool:
         """Does the vector agree with its checksum?"""
-        found = _sum32(self.vectors[space][row].tobytes(), self.first_seq + row)
-        return bool(found == self.sums[row, SPACES.index(space)])
+        stored = self._sums[row * len(SUM_COLUMNS) + _SUM_OF[space]]
+        return _xxh(self._cell(space, row), self.first_seq + row) & 0xFFFFFFFF == stored
 
     def features_ok(self, row: int) -> bool:
-        data = self.features[row].tobytes() + self.columns[row].tobytes()
-        return bool(_sum32(data, self.first_seq + row) == self.sums[row, 3])
+        data = b"".join((self._cell("features", row), self._cell("columns", row)))
+        stored = self._sums[row * len(SUM_COLUMNS) + _SUM_OF["features"]]
+        return _xxh(data, self.first_seq + row) & 0xFFFFFFFF == stored
 
     def bad_rows(self, count: int) -> list[int]:
         """Rows below `count` that disagree with a checksum."""

@@ -13,13 +13,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.catalog import Names, View
-from engine.columns import Columns
+from engine.columns import COLUMNS, Columns
 from engine.embed.base import SPACES
 from engine.errors import CorruptionError, NotReadyError
 from engine.features import F32
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 Seqs = NDArray[np.int64]
 
 EXACT_MATCHES_MAX = 20_000  # so few allowed rows are compared one by one
+GATHER_ROWS_FEW = 16
+RANK_ROWS = 2_048  # rows whose exact distances are taken at once: a few MB
 
 
 class Candidates(NamedTuple):
@@ -82,14 +86,25 @@ class Snapshot:
         """float32 [n, 105], copied."""
         return self._gather(seqs, lambda file: file.features)
 
-    def _gather(self, seqs: Seqs, region: Callable[[RowMap], F32]) -> F32:
+    def column(self, name: str, seqs: Seqs) -> NDArray[Any]:
+        """One column of some rows, [n], copied."""
+        return self._gather(seqs, lambda file: file.column[name]) if len(seqs) else np.empty(0, COLUMNS[name])
+
+    def cell(self, name: str, seq: int) -> Any:
+        """One column of one row, as Python has it."""
+        number, row = divmod(seq, self.manifest.row_file_rows)
+        return self.files[number].column[name].item(row)
+
+    def _gather(self, seqs: Seqs, region: Callable[[RowMap], NDArray[Any]]) -> NDArray[Any]:
         numbers, rows = np.divmod(seqs, self.manifest.row_file_rows)
-        first = numbers[0]
-        if (numbers == first).all():
-            return np.asarray(region(self.files[int(first)])[rows])
-        out = np.empty((len(seqs), region(self.files[0]).shape[1]), np.float32)
-        for number in np.unique(numbers).tolist():
-            here = numbers == number
+        first = region(self.files[int(numbers[0])])
+        out = np.empty((len(seqs), *first.shape[1:]), first.dtype)
+        if len(seqs) <= GATHER_ROWS_FEW:  # row by row costs less than finding those of each file
+            for i, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
+                out[i] = region(self.files[number])[row]
+            return out
+        for number in np.flatnonzero(np.bincount(numbers)).tolist():
+            here = np.flatnonzero(numbers == number)
             out[here] = region(self.files[number])[rows[here]]
         return out
 
@@ -111,6 +126,15 @@ class Snapshot:
             if index and index.hi <= self.count:
                 yield index.lo, index.hi, index
                 at = index.hi
+
+    @cached_property
+    def ways(self) -> dict[str, str]:
+        """How each space is searched, in words."""
+        return {space: f"{self.indexed(space)} indexes + {self.unindexed(space)} rows exact" for space in SPACES}
+
+    def indexed(self, space: str) -> int:
+        """Indexes of a space."""
+        return sum(1 for file in self.indexes if file.space == space)
 
     def unindexed(self, space: str) -> int:
         """Rows that are searched exactly."""
@@ -148,44 +172,55 @@ class Snapshot:
                         distances, positions = search_rows(queries, rows[picked], k)
                         parts.append((distances, picked[positions] + at))
                 scanned += len(rows)
-        return [
-            self._ranked(space, query, k, [(d[i], s[i]) for d, s in parts], exact, scanned)
-            for i, query in enumerate(queries)
-        ]
+        return self._ranked(space, queries, k, parts, exact, scanned)
 
     def _search_among(self, space: str, queries: F32, k: int, seqs: Seqs) -> list[Candidates]:
         if not len(seqs):
-            nothing = Candidates(np.empty(0), np.empty(0, np.int64), True, 0)
-            return [nothing] * len(queries)
+            return self._ranked(space, queries, k, [], True, 0)
         distances, positions = search_rows(queries, self.vectors(space, seqs), k)
-        return [
-            self._ranked(space, query, k, [(distances[i], seqs[positions[i]])], True, len(seqs))
-            for i, query in enumerate(queries)
-        ]
+        return self._ranked(space, queries, k, [(distances, seqs[positions])], True, len(seqs))
 
     def _ranked(
-        self, space: str, query: F32, k: int, parts: list[tuple[F32, Seqs]], exact: bool, scanned: int
-    ) -> Candidates:
-        """The k best of all parts, with exact distances."""
+        self, space: str, queries: F32, k: int, parts: list[tuple[F32, Seqs]], exact: bool, scanned: int
+    ) -> list[Candidates]:
+        """For each query the k best of all parts, with exact distances."""
         if not parts:
-            return Candidates(np.empty(0), np.empty(0, np.int64), exact, scanned)
-        rough = np.concatenate([d for d, _ in parts])
-        seqs = np.concatenate([s for _, s in parts])
-        if len(rough) > k:
-            best = np.argpartition(rough, k - 1)[:k]
+            return [Candidates(np.empty(0), np.empty(0, np.int64), exact, scanned)] * len(queries)
+        rough, seqs = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        keep = (seqs >= 0) & np.isfinite(rough)
+        if rough.shape[1] > k:
             # rows as far as the last one may be ties: all of them are ranked exactly
-            best = np.flatnonzero(rough <= rough[best].max() * (1 + 1e-5)) if len(parts) > 1 else best
-            rough, seqs = rough[best], seqs[best]
-        seqs = np.unique(seqs[(seqs >= 0) & np.isfinite(rough)])  # each once, whatever a damaged index says
-        distances = self.distances(space, query, seqs)
-        order = np.lexsort((-seqs, distances))[:k]
-        return Candidates(distances[order], seqs[order], exact, scanned)
+            keep &= rough <= np.partition(rough, k - 1, axis=1)[:, k - 1 : k] * (1 + 1e-5)
+        out: list[Candidates] = []
+        step = max(1, RANK_ROWS // k)
+        for at in range(0, len(queries), step):
+            some = slice(at, at + step)
+            out += self._exactly(space, queries[some], k, keep[some], seqs[some], exact, scanned)
+        return out
 
-    def distances(self, space: str, query: F32, seqs: Seqs) -> NDArray[np.float64]:
-        """L2 from query, float32 [dim], to rows; float64 [n]."""
+    def _exactly(
+        self, space: str, queries: F32, k: int, keep: NDArray[np.bool_], rows: Seqs, exact: bool, scanned: int
+    ) -> list[Candidates]:
+        """keep: which of `rows`, int64 [n, m], are candidates of each query."""
+        of, seqs = np.nonzero(keep)[0], rows[keep]
+        distances = self.distances(space, queries[of], seqs)
+        order = np.lexsort((-seqs, distances, of))
+        of, seqs, distances = of[order], seqs[order], distances[order]
+        once = np.ones(len(of), np.bool_)  # each once, whatever a damaged index says
+        once[1:] = (seqs[1:] != seqs[:-1]) | (of[1:] != of[:-1])
+        if not once.all():
+            of, seqs, distances = of[once], seqs[once], distances[once]
+        starts = np.searchsorted(of, np.arange(len(queries) + 1)).tolist()
+        return [
+            Candidates(distances[lo : min(hi, lo + k)], seqs[lo : min(hi, lo + k)], exact, scanned)
+            for lo, hi in pairwise(starts)
+        ]
+
+    def distances(self, space: str, queries: F32, seqs: Seqs) -> NDArray[np.float64]:
+        """L2 to rows, float64 [n]. queries: float32 [n, dim], or [dim] to all of them."""
         if not len(seqs):
             return np.empty(0)
-        difference = self.vectors(space, seqs).astype(np.float64) - query
+        difference = self.vectors(space, seqs).astype(np.float64) - queries
         return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)))
 
 
