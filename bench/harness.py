@@ -31,7 +31,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.catalog import Catalog
+from engine.config import Config
+from engine.layout import Layout
+from engine.recover import map_size
 from engine.sources.synthetic import generate
+from engine.tiers import mergeable, unindexed
 from ipc.client import Client
 from ipc.errors import error_of
 from ipc.event import Event, FeaturedEvent
@@ -141,14 +146,23 @@ def fill(running: Engine, events: Iterator[FeaturedEvent], n: int, source_format
 
 
 def settle(running: Engine) -> float:
-    """Wait until every full row file is indexed; seconds waited."""
+    """Wait until every full row file is indexed, and the indexes that can be are merged; seconds waited."""
     start_s = time.monotonic()
-    rows = int(running.client().info().facts["row_file_rows"])
-    while running.stats()["rows_exact"] >= rows:
+    while not indexed(running.data_dir):
         if time.monotonic() - start_s > SETTLE_S_MAX:
             raise RuntimeError(f"row files are not indexed after {SETTLE_S_MAX:.0f} s")
         time.sleep(0.1)
     return time.monotonic() - start_s
+
+
+def indexed(data_dir: Path) -> bool:
+    """Is no row file left to be indexed, and no index to be merged?"""
+    catalog = Catalog(Layout(data_dir).catalog, write=False, map_size=map_size(Config()))
+    with catalog.read() as view:
+        manifest = view.manifest()
+    catalog.close()
+    assert manifest is not None
+    return not unindexed(manifest) and mergeable(manifest) is None
 
 
 def sample(running: Engine, n: int, seed: int) -> list[str]:

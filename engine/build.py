@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,9 +29,9 @@ class Job(Struct, tag_field="job"):
 
 
 class IndexJob(Job, tag="index"):
-    """Index the rows of one full row file in every space."""
+    """Index the rows of full row files, one behind the other, in every space: one index over all of them."""
 
-    row_file: tuple[int, int, int]  # epoch, number, revision
+    row_files: list[tuple[int, int, int]]  # epoch, number, revision
     rows: int
 
 
@@ -80,24 +81,22 @@ class Built(Struct):
     cpu_s: float = 0.0
 
 
-def build_indexes(layout: Layout, job: IndexJob | FillJob) -> Built:
+def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int) -> Built:
     import secrets
-
-    import numpy as np
 
     from engine import index
     from engine.embed.base import SPACES
     from engine.rows import RowMap
 
-    epoch, number, _ = job.row_file
-    rows = RowMap(layout.row_file(*job.row_file), number, job.rows)
-    if rows.bad_rows(job.rows):
-        return Built(bad_rows=[number])
-    built = Built(sealed=[(number, rows.checksum())])
-    lo, hi = number * job.rows, (number + 1) * job.rows
+    files = [RowMap(layout.row_file(*of), of[1], rows) for of in row_files]
+    if bad := [file.number for file in files if file.bad_rows(rows)]:
+        return Built(bad_rows=bad)
+    built = Built(sealed=[(file.number, file.checksum()) for file in files])
+    (epoch, first, _), lo, hi = row_files[0], files[0].first_seq, files[-1].first_seq + rows
+    assert [file.number for file in files] == list(range(first, first + len(files)))
+    choice = index.choose(hi - lo)
     for space in SPACES:
-        choice = index.choose(job.rows)
-        made = index.build(np.ascontiguousarray(rows.vectors[space]), choice)
+        made = index.build([file.vectors[space] for file in files], choice)
         name = f"{space}-{epoch:04d}-{lo:012d}-{hi:012d}-{secrets.token_hex(4)}"
         size, checksum = index.write(made, layout.index_file(name))
         built.indexes.append((space, lo, hi, name, size, checksum, choice.kind, choice.nprobe))
@@ -136,7 +135,7 @@ def fill_rows(layout: Layout, job: FillJob) -> Built:
             writer.close()
     finally:
         catalog.close()
-    return build_indexes(layout, job) if job.count == job.rows else Built()
+    return build_indexes(layout, [job.row_file], job.rows) if job.count == job.rows else Built()
 
 
 def verify(layout: Layout, job: VerifyJob) -> Built:
@@ -191,7 +190,7 @@ def main() -> int:
     layout = Layout(Path(job.data_dir))
     match job:
         case IndexJob():
-            built = build_indexes(layout, job)
+            built = build_indexes(layout, job.row_files, job.rows)
         case RowsJob():
             built = build_rows(layout, job)
         case FillJob():

@@ -14,7 +14,7 @@ ranges that engine/build.py is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from engine.errors import CorruptionError
 from engine.features import F32
 from engine.files import SYNC_EVERY_BYTES, write_new
+
+TRAIN_ROWS = 16_384  # that lists are made from; of a larger index TRAIN_ROWS_PER_LIST for each list, if that is more
+TRAIN_ROWS_PER_LIST = 64
 
 faiss.omp_set_num_threads(1)
 faiss.cvar.distance_compute_blas_threshold = 1024  # exact batches use BLAS, single queries do not
@@ -43,32 +46,37 @@ class Choice(NamedTuple):
 
 
 def choose(n: int) -> Choice:
-    """The index for n rows; nprobe as measured for recall 1.0 on floods of near-duplicates."""
-    return Choice("ivf_flat", max(1, round(1.5 * math.sqrt(n))), 8 if n <= 16_384 else 16)
+    """The index for n rows; nprobe as measured for recall@10 of 0.998 and more in every space, floods or not."""
+    return Choice("ivf_flat", max(1, round(1.5 * math.sqrt(n))), 8 if n <= 65_536 else 16)
 
 
-def build(vectors: F32, choice: Choice) -> Any:
-    """A trained index of vectors, float32 [n, dim]."""
-    dim = vectors.shape[1]
+def build(parts: Sequence[F32], choice: Choice) -> Any:
+    """A trained index of vectors, float32 [n, dim] each, one part behind the other."""
+    dim = parts[0].shape[1]
     quantizer = faiss.IndexFlatL2(dim)
     index = faiss.IndexIVFFlat(quantizer, dim, choice.nlist, faiss.METRIC_L2)
     index.cp.seed = 1
     index.cp.niter = 10
     index.cp.min_points_per_centroid = 1
-    index.train(vectors)
-    index.add(vectors)
+    index.train(_sample(parts, max(TRAIN_ROWS, choice.nlist * TRAIN_ROWS_PER_LIST)))
+    for part in parts:
+        index.add(part)
     return index
+
+
+def _sample(parts: Sequence[F32], most: int) -> F32:
+    """About so many rows, as many of each part, evenly apart."""
+    step = -(-sum(map(len, parts)) // most)
+    return np.ascontiguousarray(np.concatenate([part[::step] for part in parts]))
 
 
 def write(index: Any, path: Path) -> tuple[int, bytes]:
     """Write durably under `path`, read-only. Returns (size, xxh3_128 checksum). Raises OSError."""
-    data = faiss.serialize_index(index).tobytes()
-
-    view = memoryview(data)
+    data = faiss.serialize_index(index).data  # not copied: it is as large as the index
 
     def chunks() -> Iterator[memoryview]:
         for i in range(0, len(data), SYNC_EVERY_BYTES):
-            yield view[i : i + SYNC_EVERY_BYTES]
+            yield data[i : i + SYNC_EVERY_BYTES]
 
     write_new(path, chunks(), mode=0o400)
     return len(data), xxhash.xxh3_128_digest(data)

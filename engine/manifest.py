@@ -28,6 +28,10 @@ class IndexFile(Struct, frozen=True, array_like=True):
     kind: str
     nprobe: int
 
+    def covers(self, other: IndexFile) -> bool:
+        """All that the other does?"""
+        return self.space == other.space and self.lo <= other.lo and other.hi <= self.hi
+
 
 class SealedRows(Struct, frozen=True, array_like=True):
     """A full row file, checksummed once: xxh3_128 of the whole file."""

@@ -494,10 +494,9 @@ class Publisher:
     # ---- derived files and models ---------------------------------------------------------------------------------
 
     def swap_in(self, indexes: Sequence[IndexFile], sealed: Sequence[SealedRows] = ()) -> None:
-        """Name new index files (in place, durable) in a new generation; they replace those over the same ranges."""
+        """Name new index files (in place, durable) in a new generation; they replace those that they cover."""
         failpoint("index.built")
-        replaced = {(i.space, i.lo, i.hi) for i in indexes}
-        kept = [i for i in self.manifest.indexes if (i.space, i.lo, i.hi) not in replaced]
+        kept = [old for old in self.manifest.indexes if not any(new.covers(old) for new in indexes)]
         numbers = {s.number for s in sealed}
         self.commit_manifest(
             indexes=sorted([*kept, *indexes], key=lambda i: (i.space, i.lo)),

@@ -274,7 +274,8 @@ class Snapshots:
         return files
 
     def _indexes(self, manifest: Manifest, old: Snapshot | None) -> dict[IndexFile, MappedIndex]:
-        """Those that are open and touched; the others are being opened and are taken over later."""
+        """Those that are open and touched; the others are being opened and are taken over later. Until a merged one is,
+        those that it replaces go on serving its rows."""
         named = set(manifest.indexes)
         opened = {f: m for f, m in (old.indexes if old else {}).items() if f in named}
         for file in [f for f, future in self._opening.items() if future.done() or f not in named]:
@@ -289,6 +290,9 @@ class Snapshots:
         for file in manifest.indexes:
             if file not in opened and file not in self._opening and file not in self._failed:
                 self._opening[file] = self._opener.submit(self._open, file)
+        if old is not None and (old.manifest.epoch, old.manifest.revisions) == (manifest.epoch, manifest.revisions):
+            awaited = [file for file in manifest.indexes if file not in opened]
+            opened |= {f: m for f, m in old.indexes.items() if any(file.covers(f) for file in awaited)}
         return opened
 
     def _open(self, file: IndexFile) -> MappedIndex:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from engine import gc, switch
+from engine import gc, switch, tiers
 from engine.build import Built, FillJob, IndexJob, Job, RowsJob, VerifyJob
 from engine.embed import models as embed_models
-from engine.embed.base import SPACES, ModelSet
+from engine.embed.base import ModelSet
 from engine.errors import BadRequestError, EngineError, NotFoundError, OverloadedError
 from engine.jobs import NICENESS, Jobs
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
@@ -129,10 +129,12 @@ class Upkeep:
         elif self.publisher.manifest.switch is not None:
             unindexed = self._unindexed()
             if len(unindexed) >= UNINDEXED_FILES_HURRY:  # what is in use comes first, but not alone
-                await self._index(unindexed[0])
+                await self._index(unindexed[:1])
             await self._go_on()
         elif unindexed := self._unindexed():
-            await self._index(unindexed[0])
+            await self._index(unindexed[:1])
+        elif numbers := tiers.mergeable(self.publisher.manifest):
+            await self._index(numbers)
         else:
             self._wanted.clear()
             await self._wanted.wait()
@@ -145,13 +147,7 @@ class Upkeep:
         return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.worker.stamp)
 
     def _unindexed(self) -> list[int]:
-        """Full row files that have not an index in every space."""
-        manifest = self.publisher.manifest
-        rows = manifest.row_file_rows
-        if len(manifest.indexes) == len(SPACES) * (manifest.count // rows):
-            return []
-        indexed = {(i.space, i.lo) for i in manifest.indexes}
-        return [n for n in range(manifest.count // rows) if any((s, n * rows) not in indexed for s in SPACES)]
+        return tiers.unindexed(self.publisher.manifest)
 
     def _job(self, kind: Callable[..., Job], **more: object) -> Job:
         hurry = len(self._unindexed()) >= UNINDEXED_FILES_HURRY
@@ -160,21 +156,23 @@ class Upkeep:
             map_size=map_size(self.worker.config), **more,
         )  # fmt: skip
 
-    async def _index(self, number: int) -> None:
+    async def _index(self, numbers: Sequence[int]) -> None:
+        """One index in each space over these row files, in the place of what is there."""
         manifest = self.publisher.manifest
-        name = manifest.row_file(number)
-        built = await self.jobs.run(self._job(IndexJob, row_file=name, rows=manifest.row_file_rows))
+        names = [manifest.row_file(number) for number in numbers]
+        built = await self.jobs.run(self._job(IndexJob, row_files=names, rows=manifest.row_file_rows))
         if built is None:
             return
         self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
-        if name != self.publisher.manifest.row_file(number):
+        if names != [self.publisher.manifest.row_file(number) for number in numbers]:
             return
         await self._mend(built)
         if built.indexes:
             self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
             gc.collect(self.layout, self.publisher.manifest)
             size = sum(i[4] for i in built.indexes)
-            log.info("row file %d indexed in every space: %d bytes, %.1f s", number, size, built.seconds)
+            which = f"row file {numbers[0]}" if len(numbers) == 1 else f"row files {numbers[0]} to {numbers[-1]}"
+            log.info("%s indexed in every space: %d bytes, %.1f s", which, size, built.seconds)
 
     async def _mend(self, built: Built) -> None:
         """Have what is damaged built again."""

@@ -22,6 +22,7 @@ from engine.catalog import Catalog
 from engine.layout import Layout
 from engine.manifest import Manifest
 from engine.rows import RowMap
+from engine.tiers import mergeable
 from ipc.client import Client
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, Found, Ingested, Options, Stored
@@ -194,11 +195,12 @@ class Engine:
             return client.stats().facts
 
     def indexed(self, files: int, within_s: float = 60.0) -> None:
-        """Wait until `files` full row files have their indexes and every reader uses them."""
+        """Wait until `files` full row files have their indexes, and those that can be are merged."""
 
         def look() -> bool:
             with self.client() as client:
-                return bool(client.stats().facts["rows_indexed"] >= files * 64)
+                there = bool(client.stats().facts["rows_indexed"] >= files * 64)
+            return there and mergeable(self.manifest()) is None
 
         eventually(look, within_s=within_s, every_s=0.05)
 

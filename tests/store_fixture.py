@@ -11,8 +11,8 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from engine import coverage, switch
-from engine.build import Built, IndexJob, build_indexes
+from engine import coverage, switch, tiers
+from engine.build import Built, build_indexes
 from engine.catalog import View
 from engine.config import CIDRS_INTERNAL, load
 from engine.embed import models as embed_models
@@ -83,15 +83,18 @@ class Store:
 
     def index(self) -> None:
         """Index every full row file that has none, as the child does."""
-        manifest = self.publisher.manifest
-        indexed = {i.lo for i in manifest.indexes}
-        for number in range(manifest.count // ROWS):
-            if number * ROWS not in indexed:
-                built = build_indexes(self.layout, self._index_job(self.publisher.manifest.row_file(number)))
-                assert not built.bad_rows
-                self.publisher.swap_in(
-                    [IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed]
-                )
+        for number in tiers.unindexed(self.publisher.manifest):
+            self._index([number])
+
+    def merge(self) -> None:
+        """Then make one index of several, until there is nothing to merge."""
+        while numbers := tiers.mergeable(self.publisher.manifest):
+            self._index(numbers)
+
+    def _index(self, numbers: Sequence[int]) -> None:
+        built = build_indexes(self.layout, [self.publisher.manifest.row_file(n) for n in numbers], ROWS)
+        assert not built.bad_rows
+        self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
 
     def begin_switch(self, version: str = OTHER) -> None:
         other_model(self.layout)
@@ -112,7 +115,7 @@ class Store:
         fill(self.catalog, other, writer, first, end - number * ROWS)
         writer.close()
         full = end == (number + 1) * ROWS
-        built = build_indexes(self.layout, self._index_job(to.row_file(number))) if full else Built()
+        built = build_indexes(self.layout, [to.row_file(number)], ROWS) if full else Built()
         assert not built.bad_rows
         sealed, indexes = [SealedRows(*s) for s in built.sealed], [IndexFile(*i) for i in built.indexes]
         switch.advance(self.publisher, end, 0.5, sealed, indexes)
@@ -125,11 +128,6 @@ class Store:
             while self.go_on():
                 pass
             switch.finish(self.publisher)
-
-    def _index_job(self, row_file: tuple[int, int, int]) -> IndexJob:
-        return IndexJob(
-            data_dir=str(self.layout.data_dir), parent_pid=0, niceness=0, map_size=1 << 30, row_file=row_file, rows=ROWS
-        )
 
     # ---- reading
 

@@ -303,10 +303,12 @@ def test_near_duplicates_are_one_hit_with_a_count(start: Starter) -> None:
 
 
 def test_indexes_follow_are_used_and_agree_with_brute_force(filled: Engine) -> None:
-    """Full row files are indexed in every space; what they find is what numpy finds, distances to the last digit."""
-    manifest = filled.manifest()
+    """Full row files are indexed in every space, indexes side by side become one; what they find is what numpy finds,
+    distances to the last digit."""
     full = FILLED // 64
-    assert Counter(i.space for i in manifest.indexes) == dict.fromkeys(SPACES, full)
+    manifest = filled.manifest()
+    few = full // 4 + full % 4 // 2 + full % 2
+    assert Counter(i.space for i in manifest.indexes) == dict.fromkeys(SPACES, few)
     assert all((filled.layout.index_file(i.file).stat().st_mode & 0o777) == 0o400 for i in manifest.indexes)
     assert {s.number for s in manifest.sealed} == set(range(full))
     rows = filled.row_maps()

@@ -26,7 +26,7 @@ def vectors(n: int = N, seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
 def mapped(tmp_path_factory: pytest.TempPathFactory) -> MappedIndex:
     path = tmp_path_factory.mktemp("index") / "attack-0000"
     choice = index.choose(N)
-    size, checksum = index.write(index.build(vectors(), choice), path)
+    size, checksum = index.write(index.build([vectors()], choice), path)
     assert index.checksum(path) == checksum
     assert path.stat().st_mode & 0o777 == 0o400
     return MappedIndex(path, size, LO, LO + N, choice.nprobe)
@@ -77,7 +77,7 @@ def test_more_than_the_lists_hold_is_left_to_the_rows(mapped: MappedIndex) -> No
 def test_exact_duplicates_are_all_found(tmp_path: Path) -> None:
     """A flood: one list holds nearly everything."""
     data = np.concatenate([np.ones((200, DIM)), vectors(56)]).astype(np.float32)
-    size, _ = index.write(index.build(data, index.choose(256)), tmp_path / "i")
+    size, _ = index.write(index.build([data], index.choose(256)), tmp_path / "i")
     opened = MappedIndex(tmp_path / "i", size, 0, 256, 8)
     found = opened.search(data[:1], 50, None, 256)
     assert found is not None
@@ -88,7 +88,7 @@ def test_exact_duplicates_are_all_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["size", "garbage", "another count"])
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / "index"
-    size, _ = index.write(index.build(vectors(128), index.choose(128)), path)
+    size, _ = index.write(index.build([vectors(128)], index.choose(128)), path)
     hi = 128
     if what == "size":
         size += 1

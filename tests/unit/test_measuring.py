@@ -82,7 +82,7 @@ def reindexed(store: Store, nprobe: int, *, scrambled: bool = False) -> None:
         rows = rows[np.random.default_rng(1).permutation(count)] if scrambled else rows
         name = f"{space}-{nprobe}-{scrambled}"
         choice = index.Choice("ivf_flat", count // 40, nprobe)
-        size, checksum = index.write(index.build(rows, choice), store.layout.index_file(name))
+        size, checksum = index.write(index.build([rows], choice), store.layout.index_file(name))
         made.append(IndexFile(space, 0, count, name, size, checksum, choice.kind, nprobe))
     store.publisher.drop_indexes([file.file for file in store.publisher.manifest.indexes])
     store.publisher.swap_in(made)

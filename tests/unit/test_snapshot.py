@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,6 +106,42 @@ def test_an_index_is_taken_over_when_it_is_open_and_its_rows_are_exact_until_the
     after = store.snapshot()
     assert after.unindexed("chronos") == 2
     assert not after.search("chronos", query, 10)[0].exact
+
+
+def test_a_merged_index_is_taken_over_when_it_is_open_and_those_it_replaces_serve_until_then(store: Store) -> None:
+    store.publish(several(4 * ROWS + 2))
+    store.index()
+    before = store.snapshot()
+    store.merge()
+    with store.catalog.read() as view:
+        at_once = store.snapshots.refresh(view)
+    assert at_once.generation > before.generation
+    assert [at_once.unindexed(space) for space in SPACES] == [2, 2, 2]
+    after = store.snapshot()
+    assert [after.indexed(space) for space in SPACES] == [1, 1, 1]
+    assert [after.unindexed(space) for space in SPACES] == [2, 2, 2]
+    for space in SPACES:
+        data = vectors(after, space)
+        for snapshot in (before, at_once, after):
+            (found,) = snapshot.search(space, data[[3]].astype(np.float32), 10)
+            expected = np.sort(np.sqrt(((data - data[3]) ** 2).sum(1)))[:10]
+            assert (found.distances <= expected[-1] * (1 + 1e-6)).mean() >= 0.9
+
+
+def test_indexes_of_other_rows_do_not_serve_meanwhile(store: Store) -> None:
+    """A row file that was built again has another name; nothing over the old one is kept."""
+    store.publish(several(2 * ROWS))
+    store.index()
+    before = store.snapshot()
+    assert before.indexed("attack") == 2
+    old = before.manifest.indexes
+    later = msgspec.structs.replace(
+        before.manifest, generation=before.generation + 1, revisions={0: 1},
+        indexes=[msgspec.structs.replace(i, file=f"{i.file}-new") for i in old],
+    )  # fmt: skip
+    assert store.snapshots._indexes(later, before) == {}
+    same = msgspec.structs.replace(later, revisions={})
+    assert set(store.snapshots._indexes(same, before)) == set(old)
 
 
 def test_an_index_that_cannot_be_opened_leaves_its_rows_exact(store: Store) -> None:

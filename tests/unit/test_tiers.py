@@ -1,0 +1,70 @@
+"""Which row files are indexed next, and which indexes become one."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.embed.base import SPACES
+from engine.manifest import IndexFile, Manifest
+from engine.tiers import mergeable, unindexed
+
+ROWS = 64
+
+
+def manifest(count: int, *covered: tuple[int, int], spaces: tuple[str, ...] = SPACES) -> Manifest:
+    """Indexes over row files [first, end) in each space."""
+    indexes = [
+        IndexFile(space, first * ROWS, end * ROWS, f"{space}-{first}-{end}", 0, b"", "ivf_flat", 8)
+        for first, end in covered
+        for space in spaces
+    ]
+    return Manifest(row_file_rows=ROWS, model="v", count=count, indexes=indexes)
+
+
+def test_a_full_row_file_is_indexed_and_one_that_is_written_to_is_not() -> None:
+    assert unindexed(manifest(ROWS - 1)) == []
+    assert unindexed(manifest(2 * ROWS + 5)) == [0, 1]
+    assert unindexed(manifest(6 * ROWS, (0, 4), (5, 6))) == [4]
+    assert unindexed(manifest(2 * ROWS, (0, 1), (1, 2))) == []
+
+
+def test_a_row_file_that_one_space_has_no_index_over_is_indexed() -> None:
+    assert unindexed(manifest(ROWS, (0, 1), spaces=SPACES[1:])) == [0]
+
+
+@pytest.mark.parametrize(
+    ("files", "covered", "due"),
+    [
+        (1, [(0, 1)], None),
+        (2, [(0, 1), (1, 2)], range(2)),
+        (3, [(0, 2), (2, 3)], None),
+        (4, [(0, 2), (2, 3), (3, 4)], range(4)),
+        (4, [(0, 1), (1, 2), (2, 3), (3, 4)], range(4)),
+        (4, [(0, 4)], None),
+        (6, [(0, 4), (4, 5), (5, 6)], range(4, 6)),
+        (6, [(0, 4), (4, 6)], None),
+        (8, [(0, 4), (4, 6), (6, 8)], range(4, 8)),
+        (3, [(1, 2), (2, 3)], None),  # 1 and 2 do not begin at a multiple of 2; 0 is not indexed
+        (4, [(0, 2), (2, 3)], None),
+    ],
+)
+def test_indexes_become_one_where_they_lie_side_by_side(
+    files: int, covered: list[tuple[int, int]], due: range | None
+) -> None:
+    assert mergeable(manifest(files * ROWS + 3, *covered)) == due
+
+
+def test_nothing_is_merged_that_one_space_searches_exactly() -> None:
+    whole = manifest(2 * ROWS, (0, 1), (1, 2))
+    whole.indexes.pop()
+    assert mergeable(whole) is None
+
+
+@pytest.mark.parametrize("files", range(1, 20))
+def test_merging_comes_to_an_end_with_few_indexes(files: int) -> None:
+    covered, merges = [(n, n + 1) for n in range(files)], 0
+    while due := mergeable(manifest(files * ROWS, *covered)):
+        covered = [c for c in covered if not (due[0] <= c[0] and c[1] <= due[-1] + 1)] + [(due[0], due[-1] + 1)]
+        merges += 1
+        assert merges <= files
+    assert len(covered) == files // 4 + files % 4 // 2 + files % 2
