@@ -161,8 +161,9 @@ class Catalog:
 
     def unseal(self, table: str, key: bytes | memoryview, value: memoryview) -> memoryview:
         """The payload, valid as long as `value` is. Raises CorruptionError."""
-        payload = value[:-8]
-        if len(value) < 8 or _xxh(payload, _xxh(key, self._seeds[table])) != _SUM.unpack_from(value, len(value) - 8)[0]:
+        size = len(value) - 8
+        payload = value[:size]
+        if size < 0 or _xxh(payload, _xxh(key, self._seeds[table])) != _SUM.unpack_from(value, size)[0]:
             raise CorruptionError(
                 f"catalog {table}[{bytes(key)[:40]!r}]",
                 "its bytes disagree with their checksum; this value is refused, all others are unchanged; "
@@ -176,6 +177,7 @@ class View:
 
     def __init__(self, catalog: Catalog, txn: Any) -> None:
         self.catalog, self.txn = catalog, txn
+        self._tables, self._unseal = catalog.tables, catalog.unseal
 
     def __enter__(self) -> Self:
         return self
@@ -185,8 +187,8 @@ class View:
 
     def get(self, table: str, key: bytes) -> memoryview | None:
         """Checked payload; a view into the map that must not outlive this transaction."""
-        value = self.txn.get(key, None, self.catalog.tables[table])
-        return None if value is None else self.catalog.unseal(table, key, value)
+        value = self.txn.get(key, None, self._tables[table])
+        return None if value is None else self._unseal(table, key, value)
 
     def scan(self, table: str, start: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
         """(key, checked payload) in order of keys from `start` on, as long as keys begin with `prefix`."""

@@ -127,9 +127,9 @@ class Classifying(Answering):
 
     def _place(self, group: Group, space: str) -> Place | None:
         """None where nothing of it can be trusted."""
-        said = [seq for seq in group.seqs.tolist() if seq in self.labels]
+        said = [seq for seq in group.seqs if seq in self.labels]
         speakers: dict[str, list[int]] = {}
-        for seq in said or group.seqs[:SPEAKING_MAX].tolist():
+        for seq in said or group.seqs[:SPEAKING_MAX]:
             try:
                 self._check(seq, [space])
             except CorruptionError as e:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from engine import filters
 from engine.catalog import View
-from engine.embed.base import FUSED, SPACES, ModelSet
+from engine.embed.base import DIMS, FUSED, SPACES, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextEmbedder
 from engine.embed.vote import places, within
@@ -40,6 +40,8 @@ from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judg
 
 log = logging.getLogger(__name__)
 
+PLACE_NUMBERS = 65_536  # of candidates' vectors; with more it pays to look only at those that can be in a place
+PLACE_ROWS = 128  # compared at once then: larger blocks of memory are slow (engine/snapshot.py, DISTANCE_NUMBERS)
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
 KNOWN_MIN = 8  # features; an event with fewer (a bare alert) says nothing of behaviour: two such are not alike in it
 SAME_DEVIATIONS = 0.25  # robust deviations; nearer values agree
@@ -70,11 +72,11 @@ class Question(Struct):
 
 
 class Group(NamedTuple):
-    """A hit and the near-duplicates it stands for. seqs: int64 [n], its own first."""
+    """A hit and the near-duplicates it stands for. seqs: its own first."""
 
     seq: int
     distance: float
-    seqs: NDArray[np.int64]
+    seqs: list[int]
 
     @property
     def size(self) -> int:
@@ -277,13 +279,39 @@ class Answering:
         """Near-duplicates (same family, vectors nearly equal in every space that counts) become one group."""
         seqs, distances = ranked.seqs, ranked.distances.tolist()
         if not options.collapse or not distances:
-            return [Group(seq, distances[i], seqs[i : i + 1]) for i, seq in enumerate(seqs.tolist())]
-        vectors = [
-            (self.snapshot.vectors(space, seqs), within(self.models.embedders[space].calibration))
-            for space in plan.weights
-        ]
-        found = places(vectors, options.top_k, self._kinds(seqs))
-        return [Group(int(seqs[i[0]]), distances[i[0]], seqs[i]) for i in found]
+            return [Group(seq, distances[i], [seq]) for i, seq in enumerate(seqs.tolist())]
+        kinds = self._kinds(seqs)
+        near = {space: within(self.models.embedders[space].calibration) for space in plan.weights}
+        if options.space == FUSED or len(seqs) * DIMS[options.space] <= PLACE_NUMBERS:
+            vectors = [(self.snapshot.vectors(space, seqs), near[space]) for space in plan.weights]
+            found = places(vectors, options.top_k, kinds)
+        else:
+            (space,) = plan.weights
+            found = self._places(space, ranked, near[space], options.top_k, kinds)
+        return [Group(int(seqs[i[0]]), distances[i[0]], seqs[i].tolist()) for i in found]
+
+    def _places(
+        self, space: str, ranked: Candidates, near: float, most: int, kinds: NDArray[np.int64] | None
+    ) -> list[NDArray[np.int64]]:
+        """As engine/embed/vote.py's `places`, which compares all rows with each place. Rows so near to each other
+        are about as near to the query, so only those are looked at."""
+        out: list[NDArray[np.int64]] = []
+        left = np.arange(len(ranked.seqs))
+        while len(left) and len(out) < most:
+            first = left[0]
+            farthest = ranked.distances[first] * (1 + 1e-6) + near * (1 + 1e-3)  # more than rounding comes to
+            ahead = left[: np.searchsorted(ranked.distances[left], farthest, "right")]
+            if kinds is not None:
+                ahead = ahead[kinds[ahead] == kinds[first]]
+            like = [np.array([first])]
+            vector = self.snapshot.vectors(space, ranked.seqs[[first]])
+            for at in range(1, len(ahead), PLACE_ROWS):
+                some = ahead[at : at + PLACE_ROWS]
+                difference = self.snapshot.vectors(space, ranked.seqs[some]) - vector
+                like.append(some[np.einsum("ij,ij->i", difference, difference) <= near * near])
+            out.append(np.concatenate(like))
+            left = left[~np.isin(left, out[-1], assume_unique=True)]
+        return out
 
     def _kinds(self, seqs: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Events of different kinds are never one hit: their families."""

@@ -36,7 +36,7 @@ REGION_BYTES = {**{s: DIMS[s] * 4 for s in SPACES}, "features": FEATURE_COUNT * 
 REGIONS = tuple(REGION_BYTES)
 SUM_COLUMNS = (*SPACES, "features")  # what the four checksums of a row cover; the last: features, then columns
 SUMS_BYTES = 4 * len(SUM_COLUMNS)
-_SUM_OF = {name: place for place, name in enumerate(SUM_COLUMNS)}
+_SUM_OF = {space: place for place, space in enumerate(SPACES)}
 _xxh = xxhash.xxh3_64_intdigest
 
 
@@ -171,21 +171,22 @@ class RowMap:
         # the same bytes for single rows, of which numpy would make an array each
         self._bytes = memoryview(self._map)
         self._cells = {name: (offsets[name], REGION_BYTES[name]) for name in REGIONS}
+        self._features, self._columns = self._cells["features"], self._cells["columns"]
         self._sums = self._bytes[offsets["sums"] : offsets["sums"] + rows * SUMS_BYTES].cast("I")
-
-    def _cell(self, region: str, row: int) -> memoryview:
-        offset, size = self._cells[region]
-        at = offset + row * size
-        return self._bytes[at : at + size]
 
     def vector_ok(self, space: str, row: int) -> bool:
         """Does the vector agree with its checksum?"""
+        offset, size = self._cells[space]
+        at = offset + row * size
         stored = self._sums[row * len(SUM_COLUMNS) + _SUM_OF[space]]
-        return _xxh(self._cell(space, row), self.first_seq + row) & 0xFFFFFFFF == stored
+        return _xxh(self._bytes[at : at + size], self.first_seq + row) & 0xFFFFFFFF == stored
 
     def features_ok(self, row: int) -> bool:
-        data = b"".join((self._cell("features", row), self._cell("columns", row)))
-        stored = self._sums[row * len(SUM_COLUMNS) + _SUM_OF["features"]]
+        """Do features and columns?"""
+        (features, size), (columns, width) = self._features, self._columns
+        features, columns = features + row * size, columns + row * width
+        data = b"".join((self._bytes[features : features + size], self._bytes[columns : columns + width]))
+        stored = self._sums[row * len(SUM_COLUMNS) + len(SPACES)]
         return _xxh(data, self.first_seq + row) & 0xFFFFFFFF == stored
 
     def bad_rows(self, count: int) -> list[int]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from engine.catalog import Names, View
 from engine.columns import COLUMNS, Columns
-from engine.embed.base import SPACES
+from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError, NotReadyError
 from engine.features import F32
 from engine.index import MappedIndex, Mask, search_rows
@@ -37,7 +37,10 @@ Seqs = NDArray[np.int64]
 
 EXACT_MATCHES_MAX = 20_000  # so few allowed rows are compared one by one
 GATHER_ROWS_FEW = 16
-RANK_ROWS = 2_048  # rows whose exact distances are taken at once: a few MB
+RANK_ROWS = 4_096  # candidates that are ranked at once
+# Of float64 at once: a block of 512 KiB and more is given back to the system each time (engine/supervisor.py), and its
+# pages are fetched anew for the next one, which took longer than the arithmetic.
+DISTANCE_NUMBERS = 32_768
 
 
 class Candidates(NamedTuple):
@@ -218,10 +221,14 @@ class Snapshot:
 
     def distances(self, space: str, queries: F32, seqs: Seqs) -> NDArray[np.float64]:
         """L2 to rows, float64 [n]. queries: float32 [n, dim], or [dim] to all of them."""
-        if not len(seqs):
-            return np.empty(0)
-        difference = self.vectors(space, seqs).astype(np.float64) - queries
-        return np.asarray(np.sqrt(np.einsum("ij,ij->i", difference, difference)))
+        out = np.empty(len(seqs))
+        step = DISTANCE_NUMBERS // DIMS[space]
+        for at in range(0, len(seqs), step):
+            some = slice(at, at + step)
+            difference = self.vectors(space, seqs[some]).astype(np.float64)
+            difference -= queries[some] if queries.ndim == 2 else queries
+            np.einsum("ij,ij->i", difference, difference, out=out[some])
+        return np.sqrt(out, out=out)
 
 
 class Snapshots:

@@ -9,10 +9,11 @@ from msgspec.msgpack import encode as pack
 
 from engine.context_query import SESSION_IDLE_S, QueryContext
 from engine.embed.base import SPACES
+from engine.embed.vote import places
 from engine.errors import BadRequestError, NotFoundError, UnknownSpaceError
 from engine.features import CONTEXT_INDEXES, unpack
 from engine.normalize import complete
-from engine.query import Question
+from engine.query import Answering, Question
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Filter, Options
 from tests.conftest import FILLED
@@ -247,3 +248,25 @@ def test_a_session_that_is_over_lets_the_state_move_on(store: Store) -> None:
     assert np.array_equal(moved_on, context(store, probe), equal_nan=True)
     assert not np.array_equal(stale, moved_on, equal_nan=True)
     assert SESSION_IDLE_S > 0
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("near_share", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("kinds", [True, False])
+def test_places_are_found_among_rows_about_as_near_as_among_all(
+    full: Store, space: str, near_share: float, kinds: bool
+) -> None:
+    """What is looked at is less, what is found the same, however wide a place is."""
+    snapshot, sizes = full.snapshot(), []
+    with full.catalog.read() as view:
+        answering = Answering(snapshot, full.publisher.models, view)
+        for seq in range(0, FILLED, 37):
+            query = snapshot.vectors(space, np.array([seq]))
+            (ranked,) = snapshot.search(space, query, FILLED)
+            near = near_share * float(np.median(ranked.distances))
+            of = snapshot.column("family", ranked.seqs) if kinds else None
+            expected = places([(snapshot.vectors(space, ranked.seqs), near)], 12, of)
+            found = answering._places(space, ranked, near, 12, of)
+            assert [place.tolist() for place in found] == [place.tolist() for place in expected]
+            sizes.append(len(found[0]))
+    assert near_share < 1 or max(sizes) > 1
