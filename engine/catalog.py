@@ -178,6 +178,7 @@ class View:
     def __init__(self, catalog: Catalog, txn: Any) -> None:
         self.catalog, self.txn = catalog, txn
         self._tables, self._unseal = catalog.tables, catalog.unseal
+        self._records, self._annotations = catalog.tables["records"], catalog.tables["annotations"]
 
     def __enter__(self) -> Self:
         return self
@@ -214,8 +215,12 @@ class View:
 
     def head(self, seq: int) -> bytes | None:
         """The stored event as msgpack, ready to be spliced into a reply."""
-        payload = self.get("records", seq.to_bytes(8, "big"))
-        return None if payload is None else bytes(payload[4 : 4 + _HEAD.unpack_from(payload)[0]])
+        key = seq.to_bytes(8, "big")
+        value = self.txn.get(key, None, self._records)
+        if value is None:
+            return None
+        self._unseal("records", key, value)
+        return bytes(value[4 : 4 + _HEAD.unpack_from(value)[0]])
 
     def record(self, seq: int) -> Record | None:
         payload = self.get("records", seq_key(seq))
@@ -230,8 +235,9 @@ class View:
             yield seq, split_record(payload)
 
     def annotation_bytes(self, seq: int) -> bytes | None:
-        payload = self.get("annotations", seq.to_bytes(8, "big"))
-        return None if payload is None else bytes(payload)
+        key = seq.to_bytes(8, "big")
+        value = self.txn.get(key, None, self._annotations)
+        return None if value is None else bytes(self._unseal("annotations", key, value))
 
     def annotation(self, seq: int) -> Annotation | None:
         payload = self.get("annotations", seq_key(seq))

@@ -339,11 +339,8 @@ class Answering:
     def _check(self, seq: int, spaces: Iterable[str]) -> None:
         """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
         file, row = self.snapshot.at(seq)
-        for space in spaces:
-            if not file.vector_ok(space, row):
-                self.snapshot.vector(space, seq)  # raises
-        if not file.features_ok(row):
-            raise CorruptionError(str(file.path), f"features or columns of row {row} disagree with their checksum")
+        if wrong := file.wrong(row, spaces):
+            raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])

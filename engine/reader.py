@@ -10,6 +10,7 @@ Always true
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections import deque
@@ -41,7 +42,7 @@ from engine.errors import (
     WrongModelError,
 )
 from engine.features import F32, unpack
-from engine.limits import PENDING_REQUESTS_MAX
+from engine.limits import PENDING_REQUESTS_MAX, YOUNG_OBJECTS_MAX
 from engine.normalize import complete
 from engine.publish import load_models
 from engine.query import A, Answering, Question, spaces_of, stored_question
@@ -135,6 +136,8 @@ class Reader:
         with self.catalog.read() as view:
             snapshot, _ = self._take_over(view)
         self.worker.stamp(generation=snapshot.generation)
+        gc.freeze()  # the collector need not go through what stays
+        gc.set_threshold(YOUNG_OBJECTS_MAX)  # answers hold no cycles
         self.worker.serve(self.server)
         self.worker.ready()
         await self.worker.stopping.wait()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,6 @@ REGION_BYTES = {**{s: DIMS[s] * 4 for s in SPACES}, "features": FEATURE_COUNT * 
 REGIONS = tuple(REGION_BYTES)
 SUM_COLUMNS = (*SPACES, "features")  # what the four checksums of a row cover; the last: features, then columns
 SUMS_BYTES = 4 * len(SUM_COLUMNS)
-_SUM_OF = {space: place for place, space in enumerate(SPACES)}
 _xxh = xxhash.xxh3_64_intdigest
 
 
@@ -170,24 +169,27 @@ class RowMap:
         self.sums: NDArray[np.uint32] = region("sums", "<u4", len(SUM_COLUMNS))
         # the same bytes for single rows, of which numpy would make an array each
         self._bytes = memoryview(self._map)
-        self._cells = {name: (offsets[name], REGION_BYTES[name]) for name in REGIONS}
-        self._features, self._columns = self._cells["features"], self._cells["columns"]
+        self._vectors = {space: (place, offsets[space], DIMS[space] * 4) for place, space in enumerate(SPACES)}
+        self._features, self._columns = ((offsets[name], REGION_BYTES[name]) for name in ("features", "columns"))
         self._sums = self._bytes[offsets["sums"] : offsets["sums"] + rows * SUMS_BYTES].cast("I")
 
-    def vector_ok(self, space: str, row: int) -> bool:
-        """Does the vector agree with its checksum?"""
-        offset, size = self._cells[space]
-        at = offset + row * size
-        stored = self._sums[row * len(SUM_COLUMNS) + _SUM_OF[space]]
-        return _xxh(self._bytes[at : at + size], self.first_seq + row) & 0xFFFFFFFF == stored
-
-    def features_ok(self, row: int) -> bool:
-        """Do features and columns?"""
-        (features, size), (columns, width) = self._features, self._columns
-        features, columns = features + row * size, columns + row * width
-        data = b"".join((self._bytes[features : features + size], self._bytes[columns : columns + width]))
-        stored = self._sums[row * len(SUM_COLUMNS) + len(SPACES)]
-        return _xxh(data, self.first_seq + row) & 0xFFFFFFFF == stored
+    def wrong(self, row: int, spaces: Iterable[str], *, features: bool = True) -> str:
+        """Which of the vectors of `spaces`, and of features with columns, disagrees with its checksum; "" where none."""
+        seq, data, sums, at = self.first_seq + row, self._bytes, self._sums, row * len(SUM_COLUMNS)
+        for space in spaces:
+            place, offset, size = self._vectors[space]
+            lo = offset + row * size
+            if _xxh(data[lo : lo + size], seq) & 0xFFFFFFFF != sums[at + place]:
+                return f"the {space} vector"
+        if features:
+            offset, size = self._features
+            lo = offset + row * size
+            other, width = self._columns
+            at_other = other + row * width
+            both = b"".join((data[lo : lo + size], data[at_other : at_other + width]))
+            if _xxh(both, seq) & 0xFFFFFFFF != sums[at + len(SPACES)]:
+                return "features or columns"
+        return ""
 
     def bad_rows(self, count: int) -> list[int]:
         """Rows below `count` that disagree with a checksum."""

@@ -76,8 +76,8 @@ class Snapshot:
     def vector(self, space: str, seq: int) -> F32:
         """float32 [dim], a view that needs this snapshot alive. Raises CorruptionError."""
         file, row = self.at(seq)
-        if not file.vector_ok(space, row):
-            raise CorruptionError(str(file.path), f"the {space} vector of row {row} disagrees with its checksum")
+        if wrong := file.wrong(row, (space,), features=False):
+            raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
         vector: F32 = file.vectors[space][row]
         return vector
 
