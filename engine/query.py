@@ -71,7 +71,7 @@ class Question(Struct):
         return self.decoded
 
 
-class Group(NamedTuple):
+class Group(Struct, frozen=True):
     """A hit and the near-duplicates it stands for. seqs: its own first."""
 
     seq: int

@@ -266,7 +266,7 @@ class Reader:
             snapshot, models = self._take_over(view)
             self.worker.stamp(generation=snapshot.generation, searching=f"generation {snapshot.generation}")
             self._serve_batch(batch, snapshot, models, view)
-            self.worker.stamp(searching="")
+            self.worker.heartbeat.searching("")
 
     def _serve_batch(self, batch: list[Pending], snapshot: Snapshot, models: ModelSet, view: View) -> None:
         queries: list[tuple[Pending, list[Question]]] = []
