@@ -174,7 +174,7 @@ class RowMap:
         self._sums = self._bytes[offsets["sums"] : offsets["sums"] + rows * SUMS_BYTES].cast("I")
 
     def wrong(self, row: int, spaces: Iterable[str], *, features: bool = True) -> str:
-        """Which of the vectors of `spaces`, and of features with columns, disagrees with its checksum; "" where none."""
+        """Which of the vectors of `spaces`, and of features with columns, disagrees with its checksum; "" if none."""
         seq, data, sums, at = self.first_seq + row, self._bytes, self._sums, row * len(SUM_COLUMNS)
         for space in spaces:
             place, offset, size = self._vectors[space]
