@@ -33,7 +33,7 @@ import xxhash
 import zstandard
 
 from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
-from engine.files import write_new
+from engine.files import TMP_SUFFIX, sync_directory, write_new
 from engine.limits import SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import Manifest
 from engine.manifest import decode as decode_manifest
@@ -116,6 +116,36 @@ class Record(NamedTuple):
         return zstandard.ZstdDecompressor().decompress(self.compressed, max_output_size=1 << 21)
 
 
+def _environment(path: Path, map_size: int, *, write: bool, durability: str) -> Any:
+    return lmdb.Environment(
+        str(path), map_size=map_size, subdir=False, readonly=not write, metasync=durability == "full", mode=0o600,
+        create=write, max_readers=READERS_MAX, max_dbs=len(TABLES), max_spare_txns=4, readahead=False, lib_version=0,
+    )  # fmt: skip
+
+
+def _make(folder: Path, map_size: int) -> None:
+    """An empty catalog, and CURRENT, which names it: LMDB syncs no directory, and does not open a file of which half
+    was written, so it is whole and durable before it has its name, and that is before CURRENT has it. A catalog.0 that
+    is there is kept. Raises BootError, OSError."""
+    path = folder / "catalog.0"
+    if not path.exists():
+        tmp = path.with_name(f"{path.name}{TMP_SUFFIX}")
+        lock = tmp.with_name(f"{tmp.name}-lock")
+        tmp.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+        try:
+            with _environment(tmp, map_size, write=True, durability="full") as env:
+                for name in TABLES:
+                    env.open_db(name.encode())
+                env.sync(True)
+        except lmdb.Error as e:
+            raise BootError(f"no catalog can be made in {folder}: {e}") from e
+        lock.unlink()
+        tmp.rename(path)
+        sync_directory(folder)
+    write_new(folder / CURRENT, [path.name.encode()])
+
+
 class Catalog:
     """An open catalog. Close it before the process forks or ends; LMDB opens a file once per process."""
 
@@ -125,14 +155,12 @@ class Catalog:
         if not current.exists():
             if not write:
                 raise BootError(f"{folder}: no catalog here; start the engine once to create it")
-            write_new(current, [b"catalog.0"])
+            _make(folder, map_size)
         self.path = folder / current.read_text().strip()
+        if not self.path.exists():
+            raise BootError(f"catalog {self.path} is gone; nothing was changed; restore a backup")
         try:
-            self.env = lmdb.Environment(
-                str(self.path), map_size=map_size, subdir=False, readonly=not write, metasync=durability == "full",
-                mode=0o600, create=write, max_readers=READERS_MAX, max_dbs=len(TABLES), max_spare_txns=4,
-                readahead=False, lib_version=0,
-            )  # fmt: skip
+            self.env = _environment(self.path, map_size, write=write, durability=durability)
             self.tables = {name: self.env.open_db(name.encode(), create=write) for name in TABLES}
         except lmdb.Error as e:
             raise BootError(f"catalog {self.path} cannot be opened: {e}; nothing was changed") from e

@@ -2,6 +2,7 @@
 
 Always true
   - Only files in rows/ and indexes/ whose names have the shape of ours are touched; anything else is left and reported.
+    At boot, before anybody writes, also what a death left half made of a model version and of the catalog.
   - Open mappings survive an unlink; a reader that comes too late for a file takes the newest manifest and goes on.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 
+from engine.embed.models import SCRATCH_PREFIX
 from engine.files import TMP_SUFFIX
 from engine.layout import Layout
 from engine.manifest import Embedded, Manifest
@@ -61,4 +64,11 @@ def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[s
                 removed.append(path.name)
             elif not path.name.endswith(TMP_SUFFIX):
                 log.warning("%s is not a file of the engine; it is left alone", path)
+    if boot:
+        for path in layout.catalog.glob(f"*{TMP_SUFFIX}*"):
+            path.unlink()
+            removed.append(path.name)
+        for path in layout.models.glob(f"{SCRATCH_PREFIX}*"):
+            shutil.rmtree(path)
+            removed.append(path.name)
     return removed

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
+
+from engine.files import sync_directory
 
 
 class Layout(NamedTuple):
@@ -100,6 +103,14 @@ class Layout(NamedTuple):
         return self.data_dir / "flowkin.toml"
 
     def make(self) -> None:
-        """Create the directories, private to their owner. Raises OSError."""
-        for path in (self.data_dir, self.rows, self.indexes, self.models, self.run, self.catalog):
+        """Create the directories, private to their owner. On return they are durable, and so are the names in them: a
+        process that died between a rename and the sync of its directory left that to this start. Raises OSError."""
+        kept = (self.data_dir, self.rows, self.indexes, self.models, self.catalog)
+        new = [path for path in (self.data_dir, *self.data_dir.parents) if not path.exists()]
+        for path in (*kept, self.run):
             path.mkdir(mode=0o700, parents=path == self.data_dir, exist_ok=True)
+        for path in kept:
+            sync_directory(path)
+        for parent in {self.data_dir.parent, *(path.parent for path in new)}:
+            with contextlib.suppress(PermissionError):  # one that may not be read cannot be synced by us
+                sync_directory(parent)

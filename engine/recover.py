@@ -22,7 +22,7 @@ from collections.abc import Callable
 import msgspec
 
 from engine import gc, switch
-from engine.catalog import Catalog, Names, Record
+from engine.catalog import Catalog, Counters, Names, Record
 from engine.config import Config
 from engine.context import Tracker
 from engine.counter import Counter
@@ -81,8 +81,10 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
 def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
     shipped = models.shipped()
     models.save(layout.models, models.read(shipped))
+    letters = layout.dead_letters  # there where a catalog was taken away by hand; what is in it stays
     with catalog.write() as batch:
         batch.put_names(Names(["Unknown"], []))
+        batch.put_counters(Counters(letter_bytes=letters.stat().st_size if letters.exists() else 0))
         batch.put_manifest(
             Manifest(generation=1, row_file_rows=config.store.row_file_rows, model=shipped.name, names_count=1)
         )

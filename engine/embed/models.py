@@ -51,6 +51,7 @@ FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)  # of every versio
 NETWORKS = {space: (f"{space}.onnx", f"{space}.gradient.onnx") for space in LINEAR}  # of a trained space
 FILE_BYTES_MAX = 1 << 20
 VERSION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)  # of all files together: they cross the socket in one frame
+SCRATCH_PREFIX = ".model-"  # of a directory that is not whole yet
 
 _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -336,7 +337,7 @@ def save(directory: Path, files: Mapping[str, bytes]) -> Path:
         if read(path) == files:
             return path
         raise ModelError(f"model version {version} exists in {directory} with other content; choose another name")
-    scratch = Path(tempfile.mkdtemp(dir=directory, prefix=".model-"))
+    scratch = Path(tempfile.mkdtemp(dir=directory, prefix=SCRATCH_PREFIX))
     try:
         for name, blob in files.items():
             with (scratch / name).open("wb") as f:

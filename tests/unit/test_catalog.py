@@ -219,6 +219,36 @@ def test_what_is_no_catalog_is_refused(tmp_path: Path) -> None:
         Catalog(tmp_path, write=False, map_size=MAP)
 
 
+def test_a_birth_that_a_death_ended_begins_anew(tmp_path: Path) -> None:
+    """Half of the first pages written: LMDB would refuse that file for ever."""
+    (tmp_path / "catalog.0.tmp").write_bytes(bytes(4096))
+    (tmp_path / "catalog.0.tmp-lock").write_bytes(b"garbage")
+    catalog = Catalog(tmp_path, write=True, map_size=MAP)
+    put(catalog, "meta", a=b"1")
+    catalog.close()
+    assert {path.name for path in tmp_path.iterdir()} == {CURRENT, "catalog.0", "catalog.0-lock"}
+
+
+def test_a_catalog_without_its_name_is_kept(tmp_path: Path) -> None:
+    """CURRENT comes last in a birth."""
+    catalog = Catalog(tmp_path, write=True, map_size=MAP)
+    put(catalog, "meta", a=b"1")
+    catalog.close()
+    (tmp_path / CURRENT).unlink()
+    catalog = Catalog(tmp_path, write=True, map_size=MAP)
+    with catalog.read() as view:
+        assert view.get("meta", b"a") is not None
+    catalog.close()
+
+
+def test_a_catalog_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """It held all events: an empty one in its place would hide that."""
+    Catalog(tmp_path, write=True, map_size=MAP).close()
+    (tmp_path / "catalog.0").unlink()
+    with pytest.raises(BootError, match="is gone"):
+        Catalog(tmp_path, write=True, map_size=MAP)
+
+
 def test_a_reader_adopts_a_map_that_grew(tmp_path: Path) -> None:
     """As the readers do, which open the catalog with the map size of their own configuration."""
     writer = Catalog(tmp_path, write=True, map_size=1 << 20)

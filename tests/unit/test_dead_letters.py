@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -119,6 +120,24 @@ def test_a_file_that_was_taken_away_begins_anew(store: Store) -> None:
     submit(store, [Reject("a", 21, "x")])
     assert [x.offset for x in newest(store.layout.dead_letters)] == [21, 20]
     assert sum(counted(store).values()) == 22
+
+
+def test_the_first_letters_of_all_are_there_once_too(store: Store) -> None:
+    """A power failure may leave their bytes as garbage."""
+    store.layout.dead_letters.write_bytes(b"garbage")
+    submit(store, [Reject("a", 21, "x")])
+    assert [x.offset for x in newest(store.layout.dead_letters)] == [21]
+    assert b"garbage" not in store.layout.dead_letters.read_bytes()
+
+
+def test_letters_of_a_catalog_that_was_taken_away_stay(tmp_path: Path) -> None:
+    letters = tmp_path / "data" / "dead_letters.ndjson"
+    with Store(tmp_path / "data") as store:
+        submit(store, [Reject("a", 1, "x")])
+    shutil.rmtree(tmp_path / "data" / "catalog")
+    with Store(tmp_path / "data") as store:
+        submit(store, [Reject("a", 2, "x")])
+    assert [x.offset for x in newest(letters)] == [2, 1]
 
 
 def test_sources_of_letters_are_bounded(store: Store) -> None:

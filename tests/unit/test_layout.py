@@ -1,0 +1,33 @@
+"""The directories of a data directory: what is durable once they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import layout
+from engine.layout import Layout
+
+
+def test_names_are_durable_where_make_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of new directories above it, too; and again, as a process may have died before it synced."""
+    synced: list[Path] = []
+    monkeypatch.setattr(layout, "sync_directory", synced.append)
+    made = Layout(tmp_path / "a" / "b" / "data")
+    made.make()
+    kept = {made.data_dir, made.rows, made.indexes, made.models, made.catalog}
+    assert set(synced) == kept | {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
+    synced.clear()
+    made.make()
+    assert set(synced) == kept | {tmp_path / "a" / "b"}
+
+
+def test_a_parent_that_may_not_be_read_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(folder: Path) -> None:
+        if folder == tmp_path:
+            raise PermissionError(13, "denied")
+
+    monkeypatch.setattr(layout, "sync_directory", sync)
+    Layout(tmp_path / "data").make()
+    assert (tmp_path / "data" / "rows").is_dir()
