@@ -37,7 +37,7 @@ lab: setup  ## record real traffic in network namespaces (root; packages in benc
 bench: setup  ## measure; JSON lines go to bench/results
 	$(BIN)/python -m bench.run
 
-deps:  ## Debian packages that some tests use (they skip without): a real Suricata, Node.js
+deps:  ## Debian packages that some tests use (they skip without): a real Suricata, Node.js, strace
 	./.ci/deps
 
 clean:

@@ -83,8 +83,11 @@ def cli(*args: object, data_dir: Path | None = None, env: dict[str, str] | None 
 class Engine:
     """One engine on one data directory; may be started and stopped several times."""
 
-    def __init__(self, data_dir: Path, *, readers: int = 2, env: dict[str, str] | None = None) -> None:
-        self.layout = Layout(data_dir)
+    def __init__(
+        self, data_dir: Path, *, readers: int = 2, env: dict[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
+        """under: what stands before the command, such as a tracer that is no parent of it."""
+        self.layout, self.under = Layout(data_dir), under
         self.data_dir, self.readers, self.env = data_dir, readers, SMALL | (env or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.sessions: list[int] = []
@@ -96,7 +99,7 @@ class Engine:
 
     def start(self, *flags: str, ready: bool = True) -> Engine:
         self.log_file = self.data_dir.with_name(f"{self.data_dir.name}.{len(self.sessions)}.log")
-        command = [sys.executable, "-P", "-m", "cli", "serve", "--data-dir", str(self.data_dir),
+        command = [*self.under, sys.executable, "-P", "-m", "cli", "serve", "--data-dir", str(self.data_dir),
                    "--readers", str(self.readers), *flags]  # fmt: skip
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
@@ -120,7 +123,9 @@ class Engine:
         self._close_clients()
         self.process.send_signal(number)
         status = self.process.wait(within_s)
-        self.process = None
+        session, self.process = self.process.pid, None
+        if self.under:  # a tracer ends after what it traced
+            eventually(lambda: not processes(session), within_s=10)
         return status
 
     def kill(self) -> None:
