@@ -102,15 +102,26 @@ class Layout(NamedTuple):
     def config(self) -> Path:
         return self.data_dir / "flowkin.toml"
 
+    def _kept(self) -> tuple[Path, ...]:
+        """The directories whose content outlives a start."""
+        return (self.data_dir, self.rows, self.indexes, self.models, self.catalog)
+
     def make(self) -> None:
-        """Create the directories, private to their owner. On return they are durable, and so are the names in them: a
-        process that died between a rename and the sync of its directory left that to this start. Raises OSError."""
-        kept = (self.data_dir, self.rows, self.indexes, self.models, self.catalog)
+        """Create the directories, private to their owner. They are durable after `sync`. Raises OSError."""
         new = [path for path in (self.data_dir, *self.data_dir.parents) if not path.exists()]
-        for path in (*kept, self.run):
+        for path in (*self._kept(), self.run):
             path.mkdir(mode=0o700, parents=path == self.data_dir, exist_ok=True)
-        for path in kept:
+        for path in new:
+            _sync_parent(path)
+
+    def sync(self) -> None:
+        """Make every name durable: a process that died between a rename and the sync of its directory left that to this
+        start, which builds on it. Raises OSError."""
+        for path in self._kept():
             sync_directory(path)
-        for parent in {self.data_dir.parent, *(path.parent for path in new)}:
-            with contextlib.suppress(PermissionError):  # one that may not be read cannot be synced by us
-                sync_directory(parent)
+        _sync_parent(self.data_dir)
+
+
+def _sync_parent(path: Path) -> None:
+    with contextlib.suppress(PermissionError):  # what may not be read cannot be synced
+        sync_directory(path.parent)

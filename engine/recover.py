@@ -4,13 +4,14 @@ Always true
   - What is committed is the truth. Derived files that are gone or damaged are made again from the records.
   - A start never refuses because of a damaged derived file; a directory of a newer format is refused by name.
 In this order
-  1. catalog: LMDB comes back at its last commit
-  2. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
-  3. index files: missing or misshapen -> no longer named; ingest has them built again
-  4. coverage: what is not counted, or damaged, is counted from the row files
-  5. context tracker: last checkpoint, then the records since, in order of seq
-  6. a switch of models goes on
-  7. files that nothing names are removed
+  1. directories: names that a process made, which died before it synced them
+  2. catalog: LMDB comes back at its last commit
+  3. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
+  4. index files: missing or misshapen -> no longer named; ingest has them built again
+  5. coverage: what is not counted, or damaged, is counted from the row files
+  6. context tracker: last checkpoint, then the records since, in order of seq
+  7. a switch of models goes on
+  8. files that nothing names are removed
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def map_size(config: Config) -> int:
 def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambda: None) -> Publisher:
     """The publisher of a data directory, born here if it is new. The caller holds writer.lock. `alive` is called in
     long steps. Raises FormatError, BootError, CorruptionError (the catalog), OSError."""
+    layout.sync()
     catalog = Catalog(layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability)
     with catalog.read() as view:
         manifest = view.manifest()

@@ -26,8 +26,9 @@ def main() -> int:
     parser.add_argument("--recorded", type=Path, help="a folder that tests.power.workload.record wrote")
     parser.add_argument("--without", default="", help="as if files that match were never synced: findings are due")
     parser.add_argument("--no-exhaustive", action="store_true", help="drawn states only")
+    parser.add_argument("--scratch", type=Path, help="where states are laid out; otherwise in memory")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, scratch() as checked:
+    with tempfile.TemporaryDirectory() as folder, scratch(args.scratch) as checked:
         if args.recorded is None and (reason := why_not(Path(folder))):
             sys.exit(f"nothing can be recorded: {reason}")
         recording = recorded(args.recorded) if args.recorded else record(Path(folder) / "engine", args.durability)

@@ -274,12 +274,13 @@ class _Heard(logging.Handler):
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for an oracle: in memory where there is one, since its own syncs are of no interest. Not beside tests
+def scratch(within: Path | None = None) -> Iterator[Path]:
+    """A folder for an oracle, in `within` or else in memory, where its own syncs take no time; but not beside tests
     that run at the same time: they look whether anything is left in there."""
     shm = Path("/dev/shm")
-    in_memory = os.access(shm, os.W_OK) and "PYTEST_XDIST_WORKER" not in os.environ
-    with tempfile.TemporaryDirectory(dir=shm if in_memory else None, prefix="flowkin-power-") as folder:
+    if within is None and os.access(shm, os.W_OK) and "PYTEST_XDIST_WORKER" not in os.environ:
+        within = shm
+    with tempfile.TemporaryDirectory(dir=within, prefix="flowkin-power-") as folder:
         yield Path(folder)
 
 

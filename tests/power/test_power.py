@@ -121,11 +121,11 @@ def test_a_sync_that_is_left_out_is_noticed(
     assert any(finding in what for what in found.findings), found
 
 
-def test_a_catalog_that_is_never_synced_is_noticed(recording: Recording) -> None:
+def test_a_catalog_that_is_never_synced_is_noticed(recording: Recording, tmp_path: Path) -> None:
     """LMDB dies of it (SIGBUS: a file shorter than its pages), so not in this process."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tests.power", "--recorded", str(recording.data_dir.parent), "--without",
-         "data/catalog/catalog.0*", "--states", str(STATES_MUTATED), "--no-exhaustive"],
+         "data/catalog/catalog.0*", "--states", str(STATES_MUTATED), "--no-exhaustive", "--scratch", str(tmp_path)],
         env=environment({"PYTHONPATH": str(ROOT)}), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode != 0 and "usage" not in done.stderr, done

@@ -10,17 +10,17 @@ from engine import layout
 from engine.layout import Layout
 
 
-def test_names_are_durable_where_make_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of new directories above it, too; and again, as a process may have died before it synced."""
+def test_names_are_durable_after_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of new directories above it, too; and again at each start, as a process may have died before it synced."""
     synced: list[Path] = []
     monkeypatch.setattr(layout, "sync_directory", synced.append)
     made = Layout(tmp_path / "a" / "b" / "data")
     made.make()
-    kept = {made.data_dir, made.rows, made.indexes, made.models, made.catalog}
-    assert set(synced) == kept | {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
-    synced.clear()
-    made.make()
-    assert set(synced) == kept | {tmp_path / "a" / "b"}
+    assert synced == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+    for _ in range(2):
+        synced.clear()
+        made.sync()
+        assert synced == [made.data_dir, made.rows, made.indexes, made.models, made.catalog, tmp_path / "a" / "b"]
 
 
 def test_a_parent_that_may_not_be_read_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,5 +29,7 @@ def test_a_parent_that_may_not_be_read_stops_nothing(tmp_path: Path, monkeypatch
             raise PermissionError(13, "denied")
 
     monkeypatch.setattr(layout, "sync_directory", sync)
-    Layout(tmp_path / "data").make()
-    assert (tmp_path / "data" / "rows").is_dir()
+    made = Layout(tmp_path / "data")
+    made.make()
+    made.sync()
+    assert made.rows.is_dir()
