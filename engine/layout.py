@@ -6,8 +6,6 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.files import sync_directory
-
 
 class Layout(NamedTuple):
     """Paths of one data directory. Directories are 0700, files 0600, index files 0400 once in place."""
@@ -117,11 +115,15 @@ class Layout(NamedTuple):
     def sync(self) -> None:
         """Make every name durable: a process that died between a rename and the sync of its directory left that to this
         start, which builds on it. Raises OSError."""
+        from engine.files import sync_directory  # clients, who know paths too, have no use for it
+
         for path in self._kept():
             sync_directory(path)
         _sync_parent(self.data_dir)
 
 
 def _sync_parent(path: Path) -> None:
+    from engine.files import sync_directory
+
     with contextlib.suppress(PermissionError):  # what may not be read cannot be synced
         sync_directory(path.parent)

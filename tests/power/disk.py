@@ -16,13 +16,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from tests.power.trace import Create, Operation, Rename, Resize, Sync, SyncRange, Unlink, Write
+from tests.power.trace import Create, Operation, Picture, Rename, Resize, Sync, SyncRange, Unlink, Write
 
 SECTOR_BYTES = 512
 GARBAGE = b"\xa5"
-Picture: TypeAlias = "dict[str, bytes | None]"  # what a state consists of: path -> content, None: a folder
 
 
 class Kept(NamedTuple):
@@ -44,11 +43,11 @@ class Choice(NamedTuple):
 
 
 class File:
-    def __init__(self) -> None:
-        self.durable = b""
+    def __init__(self, content: bytes = b"") -> None:
+        self.durable = content
         self.pending: list[Write | Resize] = []
-        self.sizes = [0]  # that it may have: the durable one, then after each pending operation
-        self.whole = b""  # as the page cache has it
+        self.sizes = [len(content)]  # that it may have: the durable one, then after each pending operation
+        self.whole = content  # as the page cache has it
 
     def apply(self, operation: Write | Resize) -> None:
         self.pending.append(operation)
@@ -176,8 +175,13 @@ def _changed(names: dict[str, File | Folder], change: Change) -> dict[str, File 
 class Disk:
     """Fed with operations, one after the other; between any two of them the power may fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Picture | None = None) -> None:
+        """left: what is there, durable, parents before what is in them."""
         self.root = Folder()
+        for path, content in (left or {}).items():
+            folder, name = self._place(path)
+            folder.durable[name] = Folder() if content is None else File(content)
+            folder.whole = folder.durable
 
     def at(self, path: str) -> File | Folder:
         node: File | Folder = self.root

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tests.power.disk import Disk, Picture, fingerprint
 from tests.power.oracle import Oracle, Promise, promises
 from tests.power.trace import Create, Operation, Sync, SyncRange
-from tests.power.workload import SMALL_PUBLISH, Recording
+from tests.power.workload import SMALL_PUBLISH, STEPS, Recording
 
 
 class Explored(NamedTuple):
@@ -32,10 +32,22 @@ def without(operations: Iterable[Operation], kind: type[Sync | SyncRange], patte
     return [o for o in operations if not (isinstance(o, kind) and fnmatch(o.path, pattern))]
 
 
-def publish_window(operations: Sequence[Operation]) -> range:
+def birth_window(recording: Recording) -> range:
+    """Places of the operations before the first row file."""
+    operations = recording.operations
+    return range(next(i for i, o in enumerate(operations) if isinstance(o, Create) and fnmatch(o.path, "data/rows/?*")))
+
+
+def publish_window(recording: Recording) -> range:
     """Places of the operations of the small publish."""
-    steps = [promise.steps for _, promise in promises(operations)]
+    steps = [promise.steps for _, promise in promises(recording)]
     return range(steps.index(SMALL_PUBLISH), steps.index(SMALL_PUBLISH + 1) + 1)
+
+
+def rows_written(recording: Recording) -> range:
+    """The place in the small publish where the rows are written, and not synced."""
+    at = next(i for i in publish_window(recording) if isinstance(recording.operations[i], Sync))
+    return range(at - 1, at)
 
 
 def swap_window(operations: Sequence[Operation]) -> range:
@@ -45,9 +57,11 @@ def swap_window(operations: Sequence[Operation]) -> range:
 
 
 def explore(
-    recording: Recording, oracle: Oracle, states: int, seed: int, *, exhaustive: bool = True, findings_max: int = 20
+    recording: Recording, oracle: Oracle, states: int, seed: int, *,
+    exhaustive: bool = True, steps_max: int = len(STEPS), findings_max: int = 20,
 ) -> Explored:  # fmt: skip
-    """All states of one publish and one index swap, then drawn ones until `states` are there, or so many findings."""
+    """All states of one publish and one index swap, then drawn ones until `states` are there, or so many findings;
+    drawn while at most steps_max are acknowledged."""
     seen: set[tuple[int, int]] = set()
     findings: list[str] = []
     of_all = 0
@@ -60,16 +74,17 @@ def explore(
                 findings.append(f"power failure after operation {place}: {finding}")
 
     if exhaustive:
-        windows = {*publish_window(recording.operations), *swap_window(recording.operations)}
-        for place, disk, promise in _failures(recording.operations):
+        windows = {*publish_window(recording), *swap_window(recording.operations)}
+        for place, disk, promise in failures(recording):
             if place in windows:
                 for picture in disk.states():
                     look(place, picture, promise)
         of_all = len(seen)
     for turn in range(1 << 30):
         before = len(seen)
-        for place, disk, promise in _failures(recording.operations):
-            look(place, disk.draw(random.Random(f"{seed} {turn} {place}")), promise)
+        for place, disk, promise in failures(recording):
+            if promise.steps <= steps_max:
+                look(place, disk.draw(random.Random(f"{seed} {turn} {place}")), promise)
             if len(seen) >= states or len(findings) >= findings_max:
                 return Explored(len(seen), of_all, findings)
         if len(seen) == before:
@@ -77,10 +92,10 @@ def explore(
     return Explored(len(seen), of_all, findings)
 
 
-def _failures(operations: Sequence[Operation]) -> Iterator[tuple[int, Disk, Promise]]:
-    """The disk before the first operation (place -1) and after each."""
-    disk = Disk()
-    yield -1, disk, Promise()
-    for place, (operation, promise) in enumerate(promises(operations)):
+def failures(recording: Recording) -> Iterator[tuple[int, Disk, Promise]]:
+    """Where the power may fail: the disk before the first operation (place -1) and after each."""
+    disk = Disk(recording.left)
+    yield -1, disk, Promise(recording.generations)
+    for place, (operation, promise) in enumerate(promises(recording)):
         disk.apply(operation)
         yield place, disk, promise

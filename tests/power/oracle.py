@@ -70,10 +70,10 @@ class Promise(NamedTuple):
         return Promise((*self.generations, reply.generation))
 
 
-def promises(operations: Sequence[Operation]) -> Iterator[tuple[Operation, Promise]]:
+def promises(recording: Recording) -> Iterator[tuple[Operation, Promise]]:
     """Each operation, and what is promised once it is done."""
-    promise = Promise()
-    for operation in operations:
+    promise = Promise(recording.generations)
+    for operation in recording.operations:
         if isinstance(operation, Acknowledged):
             promise = promise.after(operation.reply)
         yield operation, promise

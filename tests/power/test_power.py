@@ -6,6 +6,7 @@ python -m tests.power --states 100000 --seed 7
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ import pytest
 
 from tests.engine_fixture import ROOT, environment
 from tests.power.disk import Disk, Folder
-from tests.power.explore import explore, without
-from tests.power.oracle import Oracle, scratch
-from tests.power.trace import SET_ANEW, Acknowledged, Sync, SyncRange, why_not
-from tests.power.workload import STEPS, Recording, record
+from tests.power.explore import birth_window, explore, failures, rows_written, without
+from tests.power.oracle import Oracle, Promise, scratch
+from tests.power.trace import SET_ANEW, Acknowledged, Picture, Sync, SyncRange, why_not
+from tests.power.workload import SMALL_PUBLISH, STEPS, Recording, record
 
-STATES = 2_100
-STATES_META = 450
+STATES = 1_700
+STATES_META = 400
+STATES_AGAIN = 150
 STATES_MUTATED = 600  # at most; the first finding ends it
 
 
@@ -131,10 +133,28 @@ def test_a_catalog_that_is_never_synced_is_noticed(recording: Recording, tmp_pat
     assert done.returncode != 0 and "usage" not in done.stderr, done
 
 
+@pytest.mark.parametrize("steps", [0, SMALL_PUBLISH], ids=["in a birth", "in a publish"])
+def test_a_second_power_failure_after_the_first_loses_nothing_either(
+    recording: Recording, folder: Path, steps: int
+) -> None:
+    """What a first one left is started from, recorded, and fails again."""
+    torn: list[tuple[Picture, Promise]] = []
+    for place, disk, promise in failures(recording):
+        if place in (rows_written(recording) if steps else birth_window(recording)):
+            drawn = [disk.draw(random.Random(n)) for n in range(20)]
+            torn += [(picture, promise) for picture in drawn if picture != disk.whole()]
+    left, promise = max(torn, key=lambda one: len(one[0]))  # the most names: half made files
+    again = record(folder / f"again-{steps}", left=left, generations=promise.generations)
+    with scratch() as checked:
+        found = explore(again, Oracle(again, checked), STATES_AGAIN, seed=0, exhaustive=False, steps_max=steps + 1)
+    assert found.findings == []
+    assert found.states == STATES_AGAIN
+
+
 def test_durability_meta_loses_the_last_commit_at_most(folder: Path) -> None:
     recording = record(folder / "meta", "meta")
     with scratch() as checked:
         found = explore(recording, Oracle(recording, checked, may_lose=1), STATES_META, seed=0, exhaustive=False)
         assert found.findings == []
-        full = explore(recording, Oracle(recording, checked), STATES_META, seed=0, exhaustive=False)
+        full = explore(recording, Oracle(recording, checked), STATES_META, seed=0, exhaustive=False, findings_max=1)
         assert any("lost: " in finding for finding in full.findings)

@@ -77,6 +77,7 @@ class Acknowledged(NamedTuple):
     reply: Ingested | Done
 
 
+Picture: TypeAlias = "dict[str, bytes | None]"  # what is in a folder: path -> content, None: a folder
 Operation: TypeAlias = Create | Write | Resize | Sync | SyncRange | Rename | Unlink | Acknowledged
 
 
@@ -121,12 +122,12 @@ def _arguments(text: str) -> list[str]:
 
 
 class _Parser:
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, sizes: dict[str, int]) -> None:
         self.root, self.data = str(data_dir.parent), data_dir.name
         self.mark = "".join(f"\\x{byte:02x}" for byte in self.root.encode())
         self.flags: dict[tuple[str, str], str] = {}  # of an open file, by (fd, path)
         self.position: dict[tuple[str, str], int] = {}
-        self.size: dict[str, int] = {}
+        self.size = sizes
         self.replies: dict[str, FrameReader] = {}
 
     def path(self, escaped: str) -> str | None:
@@ -240,10 +241,10 @@ class _Parser:
                 yield Acknowledged(reply)
 
 
-def parse(output: Path, data_dir: Path) -> list[Operation]:
-    """The operations on a data directory and on the folder that it was made in, by paths relative to that. Raises
-    AssertionError for what is not understood."""
-    parser = _Parser(data_dir)
+def parse(output: Path, data_dir: Path, left: Picture) -> list[Operation]:
+    """The operations on a data directory and on the folder that it is in, by paths relative to that; `left` was there
+    before. Raises AssertionError for what is not understood."""
+    parser = _Parser(data_dir, {path: len(content) for path, content in left.items() if content is not None})
     found: list[Operation] = []
     begun: dict[str, tuple[str, str, int]] = {}  # by thread: the call that has not returned yet, and when it began
     with output.open() as lines:

@@ -20,7 +20,7 @@ from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import Reject
 from tests.engine_fixture import Engine
 from tests.events import blocked, make, several
-from tests.power.trace import Operation, parse, strace
+from tests.power.trace import Operation, Picture, parse, strace
 from tests.store_fixture import OTHER, other_model
 
 
@@ -57,21 +57,36 @@ SMALL_PUBLISH = 3  # its place in STEPS
 
 
 class Recording(NamedTuple):
-    """operations: on a data directory and the folder that it is in, by paths relative to that."""
+    """operations: on a data directory and the folder that it is in, by paths relative to that. left: what was there
+    before, after an earlier power failure; generations: told by the replies to the steps before that."""
 
     data_dir: Path
     operations: list[Operation]
+    left: Picture = {}
+    generations: tuple[int, ...] = ()
 
 
-def record(root: Path, durability: str = "full") -> Recording:
-    """Run STEPS on a new engine in `root`; `recorded` reads them again."""
+def lay_out(picture: Picture, root: Path) -> None:
+    for path, content in picture.items():
+        if content is None:
+            (root / path).mkdir(mode=0o700)
+        else:
+            (root / path).write_bytes(content)
+
+
+def record(
+    root: Path, durability: str = "full", *, left: Picture | None = None, generations: tuple[int, ...] = ()
+) -> Recording:  # fmt: skip
+    """Run STEPS on an engine in `root`, a new one, or the rest of them on what a power failure left."""
+    left = left or {}
     (root / "made" / "models").mkdir(parents=True)
+    lay_out(left, root)
     output = root / "strace"
     env = {"FLOWKIN_INGEST__DURABILITY": durability}
     engine = Engine(root / "data", readers=1, env=env, under=strace(output))
     try:
         engine.start()
-        for step in STEPS:
+        for step in STEPS[len(generations) :]:
             with engine.client() as client:
                 if step.adds:
                     client.add_model(step.adds, models.read(other_model(Layout(root / "made"))))
@@ -90,8 +105,9 @@ def record(root: Path, durability: str = "full") -> Recording:
                 engine.replaced("ingest", victim)
     finally:
         engine.close()
-    return recorded(root)
+    return Recording(root / "data", parse(output, root / "data", left), left, generations)
 
 
 def recorded(root: Path) -> Recording:
-    return Recording(root / "data", parse(root / "strace", root / "data"))
+    """What `record` recorded of a new engine."""
+    return Recording(root / "data", parse(root / "strace", root / "data", {}))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import layout
+from engine import files
 from engine.layout import Layout
 
 
 def test_names_are_durable_after_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of new directories above it, too; and again at each start, as a process may have died before it synced."""
     synced: list[Path] = []
-    monkeypatch.setattr(layout, "sync_directory", synced.append)
+    monkeypatch.setattr(files, "sync_directory", synced.append)
     made = Layout(tmp_path / "a" / "b" / "data")
     made.make()
     assert synced == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
@@ -28,7 +28,7 @@ def test_a_parent_that_may_not_be_read_stops_nothing(tmp_path: Path, monkeypatch
         if folder == tmp_path:
             raise PermissionError(13, "denied")
 
-    monkeypatch.setattr(layout, "sync_directory", sync)
+    monkeypatch.setattr(files, "sync_directory", sync)
     made = Layout(tmp_path / "data")
     made.make()
     made.sync()
