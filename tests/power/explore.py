@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tests.power.disk import Disk, Picture, fingerprint
 from tests.power.oracle import Oracle, Promise, promises
 from tests.power.trace import Create, Operation, Sync, SyncRange
-from tests.power.workload import SMALL_PUBLISH, STEPS, Recording
+from tests.power.workload import SMALL_PUBLISH, Recording
 
 
 class Explored(NamedTuple):
@@ -58,10 +58,9 @@ def swap_window(operations: Sequence[Operation]) -> range:
 
 def explore(
     recording: Recording, oracle: Oracle, states: int, seed: int, *,
-    exhaustive: bool = True, steps_max: int = len(STEPS), findings_max: int = 20,
+    exhaustive: bool = True, findings_max: int = 20,
 ) -> Explored:  # fmt: skip
-    """All states of one publish and one index swap, then drawn ones until `states` are there, or so many findings;
-    drawn while at most steps_max are acknowledged."""
+    """All states of one publish and one index swap, then drawn ones until `states` are there, or so many findings."""
     seen: set[tuple[int, int]] = set()
     findings: list[str] = []
     of_all = 0
@@ -83,8 +82,7 @@ def explore(
     for turn in range(1 << 30):
         before = len(seen)
         for place, disk, promise in failures(recording):
-            if promise.steps <= steps_max:
-                look(place, disk.draw(random.Random(f"{seed} {turn} {place}")), promise)
+            look(place, disk.draw(random.Random(f"{seed} {turn} {place}")), promise)
             if len(seen) >= states or len(findings) >= findings_max:
                 return Explored(len(seen), of_all, findings)
         if len(seen) == before:

@@ -58,12 +58,14 @@ SMALL_PUBLISH = 3  # its place in STEPS
 
 class Recording(NamedTuple):
     """operations: on a data directory and the folder that it is in, by paths relative to that. left: what was there
-    before, after an earlier power failure; generations: told by the replies to the steps before that."""
+    before, after an earlier power failure; generations: told by the replies to the steps before that; steps: how many
+    of STEPS there were in the end."""
 
     data_dir: Path
     operations: list[Operation]
     left: Picture = {}
     generations: tuple[int, ...] = ()
+    steps: int = len(STEPS)
 
 
 def lay_out(picture: Picture, root: Path) -> None:
@@ -75,9 +77,10 @@ def lay_out(picture: Picture, root: Path) -> None:
 
 
 def record(
-    root: Path, durability: str = "full", *, left: Picture | None = None, generations: tuple[int, ...] = ()
+    root: Path, durability: str = "full", *, left: Picture | None = None, generations: tuple[int, ...] = (),
+    steps: int = len(STEPS),
 ) -> Recording:  # fmt: skip
-    """Run STEPS on an engine in `root`, a new one, or the rest of them on what a power failure left."""
+    """Run the first STEPS on an engine in `root`, a new one, or the rest of them on what a power failure left."""
     left = left or {}
     (root / "made" / "models").mkdir(parents=True)
     lay_out(left, root)
@@ -86,7 +89,7 @@ def record(
     engine = Engine(root / "data", readers=1, env=env, under=strace(output))
     try:
         engine.start()
-        for step in STEPS[len(generations) :]:
+        for step in STEPS[len(generations) : steps]:
             with engine.client() as client:
                 if step.adds:
                     client.add_model(step.adds, models.read(other_model(Layout(root / "made"))))
@@ -105,7 +108,7 @@ def record(
                 engine.replaced("ingest", victim)
     finally:
         engine.close()
-    return Recording(root / "data", parse(output, root / "data", left), left, generations)
+    return Recording(root / "data", parse(output, root / "data", left), left, generations, steps)
 
 
 def recorded(root: Path) -> Recording:
