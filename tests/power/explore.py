@@ -53,7 +53,8 @@ def rows_written(recording: Recording) -> range:
 def swap_window(operations: Sequence[Operation]) -> range:
     """Places of the operations of the first index swap: from its first file to the end of its commit."""
     first = next(i for i, o in enumerate(operations) if isinstance(o, Create) and fnmatch(o.path, "data/indexes/?*"))
-    return range(first, next(i for i in range(first, len(operations)) if isinstance(operations[i], SyncRange)) + 1)
+    pages = next(i for i in range(first, len(operations)) if operations[i] == Sync("data/catalog/catalog.0"))
+    return range(first, pages + 2 + isinstance(operations[pages + 2], SyncRange))  # the meta page is written after that
 
 
 def explore(
