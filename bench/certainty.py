@@ -20,7 +20,7 @@ from bench.quality.measure import calibration_error
 from bench.quality.run import ROWS_MAX, thinned
 from engine.embed.base import Calibration
 from engine.embed.certainty import Votes, votes
-from engine.embed.fit import calibration, fitted, measured_certainty, nearest, teacher, throw_away
+from engine.embed.fit import calibration, fitted, measured_certainty, nearest, seen_by, teacher, throw_away
 from engine.embed.linear import F64
 from engine.embed.vote import within
 
@@ -33,15 +33,15 @@ def asked(of: sets.Labelled, trained: bool, seed: int) -> tuple[Votes, Calibrati
     past = thinned(at.past, ROWS_MAX)
     groups = teacher(SPACE, past.events, past.families, trained)
     every = np.arange(len(past.events))
-    embed = fitted(SPACE, "bench", past.features, past.families, groups(every), seed).embed_features
-    vectors = embed(past.features)
-    known = calibration(vectors, past.families, np.random.default_rng(seed))
+    embedder = fitted(SPACE, "bench", past.features, past.families, groups(every), seed)
+    seen = seen_by(embedder, past.features)
+    known = calibration(seen, past.families, np.random.default_rng(seed))
     trial = throw_away(SPACE, past.features, past.families, groups, seed)
     known = known._replace(certainty=measured_certainty(trial, past.families, seed))
     rows = ~at.twins
-    queries = embed(at.asked.features[rows])
+    queries = seen_by(embedder, at.asked.features[rows])
     scale = within(known), known.precedent_bound
-    return votes(queries, at.asked.families[rows], vectors, past.families, *scale, nearest), known
+    return votes(queries, at.asked.families[rows], seen.stored, past.families, *scale, nearest), known
 
 
 def figures(found: Votes, known: Calibration) -> dict[str, Any]:

@@ -81,8 +81,9 @@ def given(hit: F32, query: F32, facts: list[str]) -> F32:
 
 
 def apart(embedder: LinearEmbedder, a: F32, b: F32) -> float:
-    u, v = embedder.embed_features(np.stack((a, b))).astype(np.float64)
-    return float(np.linalg.norm(u - v))
+    """Of an asked event and a hit."""
+    asked, hit = embedder.embed_features(np.stack((a, b)))
+    return float(np.linalg.norm(np.nan_to_num(embedder.asked(asked[None, :])[0].astype(np.float64) - hit)))
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:

@@ -636,8 +636,8 @@ def models_compare(session: Session, out: Out, a: str, b: str, count: int, seed:
 
     \b
     Examples:
-      flowkin models compare v3 2026-05 --data-dir ./data
-      flowkin models compare v3 models/2026-05 -n 10000 --json --data-dir ./data
+      flowkin models compare v4 2026-05 --data-dir ./data
+      flowkin models compare v4 models/2026-05 -n 10000 --json --data-dir ./data
     """
     from cli.render import progress
     from engine.compare import compare

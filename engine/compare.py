@@ -198,7 +198,8 @@ def _neighbours(side: Side, sample: Sample, asked: Numbers) -> dict[str, Found]:
         end = int(np.searchsorted(sample.ts, sample.ts[place], "left"))
         far: dict[str, F64] = {FUSED: np.zeros(end)}
         for space, vectors in side.vectors.items():
-            d = vectors[:end] - vectors[place]
+            asked_as = side.models.embedders[space].asked(vectors[place][None, :])
+            d = np.nan_to_num(vectors[:end] - asked_as)
             far[space] = np.sqrt(np.einsum("ij,ij->i", d, d)).astype(np.float64)
             percentiles = side.models.embedders[space].calibration.percentile(far[space])
             far[FUSED] += side.models.fusion[space] * percentiles

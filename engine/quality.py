@@ -144,7 +144,7 @@ def _neighbours(
     k = min(TOP, subject.live.count - 1)
     if k < 1:
         return None, None, None
-    queries = subject.exact.vectors(space, asked)
+    queries = subject.models.embedders[space].asked(subject.exact.vectors(space, asked))
     exact = _others(asked, subject.exact.search(space, queries, k + 1), k)
     # one at a time, as questions come: a batch is searched exactly where an index fails one of it
     live = _others(asked, [subject.live.search(space, query[None, :], k + 1)[0] for query in queries], k)
@@ -176,7 +176,8 @@ def _same_family(subject: Subject, seqs: Seqs, sample: int, rng: np.random.Gener
         own = seqs[families[seqs] == kind]
         asked = rng.choice(own, min(len(own), max(FAMILY_MIN, sample // len(kinds))), replace=False)
         shares = []
-        for seq, found in zip(asked, exact.search("attack", exact.vectors("attack", asked), FETCH, known), strict=True):
+        queries = subject.models.embedders["attack"].asked(exact.vectors("attack", asked))
+        for seq, found in zip(asked, exact.search("attack", queries, FETCH, known), strict=True):
             others = found.seqs[found.seqs != seq]
             here = places([(exact.vectors("attack", others), near)], VOTERS) if len(others) else []
             shares += [np.mean([parts_of(families[others[p]].tolist()).get(kind, 0.0) for p in here])] if here else []

@@ -92,14 +92,15 @@ def spaces_of(options: Options) -> tuple[str, ...]:
     return (options.space,)
 
 
-def stored_question(name: str, options: Options, snapshot: Snapshot, view: View) -> Question:
+def stored_question(name: str, options: Options, snapshot: Snapshot, view: View, models: ModelSet) -> Question:
     """Raises NotFoundError, CorruptionError, UnknownSpaceError."""
     spaces = spaces_of(options)
     seq = view.find(name)
     head = None if seq is None or seq >= snapshot.count else view.head(seq)
     if seq is None or head is None:
         raise NotFoundError(f"no event {name!r} in generation {snapshot.generation}; `flowkin recent` lists some")
-    return Question(options, {space: snapshot.vector(space, seq) for space in spaces}, seq, head)
+    asked = {s: models.embedders[s].asked(snapshot.vector(s, seq)[None, :])[0] for s in spaces}
+    return Question(options, asked, seq, head)
 
 
 class Plan(NamedTuple):

@@ -29,7 +29,7 @@ from engine.classify import Classifying, options_of
 from engine.columns import Columns
 from engine.context_query import QueryContext
 from engine.counter import Counter
-from engine.embed.base import DIMS, ModelSet
+from engine.embed.base import DIMS, Embedder, ModelSet
 from engine.embed.text import TextEmbedder
 from engine.errors import (
     BadRecordError,
@@ -223,7 +223,7 @@ class Reader:
         features = unpack([item.features for item in request.events])
         self.context.forget(lambda session: session[0] not in self.server.connections)
         self.context.fill(events, features, (connection, request.session) if request.session else None)
-        vectors = {space: models.embedders[space].embed(events, features) for space in spaces}
+        vectors = {space: _asked(models.embedders[space], events, features) for space in spaces}
         return [
             Question(
                 options, {space: vectors[space][i] for space in spaces}, head=msgspec.msgpack.encode(event),
@@ -325,7 +325,7 @@ class Reader:
         request = pending.request
         match request:
             case QuerySimilar():
-                return [stored_question(request.id, request.options, snapshot, view)]
+                return [stored_question(request.id, request.options, snapshot, view, models)]
             case QueryVector():
                 return [_vector_question(request, models)]
             case SearchText() | QueryEvent():
@@ -334,7 +334,7 @@ class Reader:
                 if not request.ids and not request.events:
                     raise BadRequestError("nothing to classify: give ids of stored events, or events")
                 options = options_of(request.options)
-                stored = [stored_question(name, options, snapshot, view) for name in request.ids]
+                stored = [stored_question(name, options, snapshot, view, models) for name in request.ids]
                 return stored + _sought(pending.questions or [], snapshot, view)
         return None
 
@@ -358,7 +358,7 @@ class Reader:
                 connection.reply(_recent(request, snapshot, view))
             case Explain():
                 options = Options(space=request.space)
-                question = stored_question(request.query, options, snapshot, view)
+                question = stored_question(request.query, options, snapshot, view, models)
                 seq = view.find(request.hit)
                 if seq is None or seq >= snapshot.count:
                     raise NotFoundError(f"no event {request.hit!r}; `flowkin recent` lists some")
@@ -426,11 +426,15 @@ def _sought(questions: list[Question], snapshot: Snapshot, view: View) -> list[Q
     return questions
 
 
+def _asked(embedder: Embedder, events: Sequence[Event], features: F32) -> F32:
+    return embedder.asked(embedder.embed(events, features))
+
+
 def _for_model(question: Question, models: ModelSet) -> Question:
     """A question about an event that is not stored, with its vectors of these models."""
     assert question.event is not None and question.features is not None
     event, features = [question.event], question.features[None, :]
-    vectors = {space: models.embedders[space].embed(event, features)[0] for space in question.vectors}
+    vectors = {space: _asked(models.embedders[space], event, features)[0] for space in question.vectors}
     return msgspec.structs.replace(question, vectors=vectors)
 
 

@@ -144,21 +144,21 @@ class Snapshot:
         return sum(hi - lo for lo, hi, index in self._plan[space] if index is None)
 
     def search(self, space: str, queries: F32, k: int, allowed: Mask | None = None) -> list[Candidates]:
-        """The k nearest rows for each query, float32 [n, dim]. allowed: bool [count]; never fewer than
-        min(k, rows allowed) are found."""
+        """The k nearest rows for each query, float32 [n, dim], NaN as in Embedder.asked. allowed: bool [count]; never
+        fewer than min(k, rows allowed) are found."""
         if allowed is not None:
             matched = int(allowed.sum())
             if matched <= max(EXACT_MATCHES_MAX, k):
                 return self._search_among(space, queries, k, np.flatnonzero(allowed))
         parts: list[tuple[F32, Seqs]] = []
-        exact, scanned = True, 0
+        exact, scanned, sought = True, 0, _sought(queries)
         for lo, hi, index in self._plan[space]:
             part_allowed = None if allowed is None else allowed[lo:hi]
             matched = hi - lo if part_allowed is None else int(part_allowed.sum())
             if not matched:
                 continue
             if index is not None:
-                found = index.search(queries, k, part_allowed, matched)
+                found = index.search(sought, k, part_allowed, matched)
                 if found is not None:
                     parts.append(found)
                     exact, scanned = False, scanned + index.scanned(matched)
@@ -167,12 +167,12 @@ class Snapshot:
                 file, row = self.at(at)
                 rows = file.vectors[space][row : row + min(hi - at, file.rows - row)]
                 if part_allowed is None:
-                    distances, positions = search_rows(queries, rows, k)
+                    distances, positions = search_rows(sought, rows, k)
                     parts.append((distances, positions + at))
                 else:
                     picked = np.flatnonzero(part_allowed[at - lo : at - lo + len(rows)])
                     if len(picked):
-                        distances, positions = search_rows(queries, rows[picked], k)
+                        distances, positions = search_rows(sought, rows[picked], k)
                         parts.append((distances, picked[positions] + at))
                 scanned += len(rows)
         return self._ranked(space, queries, k, parts, exact, scanned)
@@ -180,7 +180,7 @@ class Snapshot:
     def _search_among(self, space: str, queries: F32, k: int, seqs: Seqs) -> list[Candidates]:
         if not len(seqs):
             return self._ranked(space, queries, k, [], True, 0)
-        distances, positions = search_rows(queries, self.vectors(space, seqs), k)
+        distances, positions = search_rows(_sought(queries), self.vectors(space, seqs), k)
         return self._ranked(space, queries, k, [(distances, seqs[positions])], True, len(seqs))
 
     def _ranked(
@@ -220,15 +220,23 @@ class Snapshot:
         ]
 
     def distances(self, space: str, queries: F32, seqs: Seqs) -> NDArray[np.float64]:
-        """L2 to rows, float64 [n]. queries: float32 [n, dim], or [dim] to all of them."""
+        """L2 to rows, float64 [n], over what is not NaN. queries: float32 [n, dim], or [dim] to all of them."""
+        partly = bool(np.isnan(queries[..., -1]).any())
         out = np.empty(len(seqs))
         step = DISTANCE_NUMBERS // DIMS[space]
         for at in range(0, len(seqs), step):
             some = slice(at, at + step)
             difference = self.vectors(space, seqs[some]).astype(np.float64)
             difference -= queries[some] if queries.ndim == 2 else queries
+            if partly:
+                np.nan_to_num(difference, copy=False)
             np.einsum("ij,ij->i", difference, difference, out=out[some])
         return np.sqrt(out, out=out)
+
+
+def _sought(queries: F32) -> F32:
+    """What stands in an index where a query says nothing: 0, as far from one row as from another."""
+    return np.nan_to_num(queries) if np.isnan(queries[:, -1]).any() else queries
 
 
 class Snapshots:

@@ -155,7 +155,7 @@ class Store:
     def ask(self, name: str, **options: Any) -> Answer:
         snapshot = self.snapshot()
         with self.catalog.read() as view:
-            question = stored_question(name, Options(**options), snapshot, view)
+            question = stored_question(name, Options(**options), snapshot, view, self.publisher.models)
         return self.answer([question], snapshot)[0]
 
     def ids(self) -> list[str]:

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.formats.corpus import FORMATS, Capture, captures
-from bench.formats.measure import BASE_EVENTS, NEARER_MAX, Base, mended, others, pairs, share, strata
+from bench.formats.measure import BASE_EVENTS, NEARER_MAX, Base, Maps, mended, others, pairs, share, strata
 from bench.harness import arguments, report
 from engine.embed import models
-from engine.embed.base import F32
 from engine.embed.linear import LinearEmbedder
 
 CAUSES_MAX = 12
@@ -33,7 +32,7 @@ CAUSES_MAX = 12
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     embedder = models.load(args.models or models.shipped()).embedders["attack"]
     assert isinstance(embedder, LinearEmbedder)
-    embed = embedder.embed_features
+    embed, asked_as = embedder.embed_features, embedder.asked
     found = list(captures())
     beside = embed(others(BASE_EVENTS, args.seed))
     figures: dict[str, Any] = {"model": embedder.version, "flows": sum(len(c.of["pcap"]) for c in found)}
@@ -43,17 +42,18 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         ours = np.vstack([embed(c.told[stored].features) for c in found])
         base = Base(np.vstack((ours, beside[: BASE_EVENTS - len(ours)])))
         figures[stored] = {
-            asked: across(found, stored, asked, base, embed, args) for asked in FORMATS if asked != stored
+            asked: across(found, stored, asked, base, (embed, asked_as), args) for asked in FORMATS if asked != stored
         }
     return figures
 
 
 def across(
-    found: Sequence[Capture], stored: str, asked: str, base: Base, embed: Callable[[F32], F32], args: argparse.Namespace
+    found: Sequence[Capture], stored: str, asked: str, base: Base, maps: Maps, args: argparse.Namespace
 ) -> dict[str, Any]:
     of = pairs(found, stored, asked, args.seed)
+    embed, asked_as = maps
     start_s = time.perf_counter()
-    nearer, distinct = base.nearer(embed(of.asked), embed(of.stored))
+    nearer, distinct = base.nearer(asked_as(embed(of.asked)), embed(of.stored))
     is_found = nearer < NEARER_MAX
     sorts = strata(found, asked, of)
     shares = {name: share(is_found[rows], of.capture[rows]) for name, rows in sorts.items()}
@@ -64,7 +64,7 @@ def across(
     out["by capture"] = {"found": round(float(np.mean([is_found[of.capture == c].mean() for c in
                                                        np.unique(of.capture[rows])])), 4)}  # fmt: skip
     if args.why and (missed := rows & ~is_found).any():
-        ranked = sorted(mended(embed, base, of.of(missed)), key=lambda cause: -cause[2])
+        ranked = sorted(mended(maps, base, of.of(missed)), key=lambda cause: -cause[2])
         out["why"] = {name: {"missed": n, "found": again} for name, n, again in ranked[:CAUSES_MAX]}
     out["seconds"] = round(time.perf_counter() - start_s, 1)
     return out

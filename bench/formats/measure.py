@@ -45,6 +45,7 @@ _BOOTSTRAPS = 1_000
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Maps = tuple[Callable[[F32], F32], Callable[[F32], F32]]  # features -> vectors as stored; those -> as asked
 
 
 def others(events: int, seed: int) -> F32:
@@ -69,12 +70,17 @@ class Base:
         self._norms = np.einsum("ij,ij->j", self._by_column, self._by_column)
 
     def nearer(self, asked: F32, twins: F32) -> tuple[I64, I64]:
-        """How many events, and how many distinct vectors, are strictly nearer to each asked vector than its twin."""
+        """How many events, and how many distinct vectors, are strictly nearer to each asked vector, NaN as in
+        Embedder.asked, than its twin."""
         events, distinct = np.zeros(len(asked), np.int64), np.zeros(len(asked), np.int64)
+        told = self._by_column[~np.isnan(asked).any(axis=0)]
+        of_told = np.einsum("ij,ij->j", told, told)
         for at in range(0, len(asked), _ROWS):
             q, t = asked[at : at + _ROWS].astype(np.float64), twins[at : at + _ROWS].astype(np.float64)
-            square = self._norms - 2.0 * (q @ self._by_column) + np.einsum("ij,ij->i", q, q)[:, None]
-            bound = np.einsum("ij,ij->i", q - t, q - t)
+            partly, apart, q = np.isnan(q).any(axis=1, keepdims=True), np.nan_to_num(q - t), np.nan_to_num(q)
+            norms = np.where(partly, of_told, self._norms)
+            square = norms - 2.0 * (q @ self._by_column) + np.einsum("ij,ij->i", q, q)[:, None]
+            bound = np.einsum("ij,ij->i", apart, apart)
             slack = TIE * (bound + np.einsum("ij,ij->i", q, q))
             closer = square < (bound - slack)[:, None]
             events[at : at + _ROWS] = closer @ self.counts
@@ -171,11 +177,12 @@ def causes(a: F32, b: F32) -> dict[str, Mask]:
     return {name: cells for name, cells in out.items() if cells.any()}
 
 
-def mended(embed: Callable[[F32], F32], base: Base, missed: Asked) -> Iterator[tuple[str, int, int]]:
+def mended(maps: Maps, base: Base, missed: Asked) -> Iterator[tuple[str, int, int]]:
     """For each cause: in how many of the missed flows it is, and how many of them are found once the asked has those
     cells as they are stored."""
+    embed, asked_as = maps
     for name, cells in causes(missed.stored, missed.asked).items():
         has = cells.any(axis=1)
         told = np.where(cells[has], missed.stored[has], missed.asked[has])
-        nearer, _ = base.nearer(embed(told), embed(missed.stored[has]))
+        nearer, _ = base.nearer(asked_as(embed(told)), embed(missed.stored[has]))
         yield name, int(has.sum()), int((nearer < NEARER_MAX).sum())

@@ -77,21 +77,26 @@ class Scores(NamedTuple):
 def neighbours(
     queries: F32, index: F32, families: Families, k: int = TOP_K, without: Callable[[slice], Mask] | None = None
 ) -> Found:
-    """The k nearest in `index`, of which `families` are, exact. without: for a slice of queries, bool [m, n], which of
+    """The k nearest in `index`, of which `families` are, exact. NaN in a query: as in Embedder.asked,
+    the same dimensions in each that has any. without: for a slice of queries, bool [m, n], which of
     the index may not answer."""
     k = min(k, len(index))
     center = index.mean(axis=0, dtype=np.float64)  # norms of what lies far from 0 would hide small distances
     base = index - center
-    norms = np.einsum("ij,ij->i", base, base)
+    told = ~np.isnan(queries).any(axis=0)
+    norms, of_told = (np.einsum("ij,ij->i", part, part) for part in (base, base[:, told]))
     found, distances = [], []
     for at in range(0, len(queries), _ROWS):
         q = queries[at : at + _ROWS] - center
-        square = np.maximum(norms - 2.0 * (q @ base.T) + np.einsum("ij,ij->i", q, q)[:, None], 0.0)
+        partly, known = np.isnan(q).any(axis=1, keepdims=True), np.nan_to_num(q)
+        lengths = np.where(partly, of_told, norms) + np.einsum("ij,ij->i", known, known)[:, None]
+        square = np.maximum(lengths - 2.0 * (known @ base.T), 0.0)
         if without is not None:
             square[without(slice(at, at + len(q)))] = np.inf
         best = np.argpartition(square, k - 1, axis=1)[:, :k]
         gone = np.isinf(np.take_along_axis(square, best, axis=1))
-        near = np.linalg.norm(q[:, None] - base[best], axis=2)  # not by norms: of equal vectors it must be 0
+        apart = np.nan_to_num(q[:, None] - base[best])
+        near = np.linalg.norm(apart, axis=2)  # not by norms: of equal vectors it must be 0
         near[gone] = np.inf
         order = np.lexsort((best, near), axis=1)
         near = np.take_along_axis(near, order, axis=1)

@@ -26,9 +26,10 @@ _HEAVY = np.array([f.heavy for f in FEATURES])
 
 
 class Space(NamedTuple):
-    """embed: float32 [n, dim] of features float32 [n, 105]; neighbours are by L2."""
+    """embed: float32 [n, dim] of features float32 [n, 105]; neighbours are by L2. asked: as in Embedder."""
 
     embed: Callable[[F32], F32]
+    asked: Callable[[F32], F32] = lambda vectors: vectors
 
 
 class Classifier(NamedTuple):
@@ -80,7 +81,8 @@ def chronos_linear(features: F32, families: Families, seed: int) -> Space:
 
 def attack(features: F32, families: Families, seed: int) -> Space:
     """As `flowkin train` makes it: a network beside the linear map."""
-    return Space(fitted("attack", "bench", features, families, families, seed).embed_features)
+    made = fitted("attack", "bench", features, families, families, seed)
+    return Space(made.embed_features, made.asked)
 
 
 def boosting(features: F32, families: Families, seed: int) -> Classifier:

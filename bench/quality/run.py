@@ -63,7 +63,7 @@ def compare(at: Sides, methods: Iterable[str], other_episodes: bool, seed: int) 
         fitted = METHODS[name](past.features, past.families, seed)
         fit_s = time.monotonic() - start_s
         if isinstance(fitted, Space):
-            vectors = fitted.embed(past.features), fitted.embed(asked.features)
+            vectors = fitted.embed(past.features), fitted.asked(fitted.embed(asked.features))
             found = neighbours(vectors[1], vectors[0], past.families, without=without)
             out[name] = result(at, found, without=without, past=past, fit_s=fit_s, seed=seed)
         elif isinstance(fitted, Classifier):
@@ -120,7 +120,7 @@ def unlike(fitted: Fitted, asked: F32, known: F32) -> F64:
     if isinstance(fitted, Classifier):
         return np.asarray(1.0 - fitted.predict_proba(asked).max(axis=1))
     none = np.zeros(len(known), np.int64)
-    return neighbours(fitted.embed(asked), fitted.embed(known), none, k=1).distances[:, 0]
+    return neighbours(fitted.asked(fitted.embed(asked)), fitted.embed(known), none, k=1).distances[:, 0]
 
 
 def bars(results: dict[str, Result], name: str) -> list[tuple[str, bool]]:

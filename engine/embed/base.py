@@ -3,7 +3,7 @@
 Always true
   - An embedder is a pure function of (event, its 105 features): the same input gives the same bytes, in any batch.
   - `embed` returns float32 [n, dim], C-contiguous, finite, owned by the caller.
-  - Distances in a space are L2 between its vectors (sbert's are unit vectors).
+  - Distances in a space are L2 between its vectors (sbert's are unit vectors), over what is asked (`asked`).
   - A model version is a directory of safetensors and one card.json; nothing is unpickled.
 """
 
@@ -72,6 +72,11 @@ class Embedder(Protocol):
 
     def embed(self, events: Sequence[Event], features: F32) -> F32:
         """float32 [n, dim] for n events and their features, float32 [n, 105] with NaN = missing."""
+        ...
+
+    def asked(self, vectors: F32) -> F32:
+        """What to look for, float32 [n, dim] of stored vectors: NaN in the last dimensions where such an event tells
+        nothing. Distances are over the others, and an index looks for 0 there."""
         ...
 
     def explain(self, query: Event, query_features: F32, hit: Event, hit_features: F32) -> list[Contribution]:

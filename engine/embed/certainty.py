@@ -28,7 +28,16 @@ F64 = NDArray[np.float64]
 Families = NDArray[np.int64]
 Rows = NDArray[np.int64]
 Nearest = Callable[[F32, F32, int], tuple[Rows, F64]]
-Embed = Callable[[Rows], F32]  # rows -> their vectors
+
+
+class Seen(NamedTuple):
+    """The same events as they are stored and as they are asked about: float32 [n, dim], NaN as in Embedder.asked."""
+
+    stored: F32
+    asked: F32
+
+
+Embed = Callable[[Rows], Seen]
 
 
 class Votes(NamedTuple):
@@ -51,22 +60,23 @@ def looks_back(families: Families) -> Iterator[tuple[Rows, Rows]]:
 
 
 def votes(
-    later: F32, asked: Families, earlier: F32, families: Families, near: float, bound: float, nearest: Nearest
+    later: Seen, asked: Families, earlier: F32, families: Families, near: float, bound: float, nearest: Nearest
 ) -> Votes:
     """What the earlier events say of each later one. near, bound: as in `vote`."""
     known = families >= 0
     earlier, families = earlier[known], families[known]
-    share, right, worth = np.zeros(len(later)), np.zeros(len(later), np.bool_), np.ones(len(later))
-    if not len(earlier) or not len(later):
+    n = len(later.asked)
+    share, right, worth = np.zeros(n), np.zeros(n, np.bool_), np.ones(n)
+    if not len(earlier) or not n:
         return Votes(share, right, worth)
-    rows, distances = nearest(later, earlier, FETCH)
-    for i in range(len(later)):
+    rows, distances = nearest(later.asked, earlier, FETCH)
+    for i in range(n):
         found = places([(earlier[rows[i]], near)], VOTERS)
         parts = [parts_of(families[rows[i][place]].tolist()) for place in found]
         ballot = vote([float(distances[i][place[0]]) for place in found], parts, near, bound)
         family, share[i] = next(iter(ballot.shares.items()))
         right[i] = family == asked[i]
-        difference = later - later[i]
+        difference = later.stored - later.stored[i]
         worth[i] = 1.0 / np.count_nonzero(np.einsum("ij,ij->i", difference, difference) <= near * near)
     return Votes(share, right, worth)
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from engine.config import CIDRS_INTERNAL
 from engine.embed import contrast, fusion
 from engine.embed.base import DIMS, F32, NEAREST_QUANTILES, QUANTILES, Calibration, Embedder
-from engine.embed.certainty import BLOCKS, Embed, Votes, certainty, looks_back, votes
+from engine.embed.certainty import BLOCKS, Embed, Seen, Votes, certainty, looks_back, votes
 from engine.embed.linear import F64, LinearEmbedder, transformed
 from engine.embed.models import Data, to_files
+from engine.embed.nested import COMMON, NestedEmbedder, detailed
 from engine.embed.network import Network, graphs
 from engine.embed.neural import NeuralEmbedder
 from engine.embed.reference import reference_of
@@ -47,6 +48,11 @@ SHRINK = 0.3  # of the within-family scatter towards its mean variance: less sui
 PLAIN = 0.5  # weight of a direction in which families do not differ: more and one feature hides behind others
 NOISE = 0.01  # how much the scatter of missing features counts within a family
 NETWORK_DIMS = {"chronos": 32, "attack": 24}  # of the space's dimensions; the rest is linear
+COMMON_DIMS, DETAIL_DIMS = 20, 31  # of attack in two levels, linear; one is the pole, and the rest the network's
+DETAILED_SHARE_MIN = 0.25  # of the events; where fewer are told in detail there is one level
+WINDOW_WEIGHT = 0.3  # in the common level, of what else goes on: tools differ in the flows that they see
+COMMON_LENGTH = 0.7  # of the median distance of random pairs in the common level, over that in the detail
+RADIUS = 1.0  # of the sphere, over the latter
 SHARE = {"chronos": 0.5, "attack": 0.25}  # length of a network's vectors over the median distance of random pairs
 _EXACT_ROWS = 512  # of a distance matrix at a time
 
@@ -183,17 +189,59 @@ def fitted(
 ) -> LinearEmbedder:
     """The embedder of a space, not calibrated. groups: int64 [n], of events that a network beside the linear map learns
     to bring together, -1 where nothing says so; None, or fewer than two groups: no network."""
+    if name == "attack" and groups is not None:
+        told = detailed(features)
+        if told.mean() >= DETAILED_SHARE_MIN and len(np.unique(groups[told & (groups >= 0)])) > 1:
+            return _nested(version, features, families, groups, told, seed)
     flat = linear(name, version, features, families, seed)
     if groups is None or len(np.unique(groups[groups >= 0])) < 2:
         return flat
     width = NETWORK_DIMS[name]
-    weights = flat.weights[: DIMS[name] - width]
-    kept = (flat.scaled(features) @ weights.T).astype(np.float32)
-    share = SHARE[name] * float(np.median(_apart(kept, np.random.default_rng(seed))))
+    share = SHARE[name] * _usual(flat.scaled(features) @ flat.weights[: DIMS[name] - width].T, seed)
     incidental = INCIDENTAL if name == "chronos" else ()
-    layers = contrast.train(flat, features, groups, width, seed, incidental)
-    network = Network(*graphs(layers, share), 2 * len(flat.columns), width)
-    return NeuralEmbedder(flat, network)
+    return NeuralEmbedder(flat, _network(flat, features, groups, width, share, seed, incidental))
+
+
+def _network(
+    scaler: LinearEmbedder, features: F32, groups: Families, width: int, share: float, seed: int,
+    incidental: Sequence[contrast.Incidental] = (),
+) -> Network:  # fmt: skip
+    layers = contrast.train(scaler, features, groups, width, seed, incidental)
+    return Network(*graphs(layers, share), 2 * len(scaler.columns), width)
+
+
+def _nested(
+    version: str, features: F32, families: Families, groups: Families, told: NDArray[np.bool_], seed: int
+) -> NestedEmbedder:
+    """attack in two levels. told: which of the events are told in detail. The median distance of random pairs in the
+    detail is 1."""
+    flat = linear("attack", version, features[told], families[told], seed)
+    s = flat.scaled(features)
+    common = _common(s, families)
+    detail = flat.weights[:DETAIL_DIMS].astype(np.float64)
+    detail /= _usual(s[told] @ detail.T, seed)
+    common *= COMMON_LENGTH / _usual(s @ common.T, seed)
+    weights = np.vstack((common, detail)).astype(np.float32)
+    both = LinearEmbedder("attack", version, flat.columns.tolist(), flat.center, flat.scale, weights, NOT_CALIBRATED)
+    width = DIMS["attack"] - len(weights) - 1
+    network = _network(flat, features[told], groups[told], width, SHARE["attack"], seed)
+    return NestedEmbedder(both, network, COMMON_DIMS, RADIUS)
+
+
+def _common(s: F64, families: Families) -> F64:
+    """C of engine/embed/nested.py: float64 [COMMON_DIMS, inputs]."""
+    inputs = list(COMMON)
+    window = np.array([WINDOW_WEIGHT if FEATURES[c].scope.endswith("window") else 1.0 for c in inputs])
+    weights = input_weights(inputs)[: len(inputs)] * window
+    common = np.zeros((COMMON_DIMS, s.shape[1]))
+    common[:, inputs] = attack_map(s[:, inputs], weights, families, np.zeros((len(inputs),) * 2), COMMON_DIMS)
+    return common
+
+
+def _usual(vectors: F64, seed: int) -> float:
+    """The median distance of random pairs."""
+    stored = vectors.astype(np.float32)
+    return float(np.median(_apart(Seen(stored, stored), np.random.default_rng(seed)))) or 1.0
 
 
 def teacher(space: str, events: Sequence[Event], families: Families, trained: bool) -> Groups:
@@ -206,11 +254,12 @@ def teacher(space: str, events: Sequence[Event], families: Families, trained: bo
     return lambda rows: rhythms([events[i] for i in rows])
 
 
-def _apart(vectors: F32, rng: np.random.Generator) -> F64:
+def _apart(seen: Seen, rng: np.random.Generator) -> F64:
     """Distances of random pairs, never of an event and itself; float64 [PAIRS]."""
-    n = len(vectors)
+    n = len(seen.stored)
     a, b = rng.integers(0, n, PAIRS), rng.integers(1, n, PAIRS)
-    return np.asarray(np.linalg.norm(vectors[a].astype(np.float64) - vectors[(a + b) % n], axis=1))
+    difference = seen.asked[a].astype(np.float64) - seen.stored[(a + b) % n]
+    return np.asarray(np.linalg.norm(np.nan_to_num(difference), axis=1))
 
 
 def later(families: Families) -> NDArray[np.bool_]:
@@ -230,23 +279,23 @@ def held_out(embed: Embed, families: Families) -> float:
     if len(np.unique(families[test])) < 2:
         return 0.0
     test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
-    rows, _ = nearest(embed(test), embed(train), 10)
+    rows, _ = nearest(embed(test).asked, embed(train).stored, 10)
     same = (families[train][rows] == families[test][:, None]).mean(axis=1)
     return float(np.mean([same[families[test] == f].mean() for f in np.unique(families[test])]))
 
 
 def mixed(
-    vectors: Mapping[str, F32], events: Sequence[Event], families: Families, out: NDArray[np.bool_], seed: int
+    seen: Mapping[str, Seen], events: Sequence[Event], families: Families, out: NDArray[np.bool_], seed: int
 ) -> fusion.Fusion:
-    """How the spaces fuse. vectors: of the events in each space, in maps fitted on those not held `out` alone."""
+    """How the spaces fuse. seen: the events in each space, in maps fitted on those not held `out` alone."""
     rng = np.random.default_rng(seed)
     asked, earlier = np.flatnonzero(out & (families >= 0)), np.flatnonzero(~out & (families >= 0))
     asked = asked[:: max(1, len(asked) // FUSED_MAX)]
     if not len(asked) or not len(earlier):
         return fusion.Fusion(fusion.EVEN, {})
     views = {
-        space: fusion.View(of[asked], of[earlier], calibration(of[earlier], families[earlier], rng))
-        for space, of in vectors.items()
+        space: fusion.View(of.asked[asked], of.stored[earlier], calibration(_of(of, earlier), families[earlier], rng))
+        for space, of in seen.items()
     }
     number: dict[tuple[str, ...], int] = {}
     ends = [tuple(sorted((e.src_ip, e.dst_ip))) for e in (events[i] for i in asked.tolist())]
@@ -261,9 +310,22 @@ def family_numbers(events: Sequence[Event]) -> tuple[Families, list[str]]:
     return np.array([number.get(e.family, -1) for e in events], np.int64), names
 
 
+def _of(seen: Seen, rows: Rows) -> Seen:
+    return Seen(seen.stored[rows], seen.asked[rows])
+
+
 def nearest(queries: F32, index: F32, k: int) -> tuple[NDArray[np.int64], F64]:
-    """Row and distance of the k nearest in `index`, exact, nearest first: [n, k]."""
+    """Row and distance of the k nearest in `index`, exact, nearest first: [n, k]. NaN in a query: as in Embedder.asked,
+    the same dimensions in each that has any."""
     k = min(k, len(index))
+    partly = np.isnan(queries).any(axis=1)
+    if partly.any() and len(queries):
+        told = ~np.isnan(queries[np.argmax(partly)])
+        found = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+        for some, given, stored in ((partly, queries[:, told], index[:, told]), (~partly, queries, index)):
+            if some.any():
+                found[0][some], found[1][some] = nearest(given[some], stored, k)
+        return found
     by_column = np.ascontiguousarray(index.T, np.float64)
     norms = np.einsum("ij,ij->j", by_column, by_column)
     rows, distances = [], []
@@ -278,17 +340,17 @@ def nearest(queries: F32, index: F32, k: int) -> tuple[NDArray[np.int64], F64]:
     return np.vstack(rows), np.vstack(distances)
 
 
-def calibration(vectors: F32, families: Families, rng: np.random.Generator) -> Calibration:
-    """Of vectors in order of time: distances of random pairs, and how far later events are from the nearest earlier one
+def calibration(seen: Seen, families: Families, rng: np.random.Generator) -> Calibration:
+    """Of events in order of time: distances of random pairs, and how far later events are from the nearest earlier one
     where they do have a precedent, that is where this one is of their own family."""
-    n = len(vectors)
-    distances = _apart(vectors, rng)
+    n = len(families)
+    distances = _apart(seen, rng)
     out = later(families)
     if not out.any():  # families too small to hold anything out
         out[-max(1, int(HELD_OUT * n)) :] = True
     train, test = np.flatnonzero(~out), np.flatnonzero(out)
     test = test[:: max(1, len(test) // NEIGHBOURS_MAX)]
-    rows, gaps = nearest(vectors[test], vectors[train], 1)
+    rows, gaps = nearest(seen.asked[test], seen.stored[train], 1)
     known = families[train][rows[:, 0]] == families[test]
     gaps = gaps[known] if known.any() else gaps
     return Calibration(
@@ -306,10 +368,10 @@ def measured_certainty(embedder_of: Callable[[NDArray[np.int64]], Embed], famili
         if not len(asked) or len(earlier) < 2:
             continue
         embed = embedder_of(earlier)
-        vectors = embed(earlier)
-        trial = calibration(vectors, families[earlier], rng)
+        known = embed(earlier)
+        trial = calibration(known, families[earlier], rng)
         scale = within(trial), trial.precedent_bound
-        measured.append(votes(embed(asked), families[asked], vectors, families[earlier], *scale, nearest))
+        measured.append(votes(embed(asked), families[asked], known.stored, families[earlier], *scale, nearest))
     return certainty(measured)
 
 
@@ -325,6 +387,11 @@ def text_sample(embedder: TextEmbedder, events: Sequence[Event], features: F32, 
     return sorted(picked)
 
 
+def seen_by(embedder: LinearEmbedder, features: F32) -> Seen:
+    vectors = embedder.embed_features(features)
+    return Seen(vectors, embedder.asked(vectors))
+
+
 def throw_away(
     space: str, features: F32, families: Families, groups: Groups, seed: int
 ) -> Callable[[NDArray[np.int64]], Embed]:
@@ -332,7 +399,7 @@ def throw_away(
 
     def embedder_of(earlier: NDArray[np.int64]) -> Embed:
         trial = fitted(space, "held-out", features[earlier], families[earlier], groups(earlier), seed)
-        return lambda rows: trial.embed_features(features[rows])
+        return lambda rows: seen_by(trial, features[rows])
 
     return embedder_of
 
@@ -372,7 +439,7 @@ def fit(
         groups = teacher(space, events, families, trained)
         embedder = fitted(space, version, features, families, groups(np.arange(len(events))), seed)
         trial = throw_away(space, features, families, groups, seed)
-        embedder.calibration = calibration(embedder.embed_features(features), families, rng)._replace(
+        embedder.calibration = calibration(seen_by(embedder, features), families, rng)._replace(
             certainty=measured_certainty(trial, families, seed)
         )
         embedders[space] = embedder
@@ -381,11 +448,12 @@ def fit(
     text = TextEmbedder(version, NOT_CALIBRATED, text_model, internal=internal)
     picked = text_sample(text, events, features, rng)
     vectors = text.embed([events[i] for i in picked], features[picked])
-    text.calibration = calibration(vectors, families[picked], rng)._replace(
-        certainty=measured_certainty(lambda earlier: vectors.__getitem__, families[picked], seed)
+    texts = Seen(vectors, text.asked(vectors))
+    text.calibration = calibration(texts, families[picked], rng)._replace(
+        certainty=measured_certainty(lambda earlier: lambda rows: _of(texts, rows), families[picked], seed)
     )
     embedders["sbert"] = text
-    spaces = {**{space: embed(np.array(picked)) for space, embed in trials.items()}, "sbert": vectors}
+    spaces = {**{space: embed(np.array(picked)) for space, embed in trials.items()}, "sbert": texts}
     fused = mixed(spaces, [events[i] for i in picked], families[picked], later(families)[picked], seed)
     metrics |= {f"fusion.{of}_same_family_at_{fusion.TOP_K}": round(share, 4) for of, share in fused.shares.items()}
     counts = Counter(e.family for e in events)

@@ -36,8 +36,8 @@ Nearest = Callable[[F32, F32, int], tuple[Rows, F64]]
 
 
 class View(NamedTuple):
-    """One space. asked, earlier: float32 [n, dim] and [m, dim], in a map that was fitted on the earlier events alone;
-    calibration: of that map."""
+    """One space. asked, earlier: float32 [n, dim], NaN as in Embedder.asked, and [m, dim], in a map that was fitted on
+    the earlier events alone; calibration: of that map."""
 
     asked: F32
     earlier: F32
@@ -94,7 +94,7 @@ def _candidates(
         part = rows[at : at + _ROWS]
         for i, space in enumerate(SPACES):
             view = views[space]
-            apart = view.earlier[part].astype(np.float64) - view.asked[at : at + _ROWS, None]
+            apart = np.nan_to_num(view.earlier[part].astype(np.float64) - view.asked[at : at + _ROWS, None])
             percentiles[at : at + _ROWS, :, i] = view.calibration.percentile(np.linalg.norm(apart, axis=2))
     percentiles[:, 1:][rows[:, 1:] == rows[:, :-1]] = np.inf
     return percentiles, earlier[rows] == asked[:, None], np.stack(far, axis=1)

@@ -102,6 +102,9 @@ class LinearEmbedder:
         """float32 [n, dim] of scaled events, float64 [n, 2 x columns]."""
         return (scaled @ self._by_input).astype(np.float32)
 
+    def asked(self, vectors: F32) -> F32:
+        return vectors
+
     def explain(self, query: Event, query_features: F32, hit: Event, hit_features: F32) -> list[Contribution]:
         """One contribution for each fact, adding up to the distance, the largest absolute first."""
         pair = np.stack((query_features, hit_features)).reshape(2, -1)

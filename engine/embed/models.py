@@ -34,6 +34,7 @@ from engine.config import CIDRS_INTERNAL
 from engine.embed import reference
 from engine.embed.base import DIMS, NEAREST_QUANTILES, QUANTILES, SPACES, Calibration, Embedder, ModelSet
 from engine.embed.linear import LinearEmbedder
+from engine.embed.nested import NestedEmbedder
 from engine.embed.network import Network
 from engine.embed.neural import NeuralEmbedder
 from engine.embed.reference import Reference
@@ -251,9 +252,14 @@ def _embedder(space: str, card: Card, files: Mapping[str, bytes], calibration: C
         embedder = LinearEmbedder(space, card.version, columns, *parts, calibration)
         if NETWORKS[space][0] in files:
             forward, gradient = (files[graph] for graph in NETWORKS[space])
-            network = Network(forward, gradient, 2 * len(columns), DIMS[space] - embedder.dim)
-            embedder = NeuralEmbedder(embedder, network)
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+            levels = tensors.get("levels")  # of a nested space: the rows of its first level, and the radius
+            width = DIMS[space] - embedder.dim - (levels is not None)
+            network = Network(forward, gradient, 2 * len(columns), width)
+            if levels is None:
+                embedder = NeuralEmbedder(embedder, network)
+            else:
+                embedder = NestedEmbedder(embedder, network, int(levels[0]), float(levels[1]))
+    except (SafetensorError, IndexError, KeyError, TypeError, ValueError, OverflowError) as e:
         raise ModelError(f"model {card.version}: {name} is not such a model: {e}") from e
     if embedder.dim != DIMS[space]:
         raise ModelError(f"model {card.version}: {space} has {embedder.dim} dimensions, not {DIMS[space]}")
@@ -289,6 +295,8 @@ def to_files(
         assert isinstance(linear, LinearEmbedder)
         features[space] = [NAMES[c] for c in linear.columns]
         parts = {"center": linear.center, "scale": linear.scale, "weights": linear.weights}
+        if isinstance(linear, NestedEmbedder):
+            parts["levels"] = np.array([linear.common, linear.radius])
         files[f"{space}.safetensors"] = bytes_of({name: np.ascontiguousarray(part) for name, part in parts.items()})
         if isinstance(linear, NeuralEmbedder):
             files |= dict(zip(NETWORKS[space], (linear.network.forward, linear.network.gradient), strict=True))

@@ -76,7 +76,7 @@ def lab(directory: Path = LAB) -> list[Featured]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fit the model version that ships with the package.")
-    parser.add_argument("--version", default="v3")
+    parser.add_argument("--version", default="v4")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shipped")
     args = parser.parse_args()
     parts = [*lab(), observed(generate(SYNTHETIC_EVENTS, SEED), Tracker(CIDRS_INTERNAL))]

@@ -233,6 +233,9 @@ class TextEmbedder:
             while len(self._fresh) > _FRESH_MAX:
                 del self._fresh[next(iter(self._fresh))]
 
+    def asked(self, vectors: F32) -> F32:
+        return vectors
+
     def explain(self, query: Event, query_features: F32, hit: Event, hit_features: F32) -> list[Contribution]:
         """The words of both sentences; `query` and `hit` say how often each stands in them.
 

@@ -35,7 +35,7 @@ def judged(store: Store, questions: list[Question]) -> list[Judgement]:
 def classify(store: Store, name: str, **options: object) -> Judgement:
     with store.catalog.read() as view:
         wanted = options_of(Voting(**options))  # type: ignore[arg-type]
-        question = stored_question(name, wanted, store.snapshot(), view)
+        question = stored_question(name, wanted, store.snapshot(), view, store.publisher.models)
     return judged(store, [question])[0]
 
 
@@ -218,7 +218,7 @@ def test_a_damaged_row_does_not_vote(store: Store) -> None:
 def test_one_bad_question_costs_the_others_nothing(full: Store) -> None:
     options = options_of(Voting())
     with full.catalog.read() as view:
-        good = stored_question("e000300", options, full.snapshot(), view)
+        good = stored_question("e000300", options, full.snapshot(), view, full.publisher.models)
         found = Classifying(full.snapshot(), full.publisher.models, view).judge([good, Question(options, {}), good])
     assert isinstance(found[1], BadRequestError)
     assert isinstance(found[0], Judgement) and isinstance(found[2], Judgement)
