@@ -411,9 +411,7 @@ class Answering:
         explanations = [self._explain_hit(question, features, h.seq, question.options.space, plan) for h in hits]
         return explanations, self._counter_example(question, features, plan) if question.event is not None else None
 
-    def _explain_hit(
-        self, question: Question, features: F32, seq: int, space: str, plan: Plan | None
-    ) -> Explanation:
+    def _explain_hit(self, question: Question, features: F32, seq: int, space: str, plan: Plan | None) -> Explanation:
         record = self.view.record(seq)
         if record is None:
             raise NotFoundError(f"no event with seq {seq}")
@@ -489,5 +487,3 @@ def _agree(contributions: Sequence[Contribution], unusual: dict[str, float]) -> 
 
 def _disagree(contributions: Sequence[Contribution]) -> list[str]:
     return [c.feature for c in contributions if c.contribution > 0 and c.query != c.hit][:LEADING]
-
-

@@ -318,9 +318,7 @@ class Reader:
         self.worker.heartbeat.add("questions", len(counted))
         self.worker.heartbeat.add("novel", sum(a.no_close_precedent for a in counted))
 
-    def _questions(
-        self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View
-    ) -> list[Question] | None:
+    def _questions(self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View) -> list[Question] | None:
         """What is to be searched for a request; None where it is none of the queries."""
         request = pending.request
         match request:

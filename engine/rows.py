@@ -199,5 +199,3 @@ class RowMap:
     def checksum(self) -> bytes:
         """xxh3_128 of the whole file."""
         return xxhash.xxh3_128_digest(self._map)
-
-

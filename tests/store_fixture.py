@@ -189,7 +189,6 @@ class Store:
                 want = expected.vectors[region] if region in expected.vectors else getattr(expected, region)
                 assert np.array_equal(given[:stored].view(np.uint8), np.ascontiguousarray(want).view(np.uint8)), region
 
-
     def _check_coverage(self, view: View) -> None:
         """What is counted of each source against its records, one by one."""
         counters = view.counters()
