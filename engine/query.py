@@ -382,7 +382,9 @@ class Answering:
         parts = []
         for space, candidates in sought.found.items():
             way = "exact" if candidates.exact else snapshot.ways[space]
-            parts.append(f"{space}: {way}, {sought.fetch} candidates, {candidates.scanned} scanned")
+            told = int(np.isfinite(sought.question.vectors[space]).sum())
+            part = "" if told == DIMS[space] else f"asked in {told} of {DIMS[space]} dimensions, "
+            parts.append(f"{space}: {part}{way}, {sought.fetch} candidates, {candidates.scanned} scanned")
         return f"{how}; " + "; ".join(parts)
 
     # ---- why ------------------------------------------------------------------------------------------------------

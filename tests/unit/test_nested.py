@@ -150,7 +150,9 @@ def test_a_reader_compares_over_what_is_asked(store: Store) -> None:
     for seq in (2, 3, ROWS + 2, ROWS + 3):
         far = np.linalg.norm(np.nan_to_num(asked[seq].astype(np.float64) - vectors), axis=1)
         nearest = np.sort(np.delete(far, seq))[:8]
-        hits = store.ask(f"e{seq:06d}", space="attack", top_k=8, collapse=False).hits
+        answer = store.ask(f"e{seq:06d}", space="attack", top_k=8, collapse=False)
+        assert (f"asked in {attack.common} of 64 dimensions" in answer.plan) == (seq % 2 == 1)
+        hits = answer.hits
         np.testing.assert_allclose([hit.distance for hit in hits], nearest, rtol=1e-6)
         for hit in hits:
             assert hit.distance == pytest.approx(far[hit.seq], rel=1e-6)

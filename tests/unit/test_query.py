@@ -107,7 +107,7 @@ def test_questions_asked_together_are_answered_as_if_alone(full: Store) -> None:
         ("e000005", Options(space="attack", top_k=3, before=True)),
     ]
     with full.catalog.read() as view:
-        questions = [stored_question(name, options, snapshot, view) for name, options in wanted]
+        questions = [stored_question(name, options, snapshot, view, full.publisher.models) for name, options in wanted]
         bad = Question(Options(), {})
         together = Answering(snapshot, full.publisher.models, view).answer([questions[0], bad, *questions[1:]])
     assert isinstance(together.pop(1), BadRequestError)
@@ -121,7 +121,7 @@ def stored(full: Store, name: str, options: Options) -> Question:
     from engine.query import stored_question
 
     with full.catalog.read() as view:
-        return stored_question(name, options, full.snapshot(), view)
+        return stored_question(name, options, full.snapshot(), view, full.publisher.models)
 
 
 def test_counts_of_collapsed_hits_and_the_flood_that_fills_the_candidates(store: Store) -> None:
