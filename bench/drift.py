@@ -58,7 +58,8 @@ class Measure:
         }  # fmt: skip
 
     def _parts(self, features: F32) -> dict[str, F32]:
-        return {"features": features, **{space: e.embed_features(features) for space, e in self.spaces.items()}}
+        vectors = {space: e.asked(e.embed_features(features)) for space, e in self.spaces.items()}
+        return {"features": features, **vectors}
 
 
 def _share(of: Any) -> float:

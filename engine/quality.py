@@ -219,7 +219,8 @@ def _drift(subject: Subject, seqs: Seqs) -> tuple[Drift, dict[str, str]]:
     known = (counts[:, :-1].sum() / counts[0].sum()).item()  # features of a training event
     share = sum(f.major for f in found) / len(found) if found else None
     ratio = float(np.isfinite(features).sum(1).mean()) / known if known else None
-    by_space = {space: shifts(_region(subject.live, seqs, space), reference.spaces[space]) for space in SPACES}
+    asked = {space: e.asked(_region(subject.live, seqs, space)) for space, e in subject.models.embedders.items()}
+    by_space = {space: shifts(asked[space], reference.spaces[space]) for space in SPACES}
     gauges = dict(zip(metrics, (Gauge(share, n), Gauge(ratio, n)), strict=True))
     return Drift(sorted(found, key=lambda f: -f.psi), by_space, gauges), {}
 

@@ -41,7 +41,8 @@ class Bins(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """features: of the 105; spaces: of the dimensions of each space."""
+    """features: of the 105; spaces: of the dimensions of each space, missing where an event tells nothing
+    (Embedder.asked)."""
 
     features: Bins
     spaces: dict[str, Bins]
@@ -49,7 +50,8 @@ class Reference(NamedTuple):
 
 def reference_of(features: F32, embedders: Mapping[str, Embedder], *, sbert: F32) -> Reference:
     """The reference of training events, float32 [n, 105]; sbert: vectors of some of them, float32 [any, 384]."""
-    vectors = {space: e.embed_features(features) for space, e in embedders.items() if isinstance(e, LinearEmbedder)}
+    maps = {space: e for space, e in embedders.items() if isinstance(e, LinearEmbedder)}
+    vectors = {space: e.asked(e.embed_features(features)) for space, e in maps.items()}
     return Reference(bins(features), {space: bins(v) for space, v in {**vectors, "sbert": sbert}.items()})
 
 
