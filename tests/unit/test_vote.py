@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.classify import probabilities
 from engine.embed import fit as fitting
 from engine.embed.base import NEAREST_QUANTILES, QUANTILES, Calibration
-from engine.embed.certainty import BLOCKS, KNOTS, PRIOR, Votes, ascending, certainty, looks_back, votes
+from engine.embed.certainty import BLOCKS, KNOTS, PRIOR, Seen, Votes, ascending, certainty, looks_back, votes
 from engine.embed.vote import places, vote
 from engine.families import NORMAL, UNKNOWN, labelled
 
@@ -166,12 +166,17 @@ def test_votes_of_two_heaps() -> None:
     rng = np.random.default_rng(1)
     families = np.array([0, 1, -1] * 40)
     vectors = (np.where(families == 1, 10.0, 0.0)[:, None] + rng.normal(0, 0.1, (120, 2))).astype(np.float32)
-    found = votes(vectors[:60], families[:60].clip(0), vectors, families, 1e-3, 5.0, fitting.nearest)
+    seen = Seen(vectors[:60], vectors[:60])
+    found = votes(seen, families[:60].clip(0), vectors, families, 1e-3, 5.0, fitting.nearest)
     assert found.right[families[:60] >= 0].all() and (found.share > 0.9).all()
     assert found.worth.tolist() == [1.0] * 60
-    again = votes(np.repeat(vectors[:3], 4, axis=0), np.zeros(12), vectors, families, 1e-3, 5.0, fitting.nearest)
+    partly = Seen(vectors[:60], np.where([True, False], vectors[:60], np.float32(np.nan)))
+    assert votes(partly, families[:60].clip(0), vectors, families, 1e-3, 5.0, fitting.nearest).right.all()
+    four = np.repeat(vectors[:3], 4, axis=0)
+    again = votes(Seen(four, four), np.zeros(12), vectors, families, 1e-3, 5.0, fitting.nearest)
     assert again.worth.tolist() == [0.25] * 12
-    none = votes(vectors[:5], families[:5], vectors[:3], np.array([-1, -1, -1]), 1e-3, 5.0, fitting.nearest)
+    few = Seen(vectors[:5], vectors[:5])
+    none = votes(few, families[:5], vectors[:3], np.array([-1, -1, -1]), 1e-3, 5.0, fitting.nearest)
     assert not none.right.any() and none.share.tolist() == [0.0] * 5
 
 
