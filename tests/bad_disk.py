@@ -1,0 +1,51 @@
+"""A seam below the engine: files of a test say how its disk and its catalog's map are to fail. For an environment only.
+
+Always true
+  - While the file TEST_BAD_DISK holds an errno, every fdatasync of a worker fails with it; EIO once: the next process
+    finds a disk that works.
+  - A catalog is opened with a map of as many bytes as the file TEST_MAP_BYTES says, where it is there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.engine_fixture import ROOT
+
+SEAM = """
+import errno, os
+_trigger, _real = os.environ.get("TEST_BAD_DISK", ""), os.fdatasync
+def _number(path):
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+def fdatasync(fd):
+    code = _number(_trigger)
+    if not code:
+        return _real(fd)
+    if code == errno.EIO:
+        os.unlink(_trigger)
+    raise OSError(code, os.strerror(code))
+os.fdatasync = fdatasync
+if _map := os.environ.get("TEST_MAP_BYTES", ""):
+    import lmdb
+    _environment = lmdb.Environment
+    def Environment(path, *, map_size, **more):
+        return _environment(path, map_size=_number(_map) or map_size, **more)
+    lmdb.Environment = Environment
+"""
+
+
+def bad_disk(folder: Path) -> tuple[Path, dict[str, str]]:
+    """(the file for an errno, environment), with the seam in `folder`, which is there."""
+    (folder / "sitecustomize.py").write_text(SEAM)
+    trigger = folder / "errno"
+    return trigger, {"PYTHONPATH": f"{folder}:{ROOT}", "TEST_BAD_DISK": str(trigger)}
+
+
+def small_map(folder: Path) -> tuple[Path, dict[str, str]]:
+    """(the file for bytes of the map, environment); beside bad_disk."""
+    size = folder / "map_bytes"
+    return size, {"TEST_MAP_BYTES": str(size)}

@@ -1,0 +1,53 @@
+"""What goes wrong, and when: one table of weights, from which a seed draws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PAUSE_S = 0.8  # between two faults, on average
+
+# fmt: off
+WEIGHTS = {  # names of methods in faults.py
+    "kill_ingest": 14,
+    "kill_reader": 14,
+    "kill_child": 10,
+    "kill_supervisor": 6,     # and start again at once
+    "kill_all": 3,
+    "kill_writer": 3,         # the client, in the middle of a request
+    "pause": 6,               # SIGSTOP, then SIGCONT: ingest worker, reader or supervisor
+    "hang": 3,                # SIGSTOP until it is replaced
+    "terminate": 3,           # SIGTERM under load, then start again
+    "hang_up": 3,             # SIGHUP
+    "full_disk": 3,
+    "full_disk_kill": 2,      # the ingest worker killed meanwhile
+    "full_disk_terminate": 1,
+    "bad_disk": 2,            # EIO, once
+    "full_map": 3,            # of LMDB; then it grows
+    "rotate": 8,              # the followed file
+    "garbage": 8,
+    "slow_client": 3,
+    "deaf_client": 3,         # asks, and never reads
+    "label_storm": 8,
+    "switch": 4,              # of models, or the way back
+}
+# fmt: on
+
+
+class Step(NamedTuple):
+    """Wait, then do it. seed: for what the fault itself draws."""
+
+    pause_s: float
+    fault: str
+    seed: int
+
+
+def draw(seed: int) -> Iterator[Step]:
+    """Without end. Each fault comes once, in any order, before they come by their weights."""
+    chance = random.Random(seed)
+    once = sorted(WEIGHTS)
+    chance.shuffle(once)
+    while True:
+        fault = once.pop() if once else chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        yield Step(chance.uniform(0, 2 * PAUSE_S), fault, chance.getrandbits(32))
