@@ -382,8 +382,9 @@ class Answering:
         parts = []
         for space, candidates in sought.found.items():
             way = "exact" if candidates.exact else snapshot.ways[space]
-            told = int(np.isfinite(sought.question.vectors[space]).sum())
-            part = "" if told == DIMS[space] else f"asked in {told} of {DIMS[space]} dimensions, "
+            asked, part = sought.question.vectors[space], ""
+            if math.isnan(asked[-1]):
+                part = f"asked in {int(np.isfinite(asked).sum())} of {DIMS[space]} dimensions, "
             parts.append(f"{space}: {part}{way}, {sought.fetch} candidates, {candidates.scanned} scanned")
         return f"{how}; " + "; ".join(parts)
 

@@ -1,8 +1,8 @@
 """A seam below the engine: files of a test say how its disk and its catalog's map are to fail. For an environment only.
 
 Always true
-  - While the file TEST_BAD_DISK holds an errno, every fdatasync of a worker fails with it; EIO once: the next process
-    finds a disk that works.
+  - While the file TEST_BAD_DISK holds an errno, every fdatasync of a worker fails with it, and every fsync; EIO once,
+    and at an fdatasync: the next process finds a disk that works.
   - A catalog is opened with a map of as many bytes as the file TEST_MAP_BYTES says, where it is there.
 """
 
@@ -29,6 +29,13 @@ def fdatasync(fd):
         os.unlink(_trigger)
     raise OSError(code, os.strerror(code))
 os.fdatasync = fdatasync
+_fsync = os.fsync
+def fsync(fd):
+    code = _number(_trigger)
+    if code and code != errno.EIO:
+        raise OSError(code, os.strerror(code))
+    _fsync(fd)
+os.fsync = fsync
 if _map := os.environ.get("TEST_MAP_BYTES", ""):
     import lmdb
     _environment = lmdb.Environment

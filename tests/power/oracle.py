@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -37,6 +36,7 @@ from engine.rows import REGIONS, RowMap
 from ipc.event import Event
 from ipc.messages import Done, Ingested, Reject
 from tests.events import make
+from tests.heard import heard
 from tests.power.disk import GARBAGE, Picture
 from tests.power.trace import Acknowledged, Operation
 from tests.power.workload import ADDED, ANNOTATED_BY, STEPS, SWITCHED, Recording
@@ -112,7 +112,7 @@ class Oracle:
         root = self.folder / str(self._checked)
         try:
             data_dir = self._lay_out(root, picture, promise)
-            with _heard() as said, _models_once():
+            with heard() as said, _models_once():
                 try:
                     store = Store(data_dir)
                 except Exception as e:
@@ -264,15 +264,6 @@ def _cells(file: RowMap) -> dict[str, np.ndarray]:
     return found
 
 
-class _Heard(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(f"mended: {record.getMessage()}")
-
-
 @contextmanager
 def scratch(within: Path | None = None) -> Iterator[Path]:
     """A folder for an oracle, in `within` or else in memory, where its own syncs take no time; but not beside tests
@@ -282,17 +273,6 @@ def scratch(within: Path | None = None) -> Iterator[Path]:
         within = shm
     with tempfile.TemporaryDirectory(dir=within, prefix="flowkin-power-") as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What the engine warns of: where every step was durable before the next there is nothing to mend."""
-    handler, log = _Heard(), logging.getLogger("engine")
-    log.addHandler(handler)
-    try:
-        yield handler.said
-    finally:
-        log.removeHandler(handler)
 
 
 _made: dict[tuple[tuple[str, bytes], ...], ModelSet] = {}

@@ -23,6 +23,7 @@ from engine.manifest import Manifest
 from engine.rows import HEADER_BYTES, RowMap, _offsets
 from engine.tiers import mergeable, unindexed
 from ipc.errors import ClientError, InternalError, NoSpaceError
+from tests.bad_disk import bad_disk
 from tests.engine_fixture import ROOT, Starter, all_events, answers, ask, environment, shape, stored_ids
 from tests.events import ids, make, several
 from tests.store_fixture import OTHER, ROWS, Store, flip
@@ -124,15 +125,20 @@ def run_steps_here(store: Store):  # type: ignore[no-untyped-def]
 SWITCH = ["begin", "publish:150:200", "go_on", "publish:350:30", "go_on", "go_on", "finish"]
 
 
-@pytest.mark.parametrize(
-    ("point", "acknowledged", "committed", "counted"),  # steps, is the one that died, events of the new version then
-    [
-        ("model.begun", 0, True, 0), ("model.both", 1, False, 0), ("model.both:2", 3, False, 64),
-        ("publish.appended:5", 1, False, 0), ("model.filled", 2, False, 0), ("model.filled:3", 5, False, 128),
-        ("model.advanced", 2, True, 64), ("model.advanced:3", 5, True, 150), ("model.rows_ready", 6, False, 150),
-        ("model.committed", 6, True, -1),
-    ],
-)  # fmt: skip
+SWITCH_KILLED = [  # point, steps acknowledged, is the one that died committed, events of the new version then
+    ("model.begun", 0, True, 0), ("model.both", 1, False, 0), ("model.both:2", 3, False, 64),
+    ("publish.appended:5", 1, False, 0), ("model.filled", 2, False, 0), ("model.filled:3", 5, False, 128),
+    ("model.advanced", 2, True, 64), ("model.advanced:3", 5, True, 150), ("model.rows_ready", 6, False, 150),
+    ("model.committed", 6, True, -1),
+]  # fmt: skip
+
+
+def test_every_failpoint_is_one_where_a_process_is_killed() -> None:
+    switch = {point.partition(":")[0] for point, *_ in SWITCH_KILLED}
+    assert switch >= {point for point in failpoint.POINTS if point.startswith("model.")}
+
+
+@pytest.mark.parametrize(("point", "acknowledged", "committed", "counted"), SWITCH_KILLED)
 def test_a_switch_killed_at_any_step_goes_on(
     data_dir: Path, opened: Callable[[], Store], point: str, acknowledged: int, committed: bool, counted: int
 ) -> None:
@@ -475,34 +481,16 @@ def test_header_and_map_of_a_row_file(data_dir: Path) -> None:
 
 # ---- a disk that is full, and one that does not keep its word -----------------------------------------------------
 
-BAD_DISK = """
-import errno, os
-_trigger, _real = os.environ.get("TEST_BAD_DISK", ""), os.fdatasync
-def fdatasync(fd):
-    try:
-        with open(_trigger) as file:
-            code = int(file.read())
-    except (OSError, ValueError):
-        return _real(fd)
-    if code == errno.EIO:
-        os.unlink(_trigger)  # once: the next process finds a disk that works
-    raise OSError(code, os.strerror(code))
-os.fdatasync = fdatasync
-"""
-
 
 @pytest.fixture
-def bad_disk(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def failing(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """(file, environment): while the file holds an errno, every fdatasync of a worker fails with it."""
-    seam = tmp_path / "seam"
-    seam.mkdir()
-    (seam / "sitecustomize.py").write_text(BAD_DISK)
-    trigger = tmp_path / "errno"
-    return trigger, {"PYTHONPATH": f"{seam}:{ROOT}", "TEST_BAD_DISK": str(trigger)}
+    (tmp_path / "seam").mkdir()
+    return bad_disk(tmp_path / "seam")
 
 
-def test_a_full_disk_stops_ingest_and_nothing_else(start: Starter, bad_disk: tuple[Path, dict[str, str]]) -> None:
-    trigger, env = bad_disk
+def test_a_full_disk_stops_ingest_and_nothing_else(start: Starter, failing: tuple[Path, dict[str, str]]) -> None:
+    trigger, env = failing
     engine = start(env=env)
     engine.ingest(several(100))
     trigger.write_text(str(errno.ENOSPC))
@@ -518,11 +506,11 @@ def test_a_full_disk_stops_ingest_and_nothing_else(start: Starter, bad_disk: tup
 
 
 def test_a_disk_that_fails_ends_the_writer_and_the_next_one_looks(
-    start: Starter, bad_disk: tuple[Path, dict[str, str]]
+    start: Starter, failing: tuple[Path, dict[str, str]]
 ) -> None:
     """EIO at fdatasync: nothing may be assumed any more. The worker leaves, a new one starts from what is committed; no
     client waits for ever."""
-    trigger, env = bad_disk
+    trigger, env = failing
     engine = start(env=env)
     engine.ingest(several(100))
     victim = engine.pid("ingest")

@@ -37,7 +37,7 @@ from tests.torture.oracle import FOLLOWED, Batch, Oracle, sent
 from tests.torture.writer import AGAIN
 from tests.wait import eventually
 
-HANG_MS = 3_000
+HANG_MS = 2_000
 VICTIM_S = 8.0  # how long a fault waits for a worker to be there
 CHILD_S = 3.0
 LEAVE_S = 20.0  # for orphans, on a busy machine; 2 s are promised
@@ -265,9 +265,12 @@ class Faults:
             os.kill(pid, signal.SIGCONT)
 
     def hang(self, chance: random.Random) -> None:
+        """Of one that was ready: a start may take ten times as long."""
         role = chance.choice(ROLES)
         before = self._pid(role)
-        if not self._signal(role, signal.SIGSTOP):
+        started = self.engine.log.rfind(f"{role} started, pid {before}")
+        if started < 0 or f"{role} is ready" not in self.engine.log[started:] or not self._signal(role, signal.SIGSTOP):
+            self.missed["hang"] += 1
             return
         if not self._within(lambda: int(self.engine.pid(role) != before), 10 * HANG_MS / 1_000):
             self.findings.append(f"{role} hangs and was not replaced: {self.engine.log[-1_500:]}")

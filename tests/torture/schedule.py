@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-PAUSE_S = 0.8  # between two faults, on average
+PAUSE_S = 0.3  # between two faults, on average
 
 # fmt: off
 WEIGHTS = {  # names of methods in faults.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,18 +13,10 @@ from engine.rows import RowMap
 from ipc.event import Event
 from ipc.messages import Stored
 from tests.engine_fixture import cli
+from tests.heard import heard
 from tests.store_fixture import ROWS, Store
 from tests.torture.faults import Faults
 from tests.torture.oracle import FOLLOWED, difference, number_of
-
-
-class _Heard(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(f"mended after a clean stop: {record.getMessage()}")
 
 
 def verify(faults: Faults) -> tuple[list[str], dict[str, int]]:
@@ -33,21 +24,16 @@ def verify(faults: Faults) -> tuple[list[str], dict[str, int]]:
     data_dir = faults.data_dir
     looked = cli("doctor", "--deep", "--json", data_dir=data_dir)
     findings = [] if looked.returncode == 0 else [f"doctor: {looked.stdout}{looked.stderr}"]
-    heard, log = _Heard(), logging.getLogger("engine")
-    log.addHandler(heard)
-    try:
-        with Store(data_dir) as store:
-            findings += _stored(store, faults)
-            findings += _files(store)
-            try:
-                store.check()  # every row is what its record gives, counts and identities agree
-            except AssertionError as e:
-                findings.append(f"the store does not agree with itself: {e}")
-            manifest = store.publisher.manifest
-    finally:
-        log.removeHandler(heard)
+    with heard() as said, Store(data_dir) as store:
+        findings += _stored(store, faults)
+        findings += _files(store)
+        try:
+            store.check()  # every row is what its record gives, counts and identities agree
+        except AssertionError as e:
+            findings.append(f"the store does not agree with itself: {e}")
+        manifest = store.publisher.manifest
     figures = {"events": manifest.count, "generation": manifest.generation, "indexes": len(manifest.indexes)}
-    return findings + heard.said, figures
+    return findings + [f"after a clean stop: {words}" for words in said], figures
 
 
 def _stored(store: Store, faults: Faults) -> Iterator[str]:

@@ -1,0 +1,63 @@
+"""The oracle of the torture would notice, and its table is whole. The torture itself is run by hand: make torture"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from engine.normalize import complete
+from ipc.messages import ErrorCode, Failure, Ingested, Stored
+from tests.torture.faults import Faults
+from tests.torture.oracle import FOLLOWED, Batch, Book, Oracle, difference, sent
+from tests.torture.schedule import WEIGHTS, draw
+from tests.torture.writer import judge
+
+
+def test_a_seed_draws_the_same_faults_each_once_before_any_comes_again() -> None:
+    first, again, other = (list(itertools.islice(draw(seed), 100)) for seed in (7, 7, 8))
+    assert first == again != other
+    assert {step.fault for step in first[: len(WEIGHTS)]} == WEIGHTS.keys()
+    assert all(callable(getattr(Faults, fault)) for fault in WEIGHTS)
+
+
+def test_the_oracle_knows_what_is_lost_and_what_is_half_there(tmp_path: Path) -> None:
+    book, oracle = Book(tmp_path / "oracle"), Oracle(tmp_path / "oracle")
+    for batch in (Batch(0, 3), Batch(3, 2), Batch(5, 4)):
+        book.send(batch)
+    book.acknowledge(Batch(0, 3), 2)
+    book.finding("seen")
+    oracle.look()
+    assert (oracle.generation, oracle.next, oracle.events, oracle.findings) == (2, 9, 3, ["'seen'"])
+    assert oracle.open() == [Batch(3, 2), Batch(5, 4)]
+    known = oracle.acknowledged
+    assert oracle.broken({0, 1, 2, 3, 4, FOLLOWED}, known) == []
+    assert [text.partition(":")[0] for text in oracle.broken({0, 1, 5}, known)] == ["half a batch"] * 2
+    assert [text.partition(":")[0] for text in oracle.broken(set(), known)] == ["lost"]
+    with (tmp_path / "oracle").open("a") as file:
+        file.write("A 3 2")  # killed in the middle
+    assert oracle.look().acknowledged == [Batch(0, 3, 2)]
+    Book(tmp_path / "oracle").send(Batch(9, 1))
+    again = Oracle(tmp_path / "oracle").look()
+    assert (again.next, again.acknowledged) == (10, [Batch(0, 3, 2)])
+
+
+def test_the_oracle_knows_an_event_that_is_not_as_it_was_sent() -> None:
+    item = sent(3)
+    stored = Stored(0, complete(sent(3), count=False), None, item.features, item.raw)
+    assert difference(stored, whole=True) == ""
+    features = bytearray(item.features)
+    features[3] ^= 1
+    assert difference(Stored(0, stored.event, None, bytes(features), item.raw), whole=True)
+    assert difference(Stored(0, stored.event, None, item.features, item.raw[1:]), whole=True)
+    stored.event.dst_port = 1  # type: ignore[union-attr]
+    assert difference(stored)
+
+
+def test_an_answer_that_says_half_of_a_batch_was_there_is_a_finding(tmp_path: Path) -> None:
+    book, batch = Book(tmp_path / "oracle"), Batch(0, 3)
+    assert not judge(book, batch, Failure(1, ErrorCode.NO_SPACE, ""))
+    assert judge(book, batch, Ingested(1, 2, 0, 3, 0))
+    assert Oracle(tmp_path / "oracle").look().findings == []
+    assert judge(book, batch, Ingested(1, 2, 1, 2, 0))
+    assert not judge(book, batch, Failure(1, ErrorCode.INTERNAL, ""))
+    assert len(Oracle(tmp_path / "oracle").look().findings) == 2
