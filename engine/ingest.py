@@ -42,7 +42,7 @@ from engine.errors import (
 from engine.flows.split import Limits
 from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
-from engine.publish import Outcome, Publisher, Submission
+from engine.publish import Outcome, Publisher, Submission, say_if_full
 from engine.recover import open_store
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import hmac_key
@@ -170,7 +170,11 @@ class IngestWorker:
                 models = embed_models.vetted(request.files)
                 if models.version != request.version:
                     raise BadRequestError(f"the card says version {models.version!r}, the request {request.version!r}")
-                embed_models.save(self.worker.layout.models, request.files)
+                try:
+                    embed_models.save(self.worker.layout.models, request.files)
+                except OSError as e:
+                    say_if_full(e, "version")
+                    raise
                 connection.reply(Done(request.request_id, generation, {"version": models.version}))
             case UseModel():
                 self._may_write(connection, "models")

@@ -2,7 +2,7 @@
 
 Always true
   - The child dies with the ingest worker. It publishes nothing: what it made is named by the worker's next commit.
-  - A failed job is tried again later, each time after twice as long, and reported every time.
+  - A failed job is tried again later, each time after twice as long, and reported every time; one called off is not.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class Jobs:
         self.running: str = ""
         self.failures = 0
         self._child: asyncio.subprocess.Process | None = None
+        self._called_off = False
 
     async def run(self, job: Job) -> Built | None:
-        """What the child built; None where it failed, after a pause that grows."""
-        self.running = type(job).__name__
+        """What the child built; None where it failed, after a pause that grows, and where it was called off."""
+        self.running, self._called_off = type(job).__name__, False
         start = time.monotonic()
         try:
             self._child = await asyncio.create_subprocess_exec(
@@ -45,6 +46,8 @@ class Jobs:
                 built.seconds = time.monotonic() - start
                 self.failures = 0
                 return built
+            if self._called_off:
+                return None
             self.failures += 1
             pause_s = min(RETRY_S_MAX, 2.0**self.failures)
             log.error(
@@ -55,6 +58,12 @@ class Jobs:
             return None
         finally:
             self.running, self._child = "", None
+
+    def call_off(self, kind: type[Job]) -> None:
+        """Nobody wants it any more, if that is what runs. Its files stay for who waits for it."""
+        if self.running == kind.__name__:
+            self._called_off = True
+            self.kill()
 
     def kill(self) -> None:
         if self._child is not None and self._child.returncode is None:

@@ -112,10 +112,10 @@ class Outcome(NamedTuple):
     waiting: int = 0  # firewall actions that have met no event yet, of all submissions
 
 
-def _say_if_full(e: OSError) -> None:
-    """Raises NoSpaceError where the disk is full."""
+def say_if_full(e: OSError, what: str = "batch") -> None:
+    """Raises NoSpaceError where the disk is full. what: was not stored."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise NoSpaceError(f"the disk is full ({e.strerror}); the batch was not stored; free some space") from e
+        raise NoSpaceError(f"the disk is full ({e.strerror}); the {what} was not stored; free some space") from e
 
 
 class _Accepted(NamedTuple):
@@ -287,7 +287,7 @@ class Publisher:
         try:
             counters.letter_bytes = dead_letters.append(self.layout.dead_letters, rejects, at, counters.letter_bytes)
         except OSError as e:
-            _say_if_full(e)
+            say_if_full(e)
             raise
         return {source: dead_letters.tallied(self.letters.get(source, {}), r, at) for source, r in refused.items()}
 
@@ -422,7 +422,7 @@ class Publisher:
         try:
             extents = self._rows.append(self.manifest, self.manifest.row_file_rows, first, rows)
         except OSError as e:
-            _say_if_full(e)
+            say_if_full(e)
             raise
         switch = self.manifest.switch
         if switch is not None:

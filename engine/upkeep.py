@@ -68,6 +68,7 @@ class Upkeep:
         if version == manifest.model:
             if manifest.switch is not None:
                 switch.give_up(publisher)
+                self.jobs.call_off(FillJob)
                 self._end(EngineError(f"the switch was given up; {version} stays in use"))
             done(None)
         elif manifest.switch is not None and manifest.switch.to.model == version:
@@ -251,17 +252,19 @@ class Upkeep:
                 internal=self.internal,
             )
         )  # fmt: skip
+        now = self.publisher.manifest.switch
+        if now is None or now.to != to:  # it was given up meanwhile
+            gc.collect(self.layout, self.publisher.manifest)
+            return True
         if built is None:
             return False
         if built.bad_rows:
             raise EngineError(f"rows of {self.layout.row_file(*file)} disagree with their checksums")
-        now = self.publisher.manifest.switch
-        if now is not None and now.to == to:  # nobody gave it up
-            switch.advance(
-                self.publisher, end, built.seconds, [SealedRows(*s) for s in built.sealed],
-                [IndexFile(*i) for i in built.indexes],
-            )  # fmt: skip
-            log.info("switch to %s: %d of %d events", to.model, end, now.since)
+        switch.advance(
+            self.publisher, end, built.seconds, [SealedRows(*s) for s in built.sealed],
+            [IndexFile(*i) for i in built.indexes],
+        )  # fmt: skip
+        log.info("switch to %s: %d of %d events", to.model, end, now.since)
         return True
 
     def _end(self, error: Exception | None) -> None:

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from engine import failpoint, recover, switch
+from engine.embed import models
 from engine.embed.base import SPACES
 from engine.errors import CorruptionError, FormatError
+from engine.layout import Layout
 from engine.manifest import Manifest
 from engine.rows import HEADER_BYTES, RowMap, _offsets
 from engine.tiers import mergeable, unindexed
@@ -26,7 +28,7 @@ from ipc.errors import ClientError, InternalError, NoSpaceError
 from tests.bad_disk import bad_disk
 from tests.engine_fixture import ROOT, Starter, all_events, answers, ask, environment, shape, stored_ids
 from tests.events import ids, make, several
-from tests.store_fixture import OTHER, ROWS, Store, flip
+from tests.store_fixture import OTHER, ROWS, Store, flip, other_model
 from tests.wait import eventually
 
 AFTER_COMMIT = {"publish.committed", "publish.bumped", "index.committed"}
@@ -503,6 +505,20 @@ def test_a_full_disk_stops_ingest_and_nothing_else(start: Starter, failing: tupl
     assert stored_ids(engine.client()) == ids(several(110))
     assert [r["restarts"] for r in engine.facts()["readers"]] == [0, 0]
     assert engine.facts()["ingest"]["restarts"] == 0
+
+
+def test_a_model_that_finds_no_room_is_refused_by_that_name(
+    start: Starter, failing: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    trigger, env = failing
+    engine = start(env=env)
+    (tmp_path / "made" / "models").mkdir(parents=True)
+    files = models.read(other_model(Layout(tmp_path / "made")))
+    trigger.write_text(str(errno.ENOSPC))
+    with pytest.raises(NoSpaceError, match="the version was not stored"):
+        engine.client().add_model(OTHER, files)
+    trigger.unlink()
+    engine.client().add_model(OTHER, files)
 
 
 def test_a_disk_that_fails_ends_the_writer_and_the_next_one_looks(

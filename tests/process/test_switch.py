@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +124,33 @@ def test_a_switch_outlives_the_engine_and_is_rolled_back(start: Starter, other: 
         store.check()
 
 
+def filler(engine: Engine) -> int:
+    """The child that embeds stored events anew, stopped before it has opened a file; found by what it was told."""
+    ingest = engine.pid("ingest")
+    for child in Path(f"/proc/{ingest}/task/{ingest}/children").read_text().split():
+        if b'"job":"fill"' in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGSTOP)
+            if not any("/rows/" in os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()):
+                return int(child)
+            os.kill(int(child), signal.SIGCONT)
+    return 0
+
+
 def test_a_switch_is_given_up_by_using_what_is_in_use(start: Starter, other: Path) -> None:
     engine = start()
     engine.ingest(several(500))
+    engine.indexed(7)  # nothing else will tidy up
     engine.cli("models", "use", other, "--timeout", "0.3")
     eventually(lambda: (under_way(engine) or {}).get("events_done", 0) >= 64, within_s=60)
     third = engine.cli("models", "use", OTHER, "--timeout", "0.1")
     assert third.returncode == 6
+    child = eventually(lambda: filler(engine), within_s=30, every_s=0.001)
     assert engine.json("models", "use", SHIPPED)["version"] == SHIPPED
     assert under_way(engine) is None
-    assert not list(engine.layout.rows.glob("0001-*"))
+    with suppress(ProcessLookupError):  # it was killed; one that was not goes on and leaves a file
+        os.kill(child, signal.SIGCONT)
+    eventually(lambda: not Path(f"/proc/{child}").exists(), within_s=30)
+    eventually(lambda: not list(engine.layout.rows.glob("0001-*")))
     engine.ingest(several(10, 500))
     assert engine.stop() == 0
     with Store(engine.data_dir) as store:
