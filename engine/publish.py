@@ -494,9 +494,12 @@ class Publisher:
     # ---- derived files and models ---------------------------------------------------------------------------------
 
     def swap_in(self, indexes: Sequence[IndexFile], sealed: Sequence[SealedRows] = ()) -> None:
-        """Name new index files (in place, durable) in a new generation; they replace those that they cover."""
+        """Name new index files (in place, durable) in a new generation; they replace those that they cover. Not those
+        that one which was merged meanwhile covers."""
         failpoint("index.built")
-        kept = [old for old in self.manifest.indexes if not any(new.covers(old) for new in indexes)]
+        named = self.manifest.indexes
+        indexes = [new for new in indexes if not any(old.covers(new) for old in named)]
+        kept = [old for old in named if not any(new.covers(old) for new in indexes)]
         numbers = {s.number for s in sealed}
         self.commit_manifest(
             indexes=sorted([*kept, *indexes], key=lambda i: (i.space, i.lo)),

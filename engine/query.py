@@ -381,7 +381,7 @@ class Answering:
             how = f"filter matches {plan.matched} of {snapshot.count} ({share:.4%})"
         parts = []
         for space, candidates in sought.found.items():
-            way = "exact" if candidates.exact else snapshot.ways[space]
+            way = f"exact, {snapshot.ways[space]}" if candidates.exact else snapshot.ways[space]
             asked, part = sought.question.vectors[space], ""
             if math.isnan(asked[-1]):
                 part = f"asked in {int(np.isfinite(asked).sum())} of {DIMS[space]} dimensions, "

@@ -161,7 +161,7 @@ class Snapshot:
                 found = index.search(sought, k, part_allowed, matched)
                 if found is not None:
                     parts.append(found)
-                    exact, scanned = False, scanned + index.scanned(matched)
+                    exact, scanned = exact and index.exact, scanned + index.scanned(matched)
                     continue
             for at in range(lo, hi, self.manifest.row_file_rows):
                 file, row = self.at(at)

@@ -1,8 +1,9 @@
 """Which row files are due to be indexed, and which indexes to be made one. Pure functions of a manifest.
 
 Always true
-  - An index covers 1, 2 or 4 row files, of which the first one's number is a multiple of how many they are; so each row
-    is indexed at most three times, and a search looks into few indexes.
+  - An index covers as many row files as FILES says, or one; the first one's number is a multiple of how many they are.
+    So a million rows are searched in at most seven indexes, three on average, and each row is indexed at most seven
+    times.
   - A range is merged only when all of it is indexed in every space: what is searched exactly comes first.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from engine.embed.base import SPACES
 from engine.manifest import Manifest
 
-FILES = (4, 2)  # of a merged index; larger ones need more lists probed, and more memory to be built
+FILES = (64, 32, 16, 8, 4, 2)  # of a merged index; twice its vectors is what a build takes of memory
 
 
 def unindexed(manifest: Manifest) -> list[int]:

@@ -1,7 +1,8 @@
 """Upkeep of what is derived: indexes over full row files, repairs, and switches of models.
 
 Always true
-  - One thing at a time. What takes long runs in a niced child, which publishes nothing; the commit happens here.
+  - One thing at a time, and beside it the merge of indexes. What takes long runs in a niced child, which publishes
+    nothing; the commit happens here.
   - Until a new index is named its rows are served exactly; until a switch is committed the old model answers.
   - A damaged file is taken out of the manifest and built again from the records under a new name.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
 
 from engine import gc, switch, tiers
 from engine.build import Built, FillJob, IndexJob, Job, RowsJob, VerifyJob
@@ -40,8 +42,9 @@ class Upkeep:
     def __init__(self, worker: Worker, publisher: Publisher) -> None:
         self.worker, self.publisher, self.layout = worker, publisher, worker.layout
         self.internal = worker.config.network.internal
-        self.jobs = Jobs()
-        self._wanted = asyncio.Event()
+        self.jobs, self.merges = Jobs(), Jobs()
+        self._merging = ""  # the mark of the files of the merge under way
+        self._wanted, self._mergeable = asyncio.Event(), asyncio.Event()
         self._verify = True  # at every start
         self._switched: list[Switched] = []  # who waits for the end of the switch
         if publisher.manifest.switch is not None:
@@ -107,12 +110,19 @@ class Upkeep:
 
     def kill(self) -> None:
         self.jobs.kill()
+        self.merges.kill()
 
     async def run(self) -> None:
-        """One thing after the other, for ever; what fails is reported and tried again later."""
+        """For ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._again(self._next))
+            group.create_task(self._again(self._merge))
+
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """One thing after the other; what fails is reported and tried again later."""
         while True:
             try:
-                await self._next()
+                await work()
             except Exception as e:
                 log.error("upkeep: %r; again in %.0f s", e, AGAIN_S, exc_info=e)
                 await asyncio.sleep(AGAIN_S)
@@ -126,7 +136,7 @@ class Upkeep:
             else:
                 await self._mend(built)
         elif self._clear_up():
-            gc.collect(self.layout, self.publisher.manifest)
+            self._collect()
         elif self.publisher.manifest.switch is not None:
             unindexed = self._unindexed()
             if len(unindexed) >= UNINDEXED_FILES_HURRY:  # what is in use comes first, but not alone
@@ -134,8 +144,6 @@ class Upkeep:
             await self._go_on()
         elif unindexed := self._unindexed():
             await self._index(unindexed[:1])
-        elif numbers := tiers.mergeable(self.publisher.manifest):
-            await self._index(numbers)
         else:
             self._wanted.clear()
             await self._wanted.wait()
@@ -157,23 +165,56 @@ class Upkeep:
             map_size=map_size(self.worker.config), **more,
         )  # fmt: skip
 
+    async def _merge(self) -> None:
+        """Make one index of several."""
+        self._mergeable.clear()
+        numbers = None if self.publisher.manifest.switch else tiers.mergeable(self.publisher.manifest)
+        if numbers is None:
+            await self._mergeable.wait()
+            return
+        self._merging = secrets.token_hex(4)
+        try:
+            built = await self._indexed(numbers, self.merges, self._merging)
+        finally:
+            self._merging = ""
+        if built is not None and built.bad_rows:
+            self.verify()  # which has them mended; their indexes are made first then
+            await self._mergeable.wait()
+        else:
+            self._mergeable.set()
+
     async def _index(self, numbers: Sequence[int]) -> None:
-        """One index in each space over these row files, in the place of what is there."""
+        """An index in each space over these row files."""
+        built = await self._indexed(numbers, self.jobs, secrets.token_hex(4))
+        if built is not None:
+            await self._mend(built)
+            self._mergeable.set()
+
+    async def _indexed(self, numbers: Sequence[int], jobs: Jobs, mark: str) -> Built | None:
+        """One index in each space over these row files, in the place of what is there. None where that failed or was
+        in vain."""
         manifest = self.publisher.manifest
         names = [manifest.row_file(number) for number in numbers]
-        built = await self.jobs.run(self._job(IndexJob, row_files=names, rows=manifest.row_file_rows))
+        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows, mark=mark)
+        if jobs is self.merges:  # no hurry
+            job.niceness = NICENESS
+        built = await jobs.run(job)
         if built is None:
-            return
+            return None
         self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
-        if names != [self.publisher.manifest.row_file(number) for number in numbers]:
-            return
-        await self._mend(built)
+        if names != [self.publisher.manifest.row_file(number) for number in numbers]:  # built for rows of before
+            self._collect()
+            return None
         if built.indexes:
             self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
-            gc.collect(self.layout, self.publisher.manifest)
+            self._collect()
             size = sum(i[4] for i in built.indexes)
             which = f"row file {numbers[0]}" if len(numbers) == 1 else f"row files {numbers[0]} to {numbers[-1]}"
             log.info("%s indexed in every space: %d bytes, %.1f s", which, size, built.seconds)
+        return built
+
+    def _collect(self) -> None:
+        gc.collect(self.layout, self.publisher.manifest, spare=self._merging)
 
     async def _mend(self, built: Built) -> None:
         """Have what is damaged built again."""
@@ -254,7 +295,7 @@ class Upkeep:
         )  # fmt: skip
         now = self.publisher.manifest.switch
         if now is None or now.to != to:  # it was given up meanwhile
-            gc.collect(self.layout, self.publisher.manifest)
+            self._collect()
             return True
         if built is None:
             return False
@@ -269,6 +310,7 @@ class Upkeep:
 
     def _end(self, error: Exception | None) -> None:
         """Tell all who wait for the switch."""
+        self._mergeable.set()
         waiting, self._switched = self._switched, []
         for done in waiting:
             done(error)

@@ -25,11 +25,12 @@ def vectors(n: int = N, seed: int = 0) -> np.ndarray:  # type: ignore[type-arg]
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory: pytest.TempPathFactory) -> MappedIndex:
     path = tmp_path_factory.mktemp("index") / "attack-0000"
-    choice = index.choose(N)
-    size, checksum = index.write(index.build([vectors()], choice), path)
+    made = index.build([vectors()])
+    assert (made.kind, made.groups) == ("ivf_flat", None)
+    size, checksum = index.write(made, path)
     assert index.checksum(path) == checksum
     assert path.stat().st_mode & 0o777 == 0o400
-    return MappedIndex(path, size, LO, LO + N, choice.nprobe)
+    return MappedIndex(path, size, LO, LO + N, made.nprobe)
 
 
 def brute(queries, k, allowed=None):  # type: ignore[no-untyped-def]
@@ -74,21 +75,80 @@ def test_more_than_the_lists_hold_is_left_to_the_rows(mapped: MappedIndex) -> No
     assert mapped.search(vectors(1, seed=4), N, None, N) is None
 
 
-def test_exact_duplicates_are_all_found(tmp_path: Path) -> None:
-    """A flood: one list holds nearly everything."""
-    data = np.concatenate([np.ones((200, DIM)), vectors(56)]).astype(np.float32)
-    size, _ = index.write(index.build([data], index.choose(256)), tmp_path / "i")
-    opened = MappedIndex(tmp_path / "i", size, 0, 256, 8)
-    found = opened.search(data[:1], 50, None, 256)
+def flooded(n: int, distinct: int, seed: int = 5) -> np.ndarray:  # type: ignore[type-arg]
+    """n rows of `distinct` vectors, one of which half of the rows have."""
+    rng = np.random.default_rng(seed)
+    return vectors(distinct)[np.where(rng.random(n) < 0.5, 0, rng.integers(0, distinct, n))]
+
+
+@pytest.mark.parametrize(("n", "distinct", "kind"), [(2_000, 300, "flat_grouped"), (14_000, 9_000, "ivf_flat_grouped")])
+def test_equal_rows_are_one_entry_and_all_found(tmp_path: Path, n: int, distinct: int, kind: str) -> None:
+    data = flooded(n, distinct)
+    made = index.build([data[:700], data[700:1_000], data[1_000:]])
+    assert (made.kind, made.index.ntotal) == (kind, len(np.unique(data, axis=0)))
+    size, checksum = index.write(made, tmp_path / "i")
+    assert index.checksum(tmp_path / "i") == checksum and (tmp_path / "i").stat().st_size == size
+    opened = MappedIndex(tmp_path / "i", size, LO, LO + n, made.nprobe)
+    opened.touch()
+    assert opened.exact == (kind == "flat_grouped") and 0 < opened.scanned(n) <= made.index.ntotal
+    for k in (5, 50):
+        found = opened.search(data[[3, 17, 40]], k, None, n)
+        assert found is not None
+        distances, seqs = found
+        for i, row in enumerate((3, 17, 40)):
+            exact = np.sort(((data.astype(np.float64) - data[row]) ** 2).sum(1))[:k]
+            assert (distances[i] <= exact[-1] * (1 + 1e-4) + 1e-4).mean() >= (1.0 if opened.exact else 0.95)
+            assert len(set(seqs[i].tolist())) == k
+            equal = np.flatnonzero((data == data[row]).all(1))
+            assert seqs[i][: len(equal)].tolist() == (LO + equal[::-1][:k]).tolist()  # the newest first
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_a_filter_over_groups_gives_allowed_rows_of_them(tmp_path: Path, share: float) -> None:
+    data = flooded(2_000, 300)
+    made = index.build([data])
+    opened = MappedIndex(tmp_path / "i", index.write(made, tmp_path / "i")[0], LO, LO + 2_000, made.nprobe)
+    allowed = np.random.default_rng(6).random(2_000) < share
+    k, queries = 60, data[[3, 17, 40]]
+    found = opened.search(queries, k, allowed, int(allowed.sum()))
+    wanted = np.flatnonzero(allowed)
+    exact = np.sort(((data[wanted].astype(np.float64)[None] - queries[:, None]) ** 2).sum(2), axis=1)
+    if len(wanted) < k:
+        assert found is not None and (found[1] >= 0).sum(1).tolist() == [len(wanted)] * 3
     assert found is not None
-    assert (found[0] == 0).all()
-    assert (found[1] < 200).all()
+    n = min(k, len(wanted))
+    assert allowed[found[1][:, :n] - LO].all()
+    assert np.allclose(found[0][:, :n], exact[:, :n], rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_of_one_hash_are_not_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = flooded(400, 20)
+    assert index.grouped([data]) is not None
+    monkeypatch.setattr(index, "_hashes", lambda part: (int(abs(row[0]) * 0) for row in part))
+    assert index.grouped([data]) is None
+
+
+@pytest.mark.parametrize("what", ["starts", "rows", "entries"])
+def test_groups_that_disagree_with_themselves_are_refused(tmp_path: Path, what: str) -> None:
+    data = flooded(500, 40)
+    made = index.build([data])
+    assert made.groups is not None
+    starts, rows = made.groups.starts.copy(), made.groups.rows.copy()
+    if what == "starts":
+        starts[3] = starts[5]
+    elif what == "rows":
+        rows[7] = 500
+    else:
+        starts = starts[:-1]
+    size, _ = index.write(made._replace(groups=index.Groups(starts, rows)), tmp_path / "i")
+    with pytest.raises(CorruptionError, match="groups"):
+        MappedIndex(tmp_path / "i", size, 0, 500, made.nprobe)
 
 
 @pytest.mark.parametrize("what", ["size", "garbage", "another count"])
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / "index"
-    size, _ = index.write(index.build([vectors(128)], index.choose(128)), path)
+    size, _ = index.write(index.build([vectors(128)]), path)
     hi = 128
     if what == "size":
         size += 1

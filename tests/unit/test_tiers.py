@@ -43,7 +43,9 @@ def test_a_row_file_that_one_space_has_no_index_over_is_indexed() -> None:
         (4, [(0, 4)], None),
         (6, [(0, 4), (4, 5), (5, 6)], range(4, 6)),
         (6, [(0, 4), (4, 6)], None),
-        (8, [(0, 4), (4, 6), (6, 8)], range(4, 8)),
+        (8, [(0, 4), (4, 6), (6, 8)], range(8)),
+        (8, [(0, 4), (4, 8)], range(8)),
+        (12, [(0, 8), (8, 10), (10, 12)], range(8, 12)),
         (3, [(1, 2), (2, 3)], None),  # 1 and 2 do not begin at a multiple of 2; 0 is not indexed
         (4, [(0, 2), (2, 3)], None),
     ],
@@ -60,11 +62,11 @@ def test_nothing_is_merged_that_one_space_searches_exactly() -> None:
     assert mergeable(whole) is None
 
 
-@pytest.mark.parametrize("files", range(1, 20))
+@pytest.mark.parametrize("files", [*range(1, 20), 61, 64, 130])
 def test_merging_comes_to_an_end_with_few_indexes(files: int) -> None:
     covered, merges = [(n, n + 1) for n in range(files)], 0
     while due := mergeable(manifest(files * ROWS, *covered)):
         covered = [c for c in covered if not (due[0] <= c[0] and c[1] <= due[-1] + 1)] + [(due[0], due[-1] + 1)]
         merges += 1
-        assert merges <= files
-    assert len(covered) == files // 4 + files % 4 // 2 + files % 2
+        assert merges <= files + 6
+    assert len(covered) == files // 64 + (files % 64).bit_count()
