@@ -145,12 +145,12 @@ def fill(running: Engine, events: Iterator[FeaturedEvent], n: int, source_format
     return done / (time.perf_counter() - start_s)
 
 
-def settle(running: Engine) -> float:
+def settle(running: Engine, within_s: float = SETTLE_S_MAX) -> float:
     """Wait until every full row file is indexed, and the indexes that can be are merged; seconds waited."""
     start_s = time.monotonic()
     while not indexed(running.data_dir):
-        if time.monotonic() - start_s > SETTLE_S_MAX:
-            raise RuntimeError(f"row files are not indexed after {SETTLE_S_MAX:.0f} s")
+        if time.monotonic() - start_s > within_s:
+            raise RuntimeError(f"row files are not indexed after {within_s:.0f} s")
         time.sleep(0.1)
     return time.monotonic() - start_s
 

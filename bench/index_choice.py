@@ -4,7 +4,8 @@ Vectors are those that an engine stored: of synthetic events, of CIC-2017's flow
 directory that is there (--data-dir). Each kind is built over one entry for each different vector, as engine/index.py
 does where enough are equal; rows_hnsw_32 is a graph over all rows, to see what floods do to it. Asked are entries drawn
 at random, so that a flood is asked for once. Of each kind the cheapest setting with recall@10 of RECALL is kept, else
-the best: us_1 and us_16, CPU microseconds a query, one thread, alone and 16 at once; build_s, CPU seconds; bytes of its file.
+the best: us_1 and us_16, CPU microseconds a query, one thread, alone and 16 at once; build_s, CPU seconds; bytes of its
+file.
 
 recall: of the ten nearest others in float64, ties by distance; codes are rescored: of RESCORED times as many candidates
 the nearest by their rows.
