@@ -178,12 +178,12 @@ def main() -> int:
     parse = arguments(__doc__)
     parse.add_argument("--events", type=int, nargs="+", default=[65_536])
     parse.add_argument("--data", choices=("synthetic", "cic"), default="synthetic")
-    parse.add_argument("--data-dir", type=Path, help="a data directory that no engine uses now")
+    parse.add_argument("--data-dir", help="a data directory that no engine uses now")
     parse.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
     parse.add_argument("--seed", type=int, default=1)
     args = parse.parse_args()
     if args.data_dir is not None:
-        return report("index_choice", args, measured(args.data_dir, args))
+        return report("index_choice", args, measured(Path(args.data_dir), args))
     with engine(1) as running:
         source_format, events = events_of(args.data, max(args.events), args.seed)
         fill(running, islice(events, max(args.events)), max(args.events), source_format)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,18 @@ def recall(client: Client, names: list[str], space: str, data_dir: Path) -> floa
 
 def stored(names: list[str], space: str, data_dir: Path) -> tuple[list[int], list[F32]]:
     """The seq of each name, and the vectors of all committed events in order of seq, mapped: float32 [n, dim] each."""
+    seqs, count, maps = _rows(names, data_dir)
+    return seqs, [m.vectors[space][: count - m.first_seq] for m in maps]
+
+
+def columns(wanted: Iterable[str], data_dir: Path) -> list[NDArray[Any]]:
+    """These columns of all committed events, in order of seq, copied."""
+    _, count, maps = _rows([], data_dir)
+    return [np.concatenate([m.column[name][: count - m.first_seq] for m in maps]) for name in wanted]
+
+
+def _rows(names: list[str], data_dir: Path) -> tuple[list[int], int, list[RowMap]]:
+    """The seq of each name, how many events are committed, and the row files."""
     layout = Layout(data_dir)
     catalog = Catalog(layout.catalog, write=False, map_size=map_size(Config()))
     with catalog.read() as view:
@@ -50,7 +63,7 @@ def stored(names: list[str], space: str, data_dir: Path) -> tuple[list[int], lis
     assert len(seqs) == len(names)
     rows = manifest.row_file_rows
     maps = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in range(manifest.row_files)]
-    return seqs, [m.vectors[space][: manifest.count - m.first_seq] for m in maps]
+    return seqs, manifest.count, maps
 
 
 def share(parts: list[F32], seq: int, hits: Iterable[int], metric: str = "l2") -> float:

@@ -42,6 +42,13 @@ TARGETS = (
     Target("ingest", "*.whole.warm.events_per_s", 5_000, at_least=True),
     Target("load", "recall_at_10", 0.99, at_least=True), Target("load", "limit_share", 0.35, at_least=True),
     Target("load", "client_cpu_share", 0.7),
+    Target("peers", "peers.*.at.32.ratio", 3, at_least=True), Target("peers", "limit_share", 0.35, at_least=True),
+    Target("scale", "events_*.half.p99_ms", 10), Target("scale", "events_*.half.p999_ms", 25),
+    Target("scale", "events_*.acknowledged.p99_ms", 60), Target("scale", "events_*.private.*", 60),
+    Target("scale", "events_*.disk.all", 6_500), Target("scale", "events_*.start_s.killed", 3),
+    Target("scale", "events_*.recall_at_10", 0.99, at_least=True),
+    Target("selectivity", "*.short", 0), Target("selectivity", "*.recall_at_10", 0.99, at_least=True),
+    Target("restart", "query_similar_s.median", 0.15),
 )
 # fmt: on
 
