@@ -2,7 +2,9 @@
 
 Always true
   - A file is known by its inode and the fingerprint of its first bytes; renamed, copied or compressed it is still the
-    same file, if the bytes before its offset are the same too. A file that was cut and written anew is a new one.
+    same file, if the bytes before its offset are the same too. A file that was cut and written anew is a new one. One
+    that has the name of a rotated one, is no copy, and changed since the file is followed, is one that came and was
+    rotated between two looks: it is read, too.
   - A state's offset is the adapter's low-water mark in decompressed bytes: reading from there yields every event that
     was not in a batch yet. Before it, lines are only counted, so that ids come out the same.
   - Nothing is opened but regular files beneath the configured directory, no symbolic link is followed on the way.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path, PurePath
@@ -39,7 +42,7 @@ from engine.sources.files import (
 )
 from engine.sources.join import Join
 from engine.sources.lines import LineAdapter
-from engine.sources.look import Directory, Seen
+from engine.sources.look import Directory, Seen, before_rotation
 from ipc.messages import Reject
 
 TAIL_BYTES_MAX = 1 << 10
@@ -255,6 +258,7 @@ class Follower:
         self._refused: set[str] = set()  # keys of files that no adapter reads
         self._strangers: dict[int, tuple[int, int]] = {}  # inode: size and mtime of files that are not ours
         self._left: list[Batch] = []  # what waited in files that are read no more
+        self._begun_s = int(time.time())
         self.behind = False  # the last poll left bytes unread: poll again at once
 
     def close(self) -> None:
@@ -366,7 +370,7 @@ class Follower:
 
     def _stems(self) -> set[str]:
         states = [*self._stored.values(), *(file.state for file in self._files.values())]
-        return {PurePath(path).stem for path in {state.path for state in states}}
+        return {PurePath(path).stem for path in {self._directory.only, *(state.path for state in states)}}
 
     def _forget(self) -> list[Batch]:
         """Of too many states whose files are gone, those that changed longest ago."""
@@ -395,7 +399,7 @@ class Follower:
         key = self._known(file, head, entry) if head else None
         if key is not None:
             self._unpark(key, file, entry)
-        elif head and entry.wanted and not self._is_copy(file, head):
+        elif head and (entry.wanted or self._unseen(entry)) and not self._is_copy(file, head):
             print_ = fingerprint(head)
             file.state = FileState(print_, len(head), entry.inode, 0, entry.path)
             file.key = self._new_key(f"{print_}-{entry.inode:x}", file.state)
@@ -404,6 +408,17 @@ class Follower:
             file.close()
             return
         self._files[entry.inode] = file
+
+    def _unseen(self, entry: Seen) -> bool:
+        """Did it come and was it rotated between two looks? What was there before the first look is not ours."""
+        names = {name for name in before_rotation(entry.path) if self._directory.wants(name)}
+        if not names:
+            return False
+        states = [*self._stored.values(), *(file.state for file in self._files.values())]
+        known = (
+            state.mtime_s for state in states if state.mtime_s and names & {state.path, *before_rotation(state.path)}
+        )
+        return entry.mtime // 1_000_000_000 >= min(known, default=self._begun_s)
 
     def _known(self, file: _File, head: bytes, entry: Seen) -> str | None:
         """The key of the state that this file continues; one with its own inode comes first."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Set
@@ -31,7 +32,19 @@ class Seen(NamedTuple):
     inode: int
     size: int
     mtime: int  # ns
-    wanted: bool  # False: matches no pattern, and is read only if it is a known file under another name
+    wanted: bool  # False: matches no pattern, and is read only if it may be one of ours after a rotation
+
+
+# eve.json.1, eve.json-20260101.gz, and eve.1.json, eve-20260101.json.zst
+_BEHIND = re.compile(r"(.+?)[.-]\d[\d._T:-]*(?:\.(?:gz|zst))?")
+_BETWEEN = re.compile(r"(.+?)[.-]\d[\d._T:-]*(\.[^.]+?)(?:\.(?:gz|zst))?")
+
+
+def before_rotation(path: str) -> set[str]:
+    """Paths that a file of this one may have had before it was rotated."""
+    folder, slash, name = path.rpartition("/")
+    names = {"".join(found.groups()) for form in (_BEHIND, _BETWEEN) if (found := form.fullmatch(name))}
+    return {f"{folder}{slash}{one}" for one in names}
 
 
 class Directory:
@@ -51,6 +64,11 @@ class Directory:
             return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
             raise SourceError(f"{self.root} cannot be read: {e.strerror}") from e
+
+    def wants(self, path: str) -> bool:
+        """Is it to be read by its name?"""
+        name = path.rpartition("/")[2]
+        return path == self.only if self.only else fnmatch(name, self.pattern) and name[0] != "."
 
     def walk_next(self) -> None:
         """Whatever the times say."""
@@ -91,7 +109,7 @@ class Directory:
             self._times[directory] = mtime if now_ns - mtime > RACY_NS else -1
             names[:] = [] if self.only else sorted(name for name in names if not name.startswith("."))
             for name in sorted(files):
-                wanted = name == self.only if self.only else fnmatch(name, self.pattern) and name[0] != "."
+                wanted = self.wants(name)
                 # eve.json.1, eve.json-20260101.gz, eve.1.json: may be one of ours after a rotation
                 if not wanted and not any(name[:size] in stems for size in sizes):
                     continue

@@ -138,6 +138,43 @@ def test_renamed_while_down(watch: Watch, log: Path) -> None:
     assert watch.seen == [*range(45), 100, 101, 102] and not watch.repeats
 
 
+@pytest.mark.parametrize("middle", ["eve.json.1", "eve.json-20260101", "eve.1.json", "eve.json.1.gz"])
+@pytest.mark.parametrize("down", [True, False])
+def test_one_that_came_and_was_rotated_between_two_looks_is_read(
+    watch: Watch, log: Path, middle: str, down: bool
+) -> None:
+    append(log.with_name("eve.json.7"), lines(900, 905))  # from before we followed
+    os.utime(log.with_name("eve.json.7"), (1_000_000, 1_000_000))
+    append(log.with_name("eve-audit.json"), lines(800, 805))  # another one's
+    watch.poll()
+    append(log, lines(0, 40))
+    watch.poll()
+    if down:
+        watch.follower.close()
+    append(log, lines(40, 45))
+    log.rename(log.with_name("eve.json.2"))
+    data = lines(100, 103)
+    log.with_name(middle).write_bytes(gzip.compress(data) if middle.endswith(".gz") else data)
+    append(log, lines(200, 203))
+    if down:
+        watch.restart()
+    watch.poll()
+    others = [*range(800, 805), *range(900, 905)] if watch.path.is_dir() else []  # a directory's are all ours
+    assert watch.seen == [*range(45), 100, 101, 102, 200, 201, 202, *others] and not watch.repeats
+    watch.restart()
+    assert watch.follower.poll() == []
+
+
+def test_one_that_was_rotated_before_the_first_line_was_seen_is_read(watch: Watch, log: Path) -> None:
+    log.touch()
+    watch.poll()
+    append(log, lines(0, 4))
+    log.rename(log.with_name("eve.json.1"))
+    log.touch()
+    watch.poll()
+    assert watch.seen == [0, 1, 2, 3]
+
+
 def test_compressed_while_down(watch: Watch, log: Path) -> None:
     append(log, lines(0, 40))
     watch.poll()
