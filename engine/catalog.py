@@ -20,7 +20,9 @@ Tables
 from __future__ import annotations
 
 import errno
+import os
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -116,10 +118,11 @@ class Record(NamedTuple):
         return zstandard.ZstdDecompressor().decompress(self.compressed, max_output_size=1 << 21)
 
 
-def _environment(path: Path, map_size: int, *, write: bool, durability: str) -> Any:
+def _environment(path: Path, map_size: int, *, write: bool, durability: str, lock: bool = True) -> Any:
     return lmdb.Environment(
         str(path), map_size=map_size, subdir=False, readonly=not write, metasync=durability == "full", mode=0o600,
         create=write, max_readers=READERS_MAX, max_dbs=len(TABLES), max_spare_txns=4, readahead=False, lib_version=0,
+        lock=lock,
     )  # fmt: skip
 
 
@@ -149,8 +152,11 @@ def _make(folder: Path, map_size: int) -> None:
 class Catalog:
     """An open catalog. Close it before the process forks or ends; LMDB opens a file once per process."""
 
-    def __init__(self, folder: Path, *, write: bool, map_size: int, durability: str = "full") -> None:
-        """Raises BootError where there is no catalog and write is False, or it cannot be opened."""
+    def __init__(
+        self, folder: Path, *, write: bool, map_size: int, durability: str = "full", lock: bool = True
+    ) -> None:
+        """lock: False for a copy that nobody ever writes to; then nothing appears beside it. Raises BootError where
+        there is no catalog and write is False, or it cannot be opened."""
         current = folder / CURRENT
         if not current.exists():
             if not write:
@@ -158,9 +164,11 @@ class Catalog:
             _make(folder, map_size)
         self.path = folder / current.read_text().strip()
         if not self.path.exists():
-            raise BootError(f"catalog {self.path} is gone; nothing was changed; restore a backup")
+            raise BootError(
+                f"catalog {self.path} is gone; nothing was changed; `flowkin backup restore BACKUP DIR` brings one back"
+            )
         try:
-            self.env = _environment(self.path, map_size, write=write, durability=durability)
+            self.env = _environment(self.path, map_size, write=write, durability=durability, lock=lock)
             self.tables = {name: self.env.open_db(name.encode(), create=write) for name in TABLES}
         except lmdb.Error as e:
             raise BootError(f"catalog {self.path} cannot be opened: {e}; nothing was changed") from e
@@ -184,6 +192,35 @@ class Catalog:
         """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error."""
         return Batch(self, self.env.begin(write=True, buffers=True))
 
+    def copied(self) -> Iterator[bytes]:
+        """A compacted copy as of one read transaction, in blocks; whoever writes waits for nothing, but pages that it
+        frees meanwhile are kept. Raises CorruptionError."""
+        failed: list[lmdb.Error] = []
+        read_end, write_end = os.pipe()
+
+        def copy() -> None:
+            try:
+                self.env.copyfd(write_end, compact=True)
+            except lmdb.Error as e:
+                failed.append(e)
+            finally:
+                os.close(write_end)
+
+        with self.read():  # adopts the map of a writer that made it larger
+            pass
+        thread = threading.Thread(target=copy, name="catalog copy")
+        thread.start()
+        try:
+            while block := os.read(read_end, 1 << 20):
+                yield block
+        finally:  # closed first: a copy whose reader gave up ends by that
+            os.close(read_end)
+            thread.join()
+        if failed:
+            raise CorruptionError(
+                f"catalog {self.path}", f"cannot be copied: {failed[0]}; `flowkin doctor --deep` looks at every value"
+            ) from failed[0]
+
     def seal(self, table: str, key: bytes, payload: bytes) -> bytes:
         return payload + _SUM.pack(_xxh(payload, _xxh(key, self._seeds[table])))
 
@@ -195,7 +232,7 @@ class Catalog:
             raise CorruptionError(
                 f"catalog {table}[{bytes(key)[:40]!r}]",
                 "its bytes disagree with their checksum; this value is refused, all others are unchanged; "
-                "run `flowkin doctor --deep` and restore it from its source or a backup",
+                "`flowkin doctor --deep` finds all such; `flowkin backup restore BACKUP DIR` brings back what was",
             )
         return payload
 
@@ -228,6 +265,12 @@ class View:
                 if prefix and bytes(key[: len(prefix)]) != prefix:
                     return
                 yield bytes(key), self.catalog.unseal(table, key, value)
+
+    def used_bytes(self) -> int:
+        """Of the pages that hold something: what a compacted copy has, or nearly."""
+        stats = [self.catalog.env.stat(), *(self.txn.stat(table) for table in self._tables.values())]
+        pages = sum(int(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"]) for s in stats)
+        return pages * int(stats[0]["psize"])
 
     def manifest(self) -> Manifest | None:
         blob = self.get("meta", b"manifest")

@@ -107,7 +107,7 @@ def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
         yield from _letters(tallies)
         if deep:
             yield from _recounted(layout, manifest, names, counters, covered)
-            yield from _values(catalog)
+            yield from values(catalog)
     finally:
         catalog.close()
 
@@ -254,7 +254,7 @@ def engine_runs(layout: Layout) -> bool:
     return False
 
 
-def _values(catalog: Catalog) -> Iterator[Finding]:
+def values(catalog: Catalog) -> Iterator[Finding]:
     """Every value of every table against its checksum; a read transaction for VALUES_MAX of them, as an engine may be
     writing."""
     for table in TABLES:

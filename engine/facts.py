@@ -193,8 +193,5 @@ def environment_entries(view: View, table: str) -> int:
 
 def _free_pages(view: View) -> int:
     """Pages of the catalog that hold nothing now: a measure of what compacting would give back."""
-    info, used = view.catalog.env.info(), 0
-    for table in (*view.catalog.tables.values(), None):
-        stat = view.txn.stat(table) if table is not None else view.catalog.env.stat()
-        used += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return max(0, int(info["last_pgno"]) + 1 - used)
+    env = view.catalog.env
+    return max(0, int(env.info()["last_pgno"]) + 1 - view.used_bytes() // int(env.stat()["psize"]))

@@ -19,7 +19,7 @@ from engine.manifest import Embedded, Manifest
 
 log = logging.getLogger(__name__)
 
-_OURS = re.compile(r"(\d{4}-\d{8}(\.\d+)?|(chronos|sbert|attack)-\d{4}-\d{12}-\d{12}-[0-9a-f]{8})")
+OURS = re.compile(r"(\d{4}-\d{8}(\.\d+)?|(chronos|sbert|attack)-\d{4}-\d{12}-\d{12}-[0-9a-f]{8})")
 
 
 def named(layout: Layout, manifest: Manifest) -> set[str]:
@@ -60,7 +60,7 @@ def collect(layout: Layout, manifest: Manifest, *, boot: bool = False, spare: st
         for path in folder.iterdir():
             if path.name in keep or (spare and path.name.endswith(f"-{spare}")):
                 continue
-            if (path.name.endswith(TMP_SUFFIX) and boot) or _OURS.fullmatch(path.name):
+            if (path.name.endswith(TMP_SUFFIX) and boot) or OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)
                 removed.append(path.name)
             elif not path.name.endswith(TMP_SUFFIX):

@@ -50,6 +50,8 @@ LINEAR = ("chronos", "attack")
 CARD = "card.json"
 FILES = (*(f"{space}.safetensors" for space in LINEAR), CARD)  # of every version
 NETWORKS = {space: (f"{space}.onnx", f"{space}.gradient.onnx") for space in LINEAR}  # of a trained space
+OPTIONAL = (*(name for names in NETWORKS.values() for name in names), reference.FILE)
+KNOWN = (*FILES, *OPTIONAL)
 FILE_BYTES_MAX = 1 << 20
 VERSION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)  # of all files together: they cross the socket in one frame
 SCRATCH_PREFIX = ".model-"  # of a directory that is not whole yet
@@ -143,8 +145,7 @@ def load(path: Path, internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:
 def read(path: Path) -> dict[str, bytes]:
     """The files of the version in directory `path`, by name, not checked. Raises ModelError where one is missing, too
     large, or anything but a plain file."""
-    optional = (*(name for names in NETWORKS.values() for name in names), reference.FILE)
-    return {name: _read(path, name) for name in (*FILES, *(name for name in optional if os.path.lexists(path / name)))}
+    return {name: _read(path, name) for name in (*FILES, *(name for name in OPTIONAL if os.path.lexists(path / name)))}
 
 
 def read_card(path: Path) -> bytes:
