@@ -12,7 +12,7 @@ STATUSES = {
     DENIED: "denied",
     NOT_REACHABLE: "no engine answers",
     LATE: "overloaded, not ready or timed out: the same again later may work",
-    FINDINGS: "doctor found problems",
+    FINDINGS: "a check found problems: doctor, backup create or verify",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 CHAPTERS = {
-    "Run the engine": ("serve", "start", "stop", "status", "doctor"),
+    "Run the engine": ("serve", "start", "stop", "status", "doctor", "backup"),
     "Put events in": ("ingest", "generate", "label"),
     "Ask": ("query_similar", "query_event", "classify", "search", "list", "recent", "show", "watch", "shell"),
     "Know more": ("stats", "dead_letters", "info", "models", "fit", "train", "export"),

@@ -23,6 +23,13 @@ POINTS = (
     "model.advanced",
     "model.rows_ready",  # all rows of the new version are there and counted, the old one is in use
     "model.committed",
+    "backup.catalog",  # the copy of the catalog is there and read back, nothing else
+    "backup.file",  # one more row file or index is there
+    "backup.described",  # all of it is there and durable, under another name
+    "backup.renamed",
+    "backup.doomed",  # one that is deleted has lost its name, but not its files
+    "restore.file",  # one more file is there, beside the data directory to be
+    "restore.renamed",
 )
 
 _name, _, _nth = os.environ.get("ENGINE_FAILPOINT", "").partition(":")

@@ -45,7 +45,10 @@ def rows_of(catalog: Catalog, models: ModelSet, lo: int, hi: int) -> Rows:
             try:
                 record = view.record(seq)
                 if record is None:
-                    raise CorruptionError(f"catalog records[{seq}]", "the record is not there; restore a backup")
+                    raise CorruptionError(
+                        f"catalog records[{seq}]",
+                        "the record is not there; `flowkin backup restore BACKUP DIR` brings it back",
+                    )
             except CorruptionError as e:
                 log.error("row %d is left empty: %s", seq, e)
                 continue

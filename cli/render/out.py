@@ -20,7 +20,7 @@ from cli.answers import (
     judgement_document,
     stored_document,
 )
-from cli.render import answer, coverage, event, facts, judgement, model
+from cli.render import answer, backup, coverage, event, facts, judgement, model
 from cli.render.style import BAD, DIM, GOOD, WARN, named_features
 from cli.tables import Span, Writer
 from cli.text import duration, plural
@@ -192,6 +192,22 @@ class Out:
             model.versions(self.to, given)
         else:
             self.facts(given, generation=generation)
+
+    def backed_up(self, made: Mapping[str, Any]) -> None:
+        """A new backup."""
+        if self.text:
+            backup.made(self.to, made)
+        else:
+            self.document(made)
+
+    def backups(self, given: Sequence[Document]) -> None:
+        """The backups in a directory: a table; JSON: {"backups"}; NDJSON: a line each."""
+        if self.text:
+            backup.table(self.to, given)
+        elif self.format == "ndjson":
+            self.documents(given)
+        else:
+            self.document({"backups": list(given)})
 
     def compared(self, found: Mapping[str, Any]) -> None:
         """Two versions side by side."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from engine import lock, switch
+from engine import gc, lock, switch
 from engine.layout import Layout
 from engine.publish import Submission
 from ipc.messages import Reject
@@ -33,6 +33,9 @@ def main(data_dir: Path, steps: list[str]) -> None:
             store.publish(several(count, first), {b"actions": step.encode()}, actions)
         elif what == "index":
             store.index()
+        elif what == "merge":  # and what is merged away goes
+            store.merge()
+            gc.collect(layout, store.publisher.manifest)
         elif what == "begin":
             store.begin_switch(*rest)
         elif what == "go_on":

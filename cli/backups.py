@@ -1,0 +1,63 @@
+"""Backups as documents. No printing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.checkup import Report
+
+if TYPE_CHECKING:
+    from cli.render import Meter
+    from cli.session import Session
+    from engine.backup import Backup
+
+
+def _document(path: Path, backup: Backup) -> dict[str, Any]:
+    import msgspec
+
+    said = {k: v for k, v in msgspec.structs.asdict(backup).items() if k not in ("files", "checksum")}
+    return {"name": path.name, "path": str(path)} | said | {"files": len(backup.files), "bytes": backup.bytes}
+
+
+def create(session: Session, home: Path, name: str, meter: Meter) -> dict[str, Any]:
+    """What is in the new backup, and how it came to be."""
+    from engine.recover import map_size
+    from engine.take import create as taken
+
+    start = time.monotonic()
+    layout, config = session.existing(), session.config()
+    made = taken(layout, home.absolute(), name, map_size=map_size(config), advance=meter.advance)
+    seconds = round(time.monotonic() - start, 3)
+    return _document(made.path, made.backup) | {"linked_files": made.linked, "seconds": seconds}
+
+
+def listed(home: Path) -> list[dict[str, Any]]:
+    """Each backup as it describes itself; instead of one that cannot be read, `error`."""
+    from engine.backup import Backup, found
+
+    return [
+        _document(home / name, one) | {"error": None} if isinstance(one, Backup)
+        else {"name": name, "path": str(home / name), "error": str(one)}
+        for name, one in found(home.absolute()).items()
+    ]  # fmt: skip
+
+
+def verify(path: Path, meter: Meter) -> Report:
+    """As the doctor reports."""
+    import msgspec
+
+    from engine.backup import verify as looked_at
+
+    found = looked_at(path.absolute(), meter.advance)
+    problems = sum(f.severity == "problem" for f in found)
+    return Report([msgspec.to_builtins(f) for f in found], problems, {"backup": str(path), "problems": problems})
+
+
+def restore(path: Path, target: Path, meter: Meter) -> dict[str, Any]:
+    """What is in the new data directory."""
+    from engine.backup import restore as restored
+
+    backup = restored(path.absolute(), target.absolute(), meter.advance)
+    return _document(path, backup) | {"data_dir": str(target)}

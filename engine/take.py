@@ -1,0 +1,251 @@
+"""Take a backup (engine/backup.py says what that is), beside a running engine or without one.
+
+Always true
+  - Whoever writes waits for nothing. The catalog is copied within one read transaction; the manifest in the copy says
+    which files belong to it. Where one of them is gone meanwhile, the catalog is copied again, and so on from there.
+  - A backup shares no file with the data directory. A purge zeroes rows of a live file in place, and a bad write or a
+    bad sector hits every name that a file has: a link would take the backup along. What an earlier backup beside it has
+    of full row files and indexes is linked from there, after its bytes were compared with the checksum. All else is
+    copied.
+  - What is derived and damaged is left out and named: a start builds it again. A damaged record is kept and named.
+In this order, each step durable before the next
+  1. the catalog; then row files, indexes, models, dead letters, settings: each read back from the disk
+  2. every value of the copied catalog is looked at; backup.json
+  3. rename <- the backup is there
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from engine.backup import (
+    CATALOG,
+    CURRENT_BYTES,
+    DESCRIPTION,
+    NAME,
+    PLAIN,
+    Backup,
+    File,
+    Wanted,
+    alone,
+    contents,
+    copied,
+    described,
+    encode,
+    found,
+    of_copy,
+    open_plain,
+    room,
+    scratch_directory,
+    scratch_path,
+    sync_tree,
+    wanted,
+    write,
+)
+from engine.catalog import CURRENT, Catalog
+from engine.embed import models
+from engine.errors import BadRequestError, CorruptionError, ModelError, NotReadyError
+from engine.failpoint import failpoint
+from engine.files import sync_directory, write_new
+from engine.layout import Layout
+from engine.manifest import Manifest
+from engine.rows import RowMap
+
+ROUNDS_MAX = 8  # how often the catalog is copied for files that were gone
+
+
+Earlier = Mapping[tuple[str, str], tuple[Path, File]]
+"""Files of the backups that are there by path and checksum, and the directory of the backup."""
+
+
+class Made(NamedTuple):
+    path: Path
+    backup: Backup
+    linked: int  # files
+
+
+class _Taking:
+    """The files of a backup that is being made in `scratch`."""
+
+    def __init__(self, layout: Layout, scratch: Path, earlier: Earlier, advance: Callable[[int], None]) -> None:
+        self.layout, self.scratch, self.earlier, self.advance = layout, scratch, earlier, advance
+        self.files: dict[str, File] = {}
+        self.linked: set[str] = set()
+
+    def write(self, path: str, blocks: Iterable[bytes]) -> None:
+        self.drop(path)
+        self.files[path] = write(self.scratch, path, blocks, mode=0o400)
+
+    def copy(self, path: str, size_max: int = 1 << 62) -> None:
+        self.drop(path)
+        self.files[path] = copied(self.layout.data_dir, self.scratch, path, mode=0o400, size_max=size_max)
+
+    def drop(self, path: str) -> None:
+        self.files.pop(path, None)
+        self.linked.discard(path)
+        (self.scratch / path).unlink(missing_ok=True)
+
+    def take(self, one: Wanted, rows: int) -> None:
+        """Raises FileNotFoundError, CorruptionError: it is not there, or not what it should be; OSError."""
+        if one.checksum and self.files.get(one.path, File("", 0, "")).checksum == one.checksum:
+            return
+        if not self._link(one):
+            self.copy(one.path)
+        try:
+            if one.checksum and self.files[one.path].checksum != one.checksum:
+                raise CorruptionError(one.path, "disagrees with its checksum")
+            if not one.checksum and RowMap(self.scratch / one.path, one.number, rows).bad_rows(one.stored):
+                raise CorruptionError(one.path, "has rows that disagree with their checksums")
+        except CorruptionError:
+            self.drop(one.path)
+            raise
+        self.advance(1)
+        failpoint("backup.file")
+
+    def _link(self, one: Wanted) -> bool:
+        """From an earlier backup, if its file is what it says, ours, and this disk can."""
+        if (one.path, one.checksum) not in self.earlier:
+            return False
+        root, file = self.earlier[one.path, one.checksum]
+        target = self.scratch / one.path
+        with suppress(OSError, CorruptionError):
+            fd = open_plain(root, one.path)
+            try:
+                if os.fstat(fd).st_uid != os.geteuid() or described(fd, one.path) != file:
+                    return False
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                os.link(root / one.path, target, follow_symlinks=False)
+                if os.path.samestat(os.fstat(fd), target.lstat()):  # what was just read
+                    self.files[one.path] = file
+                    self.linked.add(one.path)
+                    return True
+                target.unlink()
+            finally:
+                os.close(fd)
+        return False
+
+    def needed(self, of: Sequence[Wanted]) -> int:
+        """Bytes that are still to be copied."""
+        sizes = 0
+        for one in of:
+            if one.path not in self.files and (one.path, one.checksum) not in self.earlier:
+                with suppress(OSError):
+                    sizes += (self.layout.data_dir / one.path).stat().st_size
+        return sizes
+
+
+def create(
+    layout: Layout, home: Path, name: str = "", *, map_size: int, advance: Callable[[int], None] = lambda n: None
+) -> Made:
+    """A backup in directory `home`, named by time and generation if not by `name`. map_size: of the catalog, bytes;
+    advance: called with the number of files that are done. Raises BadRequestError, NoSpaceError, OverloadedError,
+    CorruptionError, ModelError, OSError: then nothing was written."""
+    if name and not NAME.fullmatch(name):
+        raise BadRequestError(f"backup name {name[:200]!r}: letters, digits, '.', '_', '-', at most 128, no '.' first")
+    if home.resolve().is_relative_to(layout.data_dir.resolve()):
+        raise BadRequestError(f"{home} lies in the data directory and would go with it; name another directory")
+    catalog = Catalog(layout.catalog, write=False, map_size=map_size)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(PermissionError):  # what may not be read cannot be synced
+            sync_directory(home.parent)
+        with alone(home):
+            if name:
+                _refuse_taken(home / name)
+            with scratch_directory(scratch_path(home), "backup") as scratch:
+                at = datetime.now(UTC)
+                taking = _Taking(layout, scratch, _earlier(home), advance)
+                backup = _take(taking, catalog, at)
+                write_new(scratch / DESCRIPTION, [encode(backup)], mode=0o400)
+                sync_tree(scratch)
+                failpoint("backup.described")
+                path = home / (name or f"{at:%Y-%m-%dT%H-%M-%S}.{at.microsecond // 1000:03d}Z-g{backup.generation}")
+                _refuse_taken(path)
+                scratch.rename(path)
+            failpoint("backup.renamed")
+            sync_directory(home)
+            return Made(path, backup, len(taking.linked))
+    finally:
+        catalog.close()
+
+
+def _refuse_taken(path: Path) -> None:
+    if os.path.lexists(path):
+        raise BadRequestError(f"{path} is there already; nothing was written; choose another --name")
+
+
+def _earlier(home: Path) -> Earlier:
+    """Of equal files the newest."""
+    of_ours = ((name, b) for name, b in found(home).items() if (home / name).stat().st_uid == os.geteuid())
+    return {(f.path, f.checksum): (home / name, f) for name, b in of_ours if isinstance(b, Backup) for f in b.files}
+
+
+def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
+    """All files but backup.json, and what it is to say."""
+    layout, scratch = taking.layout, taking.scratch
+    taking.write(f"catalog/{CURRENT}", [CURRENT_BYTES])
+    manifest, letter_bytes, left_out = _take_store(taking, catalog)
+    for version in {*models.versions(layout.models), manifest.model}:
+        try:
+            blobs = models.read(layout.model(version))
+            models.card_of(blobs)
+        except ModelError:
+            if version == manifest.model:
+                raise
+            left_out.append(f"models/{version}")
+            continue
+        for name, blob in blobs.items():
+            taking.write(f"models/{version}/{name}", [blob])
+    for path, size_max in (("dead_letters.ndjson", letter_bytes), ("flowkin.toml", 1 << 62)):
+        try:
+            taking.copy(path, size_max)
+        except FileNotFoundError:
+            continue
+        except CorruptionError:
+            left_out.append(path)
+    files = sorted(taking.files.values(), key=lambda file: file.path)
+    linked = sum(file.size for file in files if file.path in taking.linked)
+    backup = Backup(
+        created_at=at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        format_version=manifest.format_version, features_version=manifest.features_version,
+        generation=manifest.generation, events=manifest.count, model=manifest.model, files=files,
+        copied_bytes=sum(file.size for file in files) - linked, linked_bytes=linked, left_out=sorted(left_out),
+        damaged=[],
+    )  # fmt: skip
+    wrong = [f"{f.object}: {f.detail}" for f in contents(scratch, backup) if f.severity == "problem"]
+    return msgspec.structs.replace(backup, damaged=wrong)
+
+
+def _take_store(taking: _Taking, catalog: Catalog) -> tuple[Manifest, int, list[str]]:
+    """The catalog and the files that its manifest names: the manifest, how many bytes of dead letters belong to it, and
+    what is left out: what was not there, or not whole, when it was looked at again."""
+    layout, missed = taking.layout, set[tuple[str, str]]()
+    for _ in range(ROUNDS_MAX):
+        with catalog.read() as view:
+            room(taking.scratch, view.used_bytes(), "the catalog's copy")
+        taking.write(CATALOG, catalog.copied())
+        failpoint("backup.catalog")
+        manifest, letter_bytes = of_copy(taking.scratch)
+        names = list(wanted(layout, manifest))
+        room(taking.scratch, taking.needed(names), "the backup")
+        lost = set()
+        for one in names:
+            try:
+                taking.take(one, manifest.row_file_rows)
+            except (FileNotFoundError, CorruptionError):
+                lost.add((one.path, one.checksum))
+        if lost <= missed:
+            for path in set(taking.files) - {one.path for one in names} - PLAIN:
+                taking.drop(path)
+            return manifest, letter_bytes, [path for path, _ in lost]
+        missed |= lost
+    raise NotReadyError(
+        f"the files of {layout.data_dir} change faster than they are copied; nothing was written; try again"
+    )
