@@ -23,9 +23,11 @@ def _document(path: Path, backup: Backup) -> dict[str, Any]:
 
 def create(session: Session, home: Path, name: str, meter: Meter) -> dict[str, Any]:
     """What is in the new backup, and how it came to be."""
+    from engine.process import raise_limits
     from engine.recover import map_size
     from engine.take import create as taken
 
+    raise_limits()  # all files of a generation are open at once
     start = time.monotonic()
     layout, config = session.existing(), session.config()
     made = taken(layout, home.absolute(), name, map_size=map_size(config), advance=meter.advance)

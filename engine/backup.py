@@ -211,9 +211,14 @@ def copied(source: Path, target: Path, path: str, *, mode: int, size_max: int = 
     CorruptionError."""
     fd = open_plain(source, path)
     try:
-        return write(target, path, _blocks(fd, path, size_max), mode=mode)
+        return copied_from(fd, target, path, mode=mode, size_max=size_max)
     finally:
         os.close(fd)
+
+
+def copied_from(fd: int, target: Path, path: str, *, mode: int, size_max: int = 1 << 62) -> File:
+    """A copy of an open file. Raises OSError, CorruptionError."""
+    return write(target, path, _blocks(fd, path, size_max), mode=mode)
 
 
 def room(folder: Path, needed: int, what: str) -> None:
@@ -431,6 +436,8 @@ def restore(path: Path, data_dir: Path, advance: Callable[[int], None] = lambda 
     data_dir = data_dir.absolute()
     if data_dir.resolve().is_relative_to(path.resolve()):
         raise BadRequestError(f"{data_dir} lies in the backup; nothing was changed; name another directory")
+    if data_dir.is_mount():
+        raise BadRequestError(f"{data_dir} is a mount point; nothing was changed; name a directory below it")
     if data_dir.is_symlink() or (data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir()))):
         raise BadRequestError(
             f"{data_dir} is there and is not an empty directory; nothing was changed; name another, or move it away"

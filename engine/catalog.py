@@ -192,22 +192,20 @@ class Catalog:
         """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error."""
         return Batch(self, self.env.begin(write=True, buffers=True))
 
-    def copied(self) -> Iterator[bytes]:
-        """A compacted copy as of one read transaction, in blocks; whoever writes waits for nothing, but pages that it
-        frees meanwhile are kept. Raises CorruptionError."""
+    def copied(self, view: View) -> Iterator[bytes]:
+        """A compacted copy of what `view` sees, in blocks; it may not be used meanwhile. Whoever writes waits for
+        nothing, but pages that it frees are kept. Raises CorruptionError."""
         failed: list[lmdb.Error] = []
         read_end, write_end = os.pipe()
 
         def copy() -> None:
             try:
-                self.env.copyfd(write_end, compact=True)
+                self.env.copyfd(write_end, compact=True, txn=view.txn)
             except lmdb.Error as e:
                 failed.append(e)
             finally:
                 os.close(write_end)
 
-        with self.read():  # adopts the map of a writer that made it larger
-            pass
         thread = threading.Thread(target=copy, name="catalog copy")
         thread.start()
         try:

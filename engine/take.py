@@ -1,15 +1,15 @@
 """Take a backup (engine/backup.py says what that is), beside a running engine or without one.
 
 Always true
-  - Whoever writes waits for nothing. The catalog is copied within one read transaction; the manifest in the copy says
-    which files belong to it. Where one of them is gone meanwhile, the catalog is copied again, and so on from there.
+  - Whoever writes waits for nothing. Manifest and catalog are of one read transaction; the files that the manifest
+    names are open before the catalog is copied, so that what is merged away or built again meanwhile is still there.
   - A backup shares no file with the data directory. A purge zeroes rows of a live file in place, and a bad write or a
     bad sector hits every name that a file has: a link would take the backup along. What an earlier backup beside it has
     of full row files and indexes is linked from there, after its bytes were compared with the checksum. All else is
     copied.
   - What is derived and damaged is left out and named: a start builds it again. A damaged record is kept and named.
 In this order, each step durable before the next
-  1. the catalog; then row files, indexes, models, dead letters, settings: each read back from the disk
+  1. the files are opened; the catalog; then row files, indexes, models, dead letters, settings: each is read back
   2. every value of the copied catalog is looked at; backup.json
   3. rename <- the backup is there
 """
@@ -17,8 +17,8 @@ In this order, each step durable before the next
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -30,17 +30,16 @@ from engine.backup import (
     CURRENT_BYTES,
     DESCRIPTION,
     NAME,
-    PLAIN,
     Backup,
     File,
     Wanted,
     alone,
     contents,
     copied,
+    copied_from,
     described,
     encode,
     found,
-    of_copy,
     open_plain,
     room,
     scratch_directory,
@@ -58,7 +57,7 @@ from engine.layout import Layout
 from engine.manifest import Manifest
 from engine.rows import RowMap
 
-ROUNDS_MAX = 8  # how often the catalog is copied for files that were gone
+TRIES_MAX = 100  # how often files may be gone that the newest manifest just named
 
 
 Earlier = Mapping[tuple[str, str], tuple[Path, File]]
@@ -80,31 +79,21 @@ class _Taking:
         self.linked: set[str] = set()
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
-        self.drop(path)
         self.files[path] = write(self.scratch, path, blocks, mode=0o400)
 
-    def copy(self, path: str, size_max: int = 1 << 62) -> None:
-        self.drop(path)
-        self.files[path] = copied(self.layout.data_dir, self.scratch, path, mode=0o400, size_max=size_max)
-
-    def drop(self, path: str) -> None:
-        self.files.pop(path, None)
-        self.linked.discard(path)
-        (self.scratch / path).unlink(missing_ok=True)
-
-    def take(self, one: Wanted, rows: int) -> None:
-        """Raises FileNotFoundError, CorruptionError: it is not there, or not what it should be; OSError."""
-        if one.checksum and self.files.get(one.path, File("", 0, "")).checksum == one.checksum:
-            return
+    def take(self, one: Wanted, fd: int, rows: int) -> None:
+        """fd: the file of the data directory. Raises CorruptionError where it is not what it should be, OSError."""
         if not self._link(one):
-            self.copy(one.path)
+            self.files[one.path] = copied_from(fd, self.scratch, one.path, mode=0o400)
         try:
             if one.checksum and self.files[one.path].checksum != one.checksum:
                 raise CorruptionError(one.path, "disagrees with its checksum")
             if not one.checksum and RowMap(self.scratch / one.path, one.number, rows).bad_rows(one.stored):
                 raise CorruptionError(one.path, "has rows that disagree with their checksums")
         except CorruptionError:
-            self.drop(one.path)
+            del self.files[one.path]
+            self.linked.discard(one.path)
+            (self.scratch / one.path).unlink()
             raise
         self.advance(1)
         failpoint("backup.file")
@@ -131,14 +120,9 @@ class _Taking:
                 os.close(fd)
         return False
 
-    def needed(self, of: Sequence[Wanted]) -> int:
-        """Bytes that are still to be copied."""
-        sizes = 0
-        for one in of:
-            if one.path not in self.files and (one.path, one.checksum) not in self.earlier:
-                with suppress(OSError):
-                    sizes += (self.layout.data_dir / one.path).stat().st_size
-        return sizes
+    def needed(self, of: Mapping[Wanted, int]) -> int:
+        """Bytes of these open files that are to be copied."""
+        return sum(os.fstat(fd).st_size for one, fd in of.items() if (one.path, one.checksum) not in self.earlier)
 
 
 def create(
@@ -205,7 +189,7 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
             taking.write(f"models/{version}/{name}", [blob])
     for path, size_max in (("dead_letters.ndjson", letter_bytes), ("flowkin.toml", 1 << 62)):
         try:
-            taking.copy(path, size_max)
+            taking.files[path] = copied(layout.data_dir, scratch, path, mode=0o400, size_max=size_max)
         except FileNotFoundError:
             continue
         except CorruptionError:
@@ -225,27 +209,41 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
 
 def _take_store(taking: _Taking, catalog: Catalog) -> tuple[Manifest, int, list[str]]:
     """The catalog and the files that its manifest names: the manifest, how many bytes of dead letters belong to it, and
-    what is left out: what was not there, or not whole, when it was looked at again."""
-    layout, missed = taking.layout, set[tuple[str, str]]()
-    for _ in range(ROUNDS_MAX):
-        with catalog.read() as view:
-            room(taking.scratch, view.used_bytes(), "the catalog's copy")
-        taking.write(CATALOG, catalog.copied())
-        failpoint("backup.catalog")
-        manifest, letter_bytes = of_copy(taking.scratch)
-        names = list(wanted(layout, manifest))
-        room(taking.scratch, taking.needed(names), "the backup")
-        lost = set()
-        for one in names:
-            try:
-                taking.take(one, manifest.row_file_rows)
-            except (FileNotFoundError, CorruptionError):
-                lost.add((one.path, one.checksum))
-        if lost <= missed:
-            for path in set(taking.files) - {one.path for one in names} - PLAIN:
-                taking.drop(path)
-            return manifest, letter_bytes, [path for path, _ in lost]
-        missed |= lost
+    what is left out."""
+    layout, missed = taking.layout, set[Wanted]()
+    for _ in range(TRIES_MAX):
+        with ExitStack() as held:
+            with catalog.read() as view:
+                manifest, letter_bytes = view.manifest(), view.counters().letter_bytes
+                if manifest is None:
+                    raise NotReadyError(
+                        f"{layout.data_dir} is not born yet; nothing was written; start the engine once"
+                    )
+                names = list(wanted(layout, manifest))
+                opened = _opened(layout, names, held)
+                if lost := set(names) - opened.keys() - missed:
+                    missed |= lost  # removed since the manifest was read, or not there at all: the newest one knows
+                    continue
+                room(taking.scratch, view.used_bytes() + taking.needed(opened), "the backup")
+                taking.write(CATALOG, catalog.copied(view))
+            failpoint("backup.catalog")
+            left_out = [one.path for one in names if one not in opened]
+            for one, fd in opened.items():
+                try:
+                    taking.take(one, fd, manifest.row_file_rows)
+                except CorruptionError:
+                    left_out.append(one.path)
+            return manifest, letter_bytes, left_out
     raise NotReadyError(
-        f"the files of {layout.data_dir} change faster than they are copied; nothing was written; try again"
+        f"the files of {layout.data_dir} change faster than they can be opened; nothing was written; try again"
     )
+
+
+def _opened(layout: Layout, names: Iterable[Wanted], held: ExitStack) -> dict[Wanted, int]:
+    """The files that are there, open as long as `held`."""
+    out = {}
+    for one in names:
+        with suppress(FileNotFoundError, CorruptionError):
+            out[one] = open_plain(layout.data_dir, one.path)
+            held.callback(os.close, out[one])
+    return out

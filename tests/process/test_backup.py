@@ -252,8 +252,8 @@ def test_a_backup_killed_while_it_copies_the_catalog_pins_nothing(start: Starter
     code = (
         "import os, signal, sys; from pathlib import Path; from engine import take; from engine.layout import Layout\n"
         "real = take.Catalog.copied\n"
-        "def copied(self):\n"
-        "    for block in real(self):\n"
+        "def copied(self, view):\n"
+        "    for block in real(self, view):\n"
         "        print(self.env.readers(), flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield block\n"
