@@ -46,7 +46,7 @@ from engine.errors import (
     OverloadedError,
 )
 from engine.failpoint import failpoint
-from engine.files import TMP_SUFFIX, free_bytes, sync_directory, write_new
+from engine.files import TMP_SUFFIX, free_bytes, make_directory, sync_directory, write_new
 from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
 from engine.manifest import Embedded, Manifest
@@ -126,6 +126,15 @@ def wanted(layout: Layout, manifest: Manifest) -> Iterator[Wanted]:
         for index in of.indexes:
             path = layout.index_file(index.file).relative_to(layout.data_dir).as_posix()
             yield Wanted(path, index.checksum.hex())
+
+
+def wrong_rows(root: Path, one: Wanted, rows: int) -> str:
+    """Of a row file that has no checksum as a whole: what is wrong with its committed rows, "" if nothing."""
+    try:
+        bad = RowMap(root / one.path, one.number, rows).bad_rows(one.stored)
+    except CorruptionError as e:
+        return str(e)
+    return f"{len(bad)} rows disagree with their checksums, the first is {bad[0]}" if bad else ""
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -417,8 +426,8 @@ def contents(path: Path, backup: Backup) -> Iterator[Finding]:
                 yield Finding("problem", one.path, f"{DESCRIPTION} does not name it")
         elif one.checksum and file.checksum != one.checksum:
             yield Finding("problem", one.path, "is not the file that the manifest names")
-        elif not one.checksum and RowMap(path / one.path, one.number, manifest.row_file_rows).bad_rows(one.stored):
-            yield Finding("problem", one.path, "has rows that disagree with their checksums")
+        elif not one.checksum and (wrong := wrong_rows(path, one, manifest.row_file_rows)):
+            yield Finding("problem", one.path, wrong)
     if f"models/{manifest.model}/{models.CARD}" not in files:
         yield Finding("problem", f"model {manifest.model}", "is not in it")
     catalog = Catalog(root.catalog, write=False, map_size=doctor.MAP_BYTES, lock=False)
@@ -442,7 +451,7 @@ def restore(path: Path, data_dir: Path, advance: Callable[[int], None] = lambda 
         raise BadRequestError(
             f"{data_dir} is there and is not an empty directory; nothing was changed; name another, or move it away"
         )
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(data_dir.parent)
     beside = f".{data_dir.name}.restore."
     for left in data_dir.parent.glob(f"{beside}*{TMP_SUFFIX}"):
         shutil.rmtree(left)

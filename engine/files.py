@@ -8,6 +8,7 @@ Always true
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterable
@@ -23,6 +24,14 @@ def sync_directory(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """With those above it, private to their owner; durable on return. What is there stays as it is. Raises OSError."""
+    for new in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        new.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # what may not be read cannot be synced
+            sync_directory(new.parent)
 
 
 def free_bytes(folder: Path) -> int:

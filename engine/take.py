@@ -47,15 +47,15 @@ from engine.backup import (
     sync_tree,
     wanted,
     write,
+    wrong_rows,
 )
 from engine.catalog import CURRENT, Catalog
 from engine.embed import models
 from engine.errors import BadRequestError, CorruptionError, ModelError, NotReadyError
 from engine.failpoint import failpoint
-from engine.files import sync_directory, write_new
+from engine.files import make_directory, sync_directory, write_new
 from engine.layout import Layout
 from engine.manifest import Manifest
-from engine.rows import RowMap
 
 TRIES_MAX = 100  # how often files may be gone that the newest manifest just named
 
@@ -88,8 +88,8 @@ class _Taking:
         try:
             if one.checksum and self.files[one.path].checksum != one.checksum:
                 raise CorruptionError(one.path, "disagrees with its checksum")
-            if not one.checksum and RowMap(self.scratch / one.path, one.number, rows).bad_rows(one.stored):
-                raise CorruptionError(one.path, "has rows that disagree with their checksums")
+            if not one.checksum and (wrong := wrong_rows(self.scratch, one, rows)):
+                raise CorruptionError(one.path, wrong)
         except CorruptionError:
             del self.files[one.path]
             self.linked.discard(one.path)
@@ -137,9 +137,7 @@ def create(
         raise BadRequestError(f"{home} lies in the data directory and would go with it; name another directory")
     catalog = Catalog(layout.catalog, write=False, map_size=map_size)
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(PermissionError):  # what may not be read cannot be synced
-            sync_directory(home.parent)
+        make_directory(home)
         with alone(home):
             if name:
                 _refuse_taken(home / name)

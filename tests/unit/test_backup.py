@@ -270,6 +270,17 @@ def test_a_description_that_does_not_fit_its_catalog_is_a_problem(layout: Layout
     assert "does not name it" in problems(path)["rows/0000-00000001"]
 
 
+def test_rows_are_looked_at_whatever_the_description_says(layout: Layout, home: Path) -> None:
+    path = take(layout, home).path
+    for harm in (lambda file: flip(file, 5_000), lambda file: os.truncate(file, 5_000)):
+        victim = path / "rows/0000-00000002"
+        victim.chmod(0o600)
+        harm(victim)
+        others = [file for file in read(path).files if file.path != "rows/0000-00000002"]
+        described(path, files=[*others, backups.file_of(path, "rows/0000-00000002")])
+        assert list(problems(path)) == ["rows/0000-00000002"]
+
+
 @pytest.mark.parametrize("harm", ["flipped", "gone", "cut"])
 @pytest.mark.parametrize("kind", ["full row file", "last row file", "index"])
 def test_what_is_derived_and_damaged_is_left_out_and_built_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -263,6 +264,42 @@ def test_a_reader_adopts_a_map_that_grew(tmp_path: Path) -> None:
 # ---- the manifest -------------------------------------------------------------------------------------------------
 
 INDEX = IndexFile("attack", 0, 64, "attack-x", 10, b"1" * 16, "ivf_flat", 8)
+
+
+def test_a_copy_is_what_a_view_sees_and_smaller(catalog: Catalog, tmp_path: Path) -> None:
+    with catalog.write() as batch:
+        batch.put_new("records", [(seq_key(n), bytes(1_000)) for n in range(500)])
+    with catalog.write() as batch:
+        for n in range(0, 500, 2):
+            batch.delete("records", seq_key(n))
+    with catalog.read() as view:
+        with catalog.write() as batch:
+            batch.put("records", seq_key(1_000), b"later")
+        used = view.used_bytes()
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy" / "catalog.0").write_bytes(b"".join(catalog.copied(view)))
+    (tmp_path / "copy" / CURRENT).write_text("catalog.0")
+    copy = Catalog(tmp_path / "copy", write=False, map_size=1 << 20, lock=False)
+    try:
+        with copy.read() as view:
+            assert [int.from_bytes(key, "big") for key, _ in view.scan("records")] == list(range(1, 500, 2))
+    finally:
+        copy.close()
+    assert {p.name for p in (tmp_path / "copy").iterdir()} == {"catalog.0", CURRENT}
+    size = (tmp_path / "copy" / "catalog.0").stat().st_size
+    assert size < catalog.path.stat().st_size
+    assert used / 2 < size < used * 2
+
+
+def test_a_copy_that_nobody_wants_any_more_ends(catalog: Catalog) -> None:
+    with catalog.write() as batch:
+        batch.put_new("records", [(seq_key(n), bytes(1_000)) for n in range(500)])
+    with catalog.read() as view:
+        blocks = catalog.copied(view)
+        assert next(blocks)
+        blocks.close()  # type: ignore[attr-defined]
+        assert sum(map(len, catalog.copied(view))) > 500_000
+    assert "catalog copy" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_manifest_survives_a_round_trip() -> None:
