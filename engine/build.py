@@ -33,7 +33,6 @@ class IndexJob(Job, tag="index"):
 
     row_files: list[tuple[int, int, int]]  # epoch, number, revision
     rows: int
-    mark: str  # 8 hexadecimal digits at the end of the files' names
 
 
 class RowsJob(Job, tag="rows"):
@@ -82,7 +81,7 @@ class Built(Struct):
     cpu_s: float = 0.0
 
 
-def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int, mark: str = "") -> Built:
+def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int) -> Built:
     import secrets
 
     from engine import index
@@ -95,7 +94,7 @@ def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], row
     built = Built(sealed=[(file.number, file.checksum()) for file in files])
     (epoch, first, _), lo, hi = row_files[0], files[0].first_seq, files[-1].first_seq + rows
     assert [file.number for file in files] == list(range(first, first + len(files)))
-    mark = mark or secrets.token_hex(4)
+    mark = secrets.token_hex(4)
     for space in SPACES:
         made = index.build([file.vectors[space] for file in files])
         name = f"{space}-{epoch:04d}-{lo:012d}-{hi:012d}-{mark}"
@@ -191,7 +190,7 @@ def main() -> int:
     layout = Layout(Path(job.data_dir))
     match job:
         case IndexJob():
-            built = build_indexes(layout, job.row_files, job.rows, job.mark)
+            built = build_indexes(layout, job.row_files, job.rows)
         case RowsJob():
             built = build_rows(layout, job)
         case FillJob():

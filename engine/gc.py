@@ -51,14 +51,14 @@ def release(layout: Layout, before: Manifest, after: Manifest) -> int:
     return size
 
 
-def collect(layout: Layout, manifest: Manifest, *, boot: bool = False, spare: str = "") -> list[str]:
-    """Remove unnamed files; at boot also what was left half written. spare: the mark of index files that are being
-    built, which are left alone. Returns the names removed."""
+def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[str]:
+    """Remove unnamed files; at boot also what was left half written. Nothing may be under way that builds files.
+    Returns the names removed."""
     keep = named(layout, manifest)
     removed = []
     for folder in (layout.rows, layout.indexes):
         for path in folder.iterdir():
-            if path.name in keep or (spare and path.name.endswith(f"-{spare}")):
+            if path.name in keep:
                 continue
             if (path.name.endswith(TMP_SUFFIX) and boot) or OURS.fullmatch(path.name):
                 path.unlink(missing_ok=True)

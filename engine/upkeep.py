@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine import gc, switch, tiers
@@ -43,7 +42,6 @@ class Upkeep:
         self.worker, self.publisher, self.layout = worker, publisher, worker.layout
         self.internal = worker.config.network.internal
         self.jobs, self.merges = Jobs(), Jobs()
-        self._merging = ""  # the mark of the files of the merge under way
         self._wanted, self._mergeable = asyncio.Event(), asyncio.Event()
         self._verify = True  # at every start
         self._switched: list[Switched] = []  # who waits for the end of the switch
@@ -172,11 +170,7 @@ class Upkeep:
         if numbers is None:
             await self._mergeable.wait()
             return
-        self._merging = secrets.token_hex(4)
-        try:
-            built = await self._indexed(numbers, self.merges, self._merging)
-        finally:
-            self._merging = ""
+        built = await self._indexed(numbers, self.merges)
         if built is not None and built.bad_rows:
             self.verify()  # which has them mended; their indexes are made first then
             await self._mergeable.wait()
@@ -185,17 +179,17 @@ class Upkeep:
 
     async def _index(self, numbers: Sequence[int]) -> None:
         """An index in each space over these row files."""
-        built = await self._indexed(numbers, self.jobs, secrets.token_hex(4))
+        built = await self._indexed(numbers, self.jobs)
         if built is not None:
             await self._mend(built)
             self._mergeable.set()
 
-    async def _indexed(self, numbers: Sequence[int], jobs: Jobs, mark: str) -> Built | None:
+    async def _indexed(self, numbers: Sequence[int], jobs: Jobs) -> Built | None:
         """One index in each space over these row files, in the place of what is there. None where that failed or was
         in vain."""
         manifest = self.publisher.manifest
         names = [manifest.row_file(number) for number in numbers]
-        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows, mark=mark)
+        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows)
         if jobs is self.merges:  # no hurry
             job.niceness = NICENESS
         built = await jobs.run(job)
@@ -206,7 +200,9 @@ class Upkeep:
             self._collect()
             return None
         if built.indexes:
+            before = self.publisher.manifest
             self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
+            gc.release(self.layout, before, self.publisher.manifest)
             self._collect()
             size = sum(i[4] for i in built.indexes)
             which = f"row file {numbers[0]}" if len(numbers) == 1 else f"row files {numbers[0]} to {numbers[-1]}"
@@ -214,7 +210,9 @@ class Upkeep:
         return built
 
     def _collect(self) -> None:
-        gc.collect(self.layout, self.publisher.manifest, spare=self._merging)
+        """Remove what nothing names; not while a child builds what nothing names yet, its end comes by here again."""
+        if not self.jobs.running and not self.merges.running:
+            gc.collect(self.layout, self.publisher.manifest)
 
     async def _mend(self, built: Built) -> None:
         """Have what is damaged built again."""

@@ -1,0 +1,63 @@
+"""Files that one child builds while another one's are named."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.build import Built, IndexJob, Job, build_indexes
+from engine.config import Network
+from engine.jobs import Jobs
+from engine.upkeep import Upkeep
+from tests.events import several
+from tests.store_fixture import Store
+
+
+class Slow(Jobs):
+    """Builds in this process; then `running` until `end` is set, as a child that goes on to other spaces."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store, self.built, self.end = store, asyncio.Event(), asyncio.Event()
+
+    async def run(self, job: Job) -> Built | None:
+        assert isinstance(job, IndexJob)
+        self.running = type(job).__name__
+        made = build_indexes(self.store.layout, job.row_files, job.rows)
+        self.built.set()
+        await self.end.wait()
+        self.running = ""
+        return made
+
+
+@pytest.mark.parametrize("first", ["merge", "build"])
+def test_who_ends_first_leaves_the_files_of_the_other_alone(store: Store, first: str) -> None:
+    """A merge of row files 0 and 1 beside the indexes of row file 2, whose files nothing names yet."""
+    store.publish(several(150))
+    store.index()
+    replaced = {index.file for index in store.publisher.manifest.indexes}
+    store.publish(several(50, 150))
+
+    async def both() -> None:
+        worker: Any = SimpleNamespace(
+            layout=store.layout, config=SimpleNamespace(network=Network(), store=store.config.store)
+        )
+        upkeep = Upkeep(worker, store.publisher)
+        upkeep.jobs, upkeep.merges = builds, merges = Slow(store), Slow(store)
+        tasks = [asyncio.create_task(upkeep._merge()), asyncio.create_task(upkeep._index([2]))]
+        await merges.built.wait()
+        await builds.built.wait()
+        order = [merges, builds] if first == "merge" else [builds, merges]
+        waits = tasks if first == "merge" else tasks[::-1]
+        for jobs, task in zip(order, waits, strict=True):
+            jobs.end.set()
+            await task
+
+    asyncio.run(both())
+    named = {index.file for index in store.publisher.manifest.indexes}
+    assert {path.name for path in store.layout.indexes.iterdir()} == named
+    assert {(index.lo, index.hi) for index in store.publisher.manifest.indexes} == {(0, 128), (128, 192)}
+    assert not named & replaced
