@@ -1,4 +1,4 @@
-"""The niced child: builds indexes, row files again or for another model, verifies files, measures quality. It publishes
+"""The niced child: builds indexes, row files again or for another model, scrubs, measures quality. It publishes
 nothing.
 
 Always true
@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from engine.gauges import Measured
 from engine.layout import Layout
+from engine.scrub import Report
 
 
 class Job(Struct, tag_field="job"):
@@ -57,8 +58,11 @@ class FillJob(Job, tag="fill"):
     internal: list[str]
 
 
-class VerifyJob(Job, tag="verify"):
-    """Compare every file that the manifest names with its checksums."""
+class ScrubJob(Job, tag="scrub"):
+    """Compare everything with its checksums, as engine/scrub.py says."""
+
+    bytes_per_s: int
+    files_only: bool = False  # row files and indexes
 
 
 class QualityJob(Job, tag="quality"):
@@ -70,12 +74,12 @@ class QualityJob(Job, tag="quality"):
 
 
 class Built(Struct):
-    """indexes: arrays as in manifest.IndexFile. bad_indexes: file names; bad_rows: numbers of row files."""
+    """indexes: arrays as in manifest.IndexFile. bad_rows: row files that no index can be built of."""
 
     indexes: list[tuple[str, int, int, str, int, bytes, str, int]] = []
     sealed: list[tuple[int, bytes]] = []
-    bad_indexes: list[str] = []
-    bad_rows: list[int] = []
+    bad_rows: list[tuple[int, int, int]] = []
+    scrubbed: Report | None = None
     measured: Measured | None = None
     seconds: float = 0.0
     cpu_s: float = 0.0
@@ -89,7 +93,7 @@ def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], row
     from engine.rows import RowMap
 
     files = [RowMap(layout.row_file(*of), of[1], rows) for of in row_files]
-    if bad := [file.number for file in files if file.bad_rows(rows)]:
+    if bad := [of for of, file in zip(row_files, files, strict=True) if file.bad_rows(rows)]:
         return Built(bad_rows=bad)
     built = Built(sealed=[(file.number, file.checksum()) for file in files])
     (epoch, first, _), lo, hi = row_files[0], files[0].first_seq, files[-1].first_seq + rows
@@ -138,35 +142,15 @@ def fill_rows(layout: Layout, job: FillJob) -> Built:
     return build_indexes(layout, [job.row_file], job.rows) if job.count == job.rows else Built()
 
 
-def verify(layout: Layout, job: VerifyJob) -> Built:
-    from engine import index
+def scrub_all(layout: Layout, job: ScrubJob) -> Built:
+    from engine import scrub
     from engine.catalog import Catalog
-    from engine.errors import CorruptionError
-    from engine.rows import RowMap
 
     catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
     try:
-        with catalog.read() as view:
-            manifest = view.manifest()
-        assert manifest is not None
+        return Built(scrubbed=scrub.run(layout, catalog, scrub.Pace(job.bytes_per_s), files_only=job.files_only))
     finally:
         catalog.close()
-    built = Built()
-    for file in manifest.indexes:
-        path = layout.index_file(file.file)
-        if not path.exists() or index.checksum(path) != file.checksum:
-            built.bad_indexes.append(file.file)
-    sealed = {s.number: s.checksum for s in manifest.sealed}
-    for number in range(manifest.row_files):
-        stored = min(manifest.row_file_rows, manifest.count - number * manifest.row_file_rows)
-        try:
-            rows = RowMap(layout.row_file(*manifest.row_file(number)), number, manifest.row_file_rows)
-            bad = rows.checksum() != sealed[number] if number in sealed else bool(rows.bad_rows(stored))
-        except (OSError, CorruptionError):
-            bad = True
-        if bad:
-            built.bad_rows.append(number)
-    return built
 
 
 def measure(layout: Layout, job: QualityJob) -> Built:
@@ -183,7 +167,7 @@ def measure(layout: Layout, job: QualityJob) -> Built:
 def main() -> int:
     from engine.process import die_with_parent
 
-    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | VerifyJob | QualityJob)
+    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | ScrubJob | QualityJob)
     die_with_parent(job.parent_pid)
     os.nice(job.niceness)
     os.umask(0o077)
@@ -195,8 +179,8 @@ def main() -> int:
             built = build_rows(layout, job)
         case FillJob():
             built = fill_rows(layout, job)
-        case VerifyJob():
-            built = verify(layout, job)
+        case ScrubJob():
+            built = scrub_all(layout, job)
         case QualityJob():
             built = measure(layout, job)
     built.cpu_s = time.process_time()

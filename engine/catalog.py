@@ -14,13 +14,15 @@ Tables
   extents      first seq -> u32 rows, then xxh3_64 of each region's bytes
   meta         "manifest", "names" (families and sources by number), "counters"; for each source "coverage" NUL source
                (engine/coverage.py) and "letters" NUL source (engine/dead_letters.py); "action" NUL number u64 BE -> a
-               firewall action that waits for its events (engine/actions.py)
+               firewall action that waits for its events (engine/actions.py); "card" NUL model version -> sha256 of its
+               card
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -47,6 +49,8 @@ READERS_MAX = 510
 KEY_BYTES_MAX = 511
 MARK_BYTES_MAX = KEY_BYTES_MAX - 8  # of a mark without its seq
 CURRENT = "CURRENT"
+RESTORE = "`flowkin backup restore`, or send it again from its sources"
+CATALOG_NAME = re.compile(r"catalog\.\d+")
 _SUM = struct.Struct("<Q")
 _HEAD = struct.Struct("<I")
 _EXTENT = struct.Struct("<I5Q")
@@ -61,6 +65,20 @@ def seq_key(seq: int) -> bytes:
 
 def id_key(event_id: str, source: str) -> bytes:
     return f"{event_id}\0{source}".encode()
+
+
+def card_key(version: str) -> bytes:
+    return f"card\0{version}".encode()
+
+
+def named(current: Path) -> str:
+    """The name of the catalog's file that CURRENT holds. Raises BootError."""
+    name = current.read_bytes().decode("ascii", "replace").strip()
+    if not CATALOG_NAME.fullmatch(name):
+        raise BootError(
+            f"{current} names no catalog but {name[:40]!r}; nothing was changed; `flowkin doctor --fix` writes it again"
+        )
+    return name
 
 
 class Names(msgspec.Struct):
@@ -162,17 +180,27 @@ class Catalog:
             if not write:
                 raise BootError(f"{folder}: no catalog here; start the engine once to create it")
             _make(folder, map_size)
-        self.path = folder / current.read_text().strip()
+        self.damage = ""  # what is wrong with its structure: nothing is written on top of that
+        self.path = folder / named(current)
         if not self.path.exists():
             raise BootError(
-                f"catalog {self.path} is gone; nothing was changed; `flowkin backup restore BACKUP DIR` brings one back"
+                f"catalog {self.path}, which {current} names, is gone; nothing was changed; "
+                f"`flowkin doctor --fix` if it is CURRENT that is damaged, else {RESTORE}"
             )
         try:
             self.env = _environment(self.path, map_size, write=write, durability=durability, lock=lock)
+            self._check_size()
             self.tables = {name: self.env.open_db(name.encode(), create=write) for name in TABLES}
         except lmdb.Error as e:
-            raise BootError(f"catalog {self.path} cannot be opened: {e}; nothing was changed") from e
+            raise BootError(f"catalog {self.path} cannot be opened: {e}; nothing was changed; {RESTORE}") from e
         self._seeds = {name: _xxh(name.encode()) for name in TABLES}
+
+    def _check_size(self) -> None:
+        """A page that the map promises and the file does not have is a SIGBUS. Raises BootError."""
+        wanted = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        if self.path.stat().st_size < wanted:
+            self.env.close()
+            raise BootError(f"catalog {self.path} is cut: it has not {wanted} bytes; nothing was changed; {RESTORE}")
 
     def close(self) -> None:
         self.env.close()
@@ -189,7 +217,10 @@ class Catalog:
                     raise OverloadedError(f"all {READERS_MAX} reader slots of the catalog are taken; try again") from e
 
     def write(self) -> Batch:
-        """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error."""
+        """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error. Raises
+        CorruptionError where the structure is damaged: what is written then may take the place of what is stored."""
+        if self.damage:
+            raise CorruptionError(f"catalog {self.path}", f"{self.damage}; nothing is stored any more; {RESTORE}")
         return Batch(self, self.env.begin(write=True, buffers=True))
 
     def copied(self, view: View) -> Iterator[bytes]:
@@ -234,6 +265,10 @@ class Catalog:
             )
         return payload
 
+    def broken(self, error: lmdb.Error) -> CorruptionError:
+        """What LMDB says of a page that it cannot read, as ours."""
+        return CorruptionError(f"catalog {self.path}", f"{error}; all else is unchanged; {RESTORE}")
+
 
 class View:
     """One read transaction. What it returns is copied out unless it says memoryview."""
@@ -251,18 +286,30 @@ class View:
 
     def get(self, table: str, key: bytes) -> memoryview | None:
         """Checked payload; a view into the map that must not outlive this transaction."""
-        value = self.txn.get(key, None, self._tables[table])
+        try:
+            value = self.txn.get(key, None, self._tables[table])
+        except lmdb.Error as e:
+            raise self.catalog.broken(e) from e
         return None if value is None else self._unseal(table, key, value)
+
+    def keys(self, table: str) -> Iterator[bytes]:
+        """The keys of a table, in order; their values are not looked at."""
+        with self.txn.cursor(self.catalog.tables[table]) as cursor:
+            for key in cursor.iternext(values=False):
+                yield bytes(key)
 
     def scan(self, table: str, start: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
         """(key, checked payload) in order of keys from `start` on, as long as keys begin with `prefix`."""
         with self.txn.cursor(self.catalog.tables[table]) as cursor:
-            if not cursor.set_range(start or prefix) if (start or prefix) else not cursor.first():
-                return
-            for key, value in cursor.iternext():
-                if prefix and bytes(key[: len(prefix)]) != prefix:
+            try:
+                if not cursor.set_range(start or prefix) if (start or prefix) else not cursor.first():
                     return
-                yield bytes(key), self.catalog.unseal(table, key, value)
+                for key, value in cursor.iternext():
+                    if prefix and bytes(key[: len(prefix)]) != prefix:
+                        return
+                    yield bytes(key), self.catalog.unseal(table, key, value)
+            except lmdb.Error as e:
+                raise self.catalog.broken(e) from e
 
     def used_bytes(self) -> int:
         """Of the pages that hold something: what a compacted copy has, or nearly."""
@@ -278,6 +325,10 @@ class View:
         blob = self.get("meta", b"names")
         return Names(["Unknown"], []) if blob is None else msgspec.msgpack.decode(blob, type=Names)
 
+    def card(self, version: str) -> bytes:
+        """sha256 of the card of a model version, as it was when it came; empty where it is not known."""
+        return bytes(self.get("meta", card_key(version)) or b"")
+
     def counters(self) -> Counters:
         blob = self.get("meta", b"counters")
         return Counters() if blob is None else msgspec.msgpack.decode(blob, type=Counters)
@@ -285,11 +336,21 @@ class View:
     def head(self, seq: int) -> bytes | None:
         """The stored event as msgpack, ready to be spliced into a reply."""
         key = seq.to_bytes(8, "big")
-        value = self.txn.get(key, None, self._records)
+        try:
+            value = self.txn.get(key, None, self._records)
+        except lmdb.Error as e:
+            raise self.catalog.broken(e) from e
         if value is None:
             return None
         self._unseal("records", key, value)
         return bytes(value[4 : 4 + _HEAD.unpack_from(value)[0]])
+
+    def stored(self, seq: int) -> bytes:
+        """As head, of an event that there must be. Raises CorruptionError."""
+        head = self.head(seq)
+        if head is None:
+            raise CorruptionError(f"catalog records[{seq}]", f"the record is not there; {RESTORE}")
+        return head
 
     def record(self, seq: int) -> Record | None:
         payload = self.get("records", seq_key(seq))
@@ -305,7 +366,10 @@ class View:
 
     def annotation_bytes(self, seq: int) -> bytes | None:
         key = seq.to_bytes(8, "big")
-        value = self.txn.get(key, None, self._annotations)
+        try:
+            value = self.txn.get(key, None, self._annotations)
+        except lmdb.Error as e:
+            raise self.catalog.broken(e) from e
         return None if value is None else bytes(self._unseal("annotations", key, value))
 
     def annotation(self, seq: int) -> Annotation | None:
@@ -332,7 +396,11 @@ class View:
     def find(self, name: str) -> int | None:
         """Seq of a bare event_id (the newest event that bears it) or of source/event_id exactly."""
         prefix = f"{name}\0".encode()
-        if len(prefix) <= 500 and self._ids.set_range(prefix) and self._ids.key()[: len(prefix)] == prefix:
+        try:
+            found = len(prefix) <= 500 and self._ids.set_range(prefix) and self._ids.key()[: len(prefix)] == prefix
+        except lmdb.Error as e:
+            raise self.catalog.broken(e) from e
+        if found:
             return max(int.from_bytes(payload[:8], "big") for _, payload in self.scan("ids", prefix=prefix))
         source, slash, event_id = name.partition("/")
         known = self.identity(event_id, source) if slash and len(prefix) <= 501 else None
@@ -419,6 +487,9 @@ class Batch(View):
             if len(getattr(new, field).encode()) > most:
                 raise BadRequestError(f"a {field} has at most {most} bytes; nothing was changed")
         self.put("annotations", seq_key(seq), _encode(new))
+        self.put_marks(seq, old, new)
+
+    def put_marks(self, seq: int, old: Annotation | None, new: Annotation) -> None:
         for field in ("label", "firewall_action"):
             before, after = getattr(old, field, ""), getattr(new, field)
             if before != after:

@@ -131,7 +131,7 @@ class Classifying(Answering):
         speakers: dict[str, list[int]] = {}
         for seq in said or group.seqs[:SPEAKING_MAX]:
             try:
-                self._check(seq, [space])
+                self.snapshot.check(seq, [space])
             except CorruptionError as e:
                 log.error("left out of a vote: %s", e)
                 continue

@@ -80,6 +80,10 @@ class Store(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=ROW_FILE_ROWS_MIN, le=1 << 20, description="Events in a row file; fixed when the data directory is born."
         ),
     ] = ROW_FILE_ROWS
+    scrub_hours: Annotated[
+        int,
+        Meta(ge=1, le=8_760, description="So long after a scrub (everything against its checksums) the next."),
+    ] = 24
 
 
 class Network(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

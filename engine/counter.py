@@ -4,6 +4,7 @@ Always true
   - One u64 at offset 0 of the file `generation`, written by the ingest worker only, after the commit it announces.
   - It is written whole by one store (`memoryview.cast("Q")[0] = n`); struct.pack_into zeroes first and readers saw it.
   - Losing an update makes a reader late, nothing else: the manifest in the catalog is the truth.
+  - A second u64 holds its complement, so that a start knows a damaged page from one that was told a later generation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from pathlib import Path
 
 PAGE_BYTES = 4096
+_ALL = (1 << 64) - 1
 
 
 class Counter:
@@ -39,6 +41,12 @@ class Counter:
     @value.setter
     def value(self, generation: int) -> None:
         self._cells[0] = generation
+        self._cells[1] = generation ^ _ALL
+
+    @property
+    def told(self) -> int:
+        """The generation last written, 0 where the page does not agree with itself (or its writer died within)."""
+        return self._cells[0] if self._cells[1] == self._cells[0] ^ _ALL else 0
 
     def close(self) -> None:
         self._cells.release()

@@ -1,7 +1,8 @@
 """The dead letters: records that could not be read or were refused, with file, offset and reason; and their count.
 
 Always true
-  - One JSON object a line: at (ISO-8601 UTC), file, offset, reason, record (base64). 0600; written by ingest only.
+  - One JSON object a line: at (ISO-8601 UTC), file, offset, reason, record (base64), sum (xxh3_64 of the line without
+    it; lines of older versions have none). 0600; written by ingest only. A line that disagrees with it is not shown.
   - A line is durable before the commit that counts it and that moves its source on. What lies past the committed size
     came with a batch that was not stored: the next append overwrites it, so each letter is there once.
   - Letters are counted by source and by what their reasons have in common, REASONS_MAX of them for a source (meta,
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import xxhash
 
 from engine.catalog import Batch, Counters, View
 from engine.errors import CorruptionError
@@ -55,6 +57,10 @@ class Letter(msgspec.Struct):
     offset: int
     reason: str
     record: str = ""
+
+    def line(self) -> bytes:
+        body = msgspec.json.encode(self)[:-1]
+        return b'%s,"sum":"%016x"}\n' % (body, xxhash.xxh3_64_intdigest(body))
 
 
 Tallies = dict[str, Tally]
@@ -132,14 +138,15 @@ def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) 
     where it is not known how many belong to commits; durable on return. The size then. Raises OSError."""
     when = datetime.fromtimestamp(at / 1e9, UTC).isoformat()
     lines = b"".join(
-        msgspec.json.encode(Letter(when, r.file, r.offset, r.reason, base64.b64encode(r.record).decode())) + b"\n"
-        for r in rejects
+        Letter(when, r.file, r.offset, r.reason, base64.b64encode(r.record).decode()).line() for r in rejects
     )
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         size = os.fstat(fd).st_size
         if 0 <= committed < size:
             os.ftruncate(fd, committed)
+        elif 0 < size < committed and os.pread(fd, 1, size - 1) != b"\n":  # cut by somebody: a line of its own
+            lines = b"\n" + lines
         view = memoryview(lines)
         while view:
             view = view[os.write(fd, view) :]
@@ -176,9 +183,24 @@ def newest(path: Path) -> Iterator[Letter]:
             yield from _read(b"".join(reversed(tail)))
 
 
+def damaged(path: Path, committed: int) -> int:
+    """How many of the lines in its first `committed` bytes are not what was written, and 1 where the file ends before.
+    Raises OSError."""
+    if committed <= 0:
+        return 0
+    bad, read = 0, 0
+    with path.open("rb") as file:
+        while read < committed and (line := file.readline()):
+            read += len(line)
+            bad += line != b"\n" and next(_read(line.rstrip(b"\n")), None) is None
+    return bad + (read < committed)
+
+
 def _read(line: bytes) -> Iterator[Letter]:
     if line:
         try:
-            yield _letter(line)
+            letter = _letter(line)
         except msgspec.MsgspecError:
             return
+        if line + b"\n" == letter.line() or line == msgspec.json.encode(letter):
+            yield letter

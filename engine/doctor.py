@@ -1,37 +1,42 @@
-"""Check a data directory, running or not. Reads only; with fix, the ingest worker of the next start mends.
+"""Check a data directory, running or not; and mend one that no engine runs on.
 
 Always true
   - A finding names the object, what is wrong, what it means, and what to do. Severity "problem" is what exit status 7
     stands for; "note" and "ok" are not.
-  - Nothing is written but, with fix, the removal of damaged derived files, which the engine builds again from the
-    records; and that only while no engine runs on the directory.
+  - A check writes nothing (but a copy of the catalog for as long as it is looked at). `fix` holds writer.lock, and does
+    what the ingest worker does at a start and after a scrub; a running engine is asked for a scrub instead.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import stat
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from engine import coverage, dead_letters, heartbeat, index, lag, switch
-from engine.catalog import TABLES, Catalog, Counters, Names
+from engine import coverage, dead_letters, files, heartbeat, lag, lock, mend, quarantine, rows, scrub, scrubbing, switch
+from engine.catalog import CATALOG_NAME, CURRENT, RESTORE, TABLES, Catalog, Counters, Names, named
+from engine.config import Config
 from engine.embed import models as embed_models
 from engine.embed import text as embed_text
 from engine.errors import CorruptionError, EngineError, LockedError
 from engine.features import CONTEXT_INDEXES, FEATURES
 from engine.layout import Layout
 from engine.manifest import Manifest
-from engine.rows import RowMap
+from engine.recover import open_store
+from engine.upkeep import Upkeep
 
 DISK_FREE_SHARE_MIN = 0.05
 MAP_BYTES = 1 << 30
-VALUES_MAX = 4_096
 JUDGED_EVENTS_MIN = 1_000  # a source with fewer says little about what it fills
 CONSTANT_SHARE_MAX = 0.5
 CAPTURE_SHARE_MIN = 0.9  # of the features that a flow alone gives; a capture has the packets for all of them
@@ -39,7 +44,7 @@ NAMED_MAX = 8
 
 
 class Finding(Struct):
-    """One thing looked at. fixed: mended here, or removed so that the next start builds it again."""
+    """One thing looked at. fixed: mended meanwhile."""
 
     severity: str  # ok | note | problem
     object: str
@@ -47,9 +52,57 @@ class Finding(Struct):
     fixed: bool = False
 
 
-def run(layout: Layout, *, deep: bool = False, fix: bool = False) -> list[Finding]:
+def run(layout: Layout, *, deep: bool = False) -> list[Finding]:
     """All findings. deep: every value, row and file against its checksum."""
-    return [*_environment(layout), *_files(layout, deep=deep, fix=fix), *_intakes(layout)]
+    return [
+        *_environment(layout), *_files(layout, deep=deep), *_kept_aside(layout), *_scrubbed(layout), *_intakes(layout),
+    ]  # fmt: skip
+
+
+def fix(layout: Layout, config: Config) -> list[Finding]:
+    """Mend what can be, where no engine runs: as a start does, and a scrub after it. Raises EngineError, OSError."""
+    found = list(_fixed_current(layout))
+    held = lock.hold(layout.writer_lock, wait_s=0.0)
+    try:
+        publisher = open_store(layout, config)
+        try:
+            upkeep = Upkeep(layout, config, publisher, lambda: None)
+            mended, left = asyncio.run(_mend_all(upkeep))
+            if not publisher.catalog.damage:
+                publisher.checkpoint()
+        finally:
+            publisher.close()
+            publisher.catalog.close()
+            publisher.counter.close()
+    finally:
+        os.close(held)
+    detail = f"{mended} damaged files and values mended" + (f"; left: {_named(left)}" if left else "")
+    return [*found, Finding("problem" if left else "ok", "fix", detail, fixed=bool(mended))]
+
+
+async def _mend_all(upkeep: Upkeep) -> tuple[int, list[str]]:
+    working = asyncio.create_task(upkeep.run())
+    try:
+        report = scrub.run(upkeep.layout, upkeep.publisher.catalog, scrub.Pace())
+        done = await upkeep.mend(report)
+        if not upkeep.publisher.catalog.damage:
+            await upkeep.idle()
+    finally:
+        working.cancel()
+        upkeep.kill()
+    return done
+
+
+def _fixed_current(layout: Layout) -> Iterator[Finding]:
+    """CURRENT written again where it names no catalog and there is only one."""
+    current = layout.catalog / CURRENT
+    with contextlib.suppress(EngineError, FileNotFoundError):
+        if (layout.catalog / named(current)).exists():
+            return
+    there = [path for path in layout.catalog.glob("catalog.*") if CATALOG_NAME.fullmatch(path.name)]
+    if len(there) == 1:
+        files.write_new(current, [there[0].name.encode()])
+        yield Finding("problem", str(current), f"named no catalog; names {there[0].name} again", fixed=True)
 
 
 def _environment(layout: Layout) -> Iterator[Finding]:
@@ -77,7 +130,7 @@ def _environment(layout: Layout) -> Iterator[Finding]:
             yield Finding("note", path.stem, f"pid {beat.pid} is gone; a running engine replaces it")
 
 
-def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
+def _files(layout: Layout, *, deep: bool) -> Iterator[Finding]:
     if not (layout.catalog / "CURRENT").exists():
         yield Finding("problem", str(layout.catalog), "there is no catalog; `flowkin start` creates one")
         return
@@ -101,10 +154,13 @@ def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
         if records != manifest.count:
             yield Finding("problem", "catalog records", f"{records} are stored, the manifest counts {manifest.count}")
         yield Finding("ok", "manifest", f"generation {manifest.generation}, {manifest.count} events")
-        yield from _models(layout, manifest)
-        yield from _derived(layout, manifest, deep=deep, fix=fix)
+        yield from _models(layout, catalog, manifest)
+        yield from _derived(layout, manifest, deep=deep)
         yield from _sources(names, counters, covered)
         yield from _letters(tallies)
+        if bad := scrub.letters_damage(layout, catalog):
+            detail = f"{bad} lines are damaged or gone; what they refused is in the files that they came from"
+            yield Finding("problem", str(layout.dead_letters), detail)
         if deep:
             yield from _recounted(layout, manifest, names, counters, covered)
             yield from values(catalog)
@@ -112,64 +168,45 @@ def _files(layout: Layout, *, deep: bool, fix: bool) -> Iterator[Finding]:
         catalog.close()
 
 
-def _models(layout: Layout, manifest: Manifest) -> Iterator[Finding]:
-    try:
-        embed_models.load(layout.model(manifest.model))
-        yield Finding("ok", f"model {manifest.model}", "agrees with its checksums")
-    except EngineError as e:
-        yield Finding("problem", f"model {manifest.model}", str(e))
+def _models(layout: Layout, catalog: Catalog, manifest: Manifest) -> Iterator[Finding]:
+    for version in sorted({manifest.model, *embed_models.versions(layout.models)}):
+        wrong = scrub.model_damage(layout, catalog, version)
+        yield Finding("problem" if wrong else "ok", f"model {version}", wrong or "agrees with its checksums")
     kept = manifest.kept
     if kept is not None and not switch.whole(layout, manifest, kept):
         detail = "files that are kept for a rollback are gone or misshapen; the next start forgets them"
-        yield Finding("note", f"model {kept.model}", detail)
+        yield Finding("note", f"rollback to {kept.model}", detail)
 
 
-def _derived(layout: Layout, manifest: Manifest, *, deep: bool, fix: bool) -> Iterator[Finding]:
+def _derived(layout: Layout, manifest: Manifest, *, deep: bool) -> Iterator[Finding]:
     """Row files and indexes; what is damaged can be built again."""
-    checked = 0
-    sealed = {s.number: s.checksum for s in manifest.sealed}
+    sealed, pace = {s.number: s.checksum for s in manifest.sealed}, scrub.Pace()
+    size = rows.file_bytes(manifest.row_file_rows)
+    bad: list[tuple[Path, str]] = []
     for number in range(manifest.row_files):
         path = layout.row_file(*manifest.row_file(number))
-        stored = min(manifest.row_file_rows, manifest.count - number * manifest.row_file_rows)
-        try:
-            rows = RowMap(path, number, manifest.row_file_rows)
-            wrong = ""
-            if deep and number in sealed and rows.checksum() != sealed[number]:
-                wrong = "disagrees with its checksum"
-            elif deep and number not in sealed and (bad := rows.bad_rows(stored)):
-                wrong = f"{len(bad)} rows disagree with their checksums, the first is {bad[0]}"
-        except FileNotFoundError:
-            wrong = "is gone"
-        except (OSError, CorruptionError) as e:
-            wrong = str(e)
-        checked += 1
-        if wrong:
-            yield _damaged(layout, str(path), wrong, fix=fix)
+        wrong = _misshapen(path, size)
+        if deep:
+            wrong = scrub.rows_damage(layout, manifest, number, sealed.get(number), pace)
+        bad += [(path, wrong)] if wrong else []
     for file in manifest.indexes:
-        at = layout.index_file(file.file)
-        wrong = ""
-        if not at.exists():
-            wrong = "is gone"
-        elif at.stat().st_size != file.size or (deep and index.checksum(at) != file.checksum):
-            wrong = "disagrees with its checksum"
-        checked += 1
-        if wrong:
-            yield _damaged(layout, str(at), wrong, fix=fix)
+        path = layout.index_file(file.file)
+        wrong = scrub.index_damage(layout, file, pace) if deep else _misshapen(path, file.size)
+        bad += [(path, wrong)] if wrong else []
+    for path, wrong in bad:
+        detail = f"{wrong}; its events are safe in the records; --fix, or the next scrub of an engine, builds it again"
+        yield Finding("problem", str(path), detail)
     how = "every checksum compared" if deep else "names and sizes; --deep compares checksums"
+    checked = manifest.row_files + len(manifest.indexes)
     yield Finding("ok", "row files and indexes", f"{checked} looked at ({how})")
 
 
-def _damaged(layout: Layout, path: str, wrong: str, *, fix: bool) -> Finding:
-    """A damaged derived file; with fix, and no engine running, it is moved to quarantine/."""
-    what = f"{wrong}; its events are safe in the records"
-    if not fix:
-        return Finding("problem", path, f"{what}; --fix with the engine stopped, or a start, builds it again")
-    if engine_runs(layout):
-        return Finding("problem", path, f"{what}; not touched while an engine runs here; restart it")
-    layout.quarantine.mkdir(mode=0o700, exist_ok=True)
-    if os.path.lexists(path):
-        shutil.move(path, layout.quarantine)
-    return Finding("problem", path, f"{what}; moved to {layout.quarantine}; the next start builds it again", fixed=True)
+def _misshapen(path: Path, size: int) -> str:
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        return "is gone"
+    return "" if found == size else f"has {found} bytes, not {size}"
 
 
 def _sources(names: Names, counters: Counters, covered: dict[str, coverage.Coverage]) -> Iterator[Finding]:
@@ -243,8 +280,6 @@ def _intakes(layout: Layout) -> Iterator[Finding]:
 
 def engine_runs(layout: Layout) -> bool:
     """Does an engine hold this directory?"""
-    from engine import lock
-
     try:
         os.close(lock.hold(layout.writer_lock, wait_s=0.0))
     except LockedError:
@@ -255,24 +290,54 @@ def engine_runs(layout: Layout) -> bool:
 
 
 def values(catalog: Catalog) -> Iterator[Finding]:
-    """Every value of every table against its checksum; a read transaction for VALUES_MAX of them, as an engine may be
-    writing."""
+    """The structure of the catalog, and where that is whole every value of every table against its checksum."""
+    structure, unaudited = scrub.copy_audited(catalog, scrub.Pace())
+    for what in structure:
+        yield Finding("problem", "catalog structure", f"{what}; nothing is stored on top of that; {RESTORE}")
+    if structure:
+        return  # LMDB may crash on the way
+    if unaudited:
+        yield Finding("note", "catalog structure", f"was not looked at: {unaudited}")
+    else:
+        yield Finding("ok", "catalog structure", "pages, keys, counts and free pages agree")
     for table in TABLES:
-        n, bad, start = 0, [], b"\0"
-        while start:
-            with catalog.read() as view, view.txn.cursor(catalog.tables[table]) as cursor:
-                cursor.set_range(start)
-                start = b""
-                for i, (key, value) in enumerate(cursor.iternext()):
-                    if i == VALUES_MAX:
-                        start = bytes(key)
-                        break
-                    n += 1
-                    try:
-                        catalog.unseal(table, key, value)
-                    except CorruptionError as e:
-                        bad.append(str(e))
+        n = 0
+        bad: list[bytes] = []
+        try:
+            for count, keys in scrub.values(catalog, table, scrub.Pace()):
+                n, bad = n + count, bad + keys
+        except CorruptionError as e:
+            yield Finding("problem", f"catalog {table}", str(e))
+            continue
         if bad:
-            yield Finding("problem", f"catalog {table}", f"{len(bad)} of {n} values are damaged; the first: {bad[0]}")
+            what = f"{len(bad)} of {n} values are damaged: {_named([_key(table, key) for key in bad])}"
+            follows = "--fix writes them again from what they follow from"
+            if table in mend.PRIMARY:
+                follows = f"they are refused, all others are whole; {RESTORE}"
+            yield Finding("problem", f"catalog {table}", f"{what}; {follows}")
         else:
             yield Finding("ok", f"catalog {table}", f"{n} values agree with their checksums")
+
+
+def _key(table: str, key: bytes) -> str:
+    return str(int.from_bytes(key, "big")) if table in ("records", "annotations") and len(key) == 8 else repr(key)[1:]
+
+
+def _kept_aside(layout: Layout) -> Iterator[Finding]:
+    if held := quarantine.listed(layout):
+        names = _named([path.name for path, _ in held])
+        size = sum(size for _, size in held)
+        detail = f"{len(held)} damaged files, {size} bytes: {names}; remove at will"
+        yield Finding("note", str(layout.quarantine), detail)
+
+
+def _scrubbed(layout: Layout) -> Iterator[Finding]:
+    """What the engine last found."""
+    last = scrubbing.read(layout.scrub)
+    if last is None:
+        yield Finding("note", "scrub", "none has ended yet; the engine begins one at every start")
+        return
+    when = datetime.fromtimestamp(last.report.finished_at / 1e9, UTC).isoformat(timespec="seconds")
+    detail = f"{when}: {last.report.files} files, {last.report.values} values; {last.report.damaged} damaged, "
+    detail += f"{last.mended} mended" + (f"; left: {_named(last.left)}" if last.left else "")
+    yield Finding("problem" if last.left else "ok", "scrub", detail)

@@ -99,12 +99,15 @@ class BootError(EngineError):
 
 
 class CorruptionError(EngineError):
-    """Bytes disagree with their checksum; `what` names the object."""
+    """Bytes disagree with their checksum; `what` names the object, `detail` says the rest. met: how many this process
+    met; a worker tells it in its heartbeat, so that what a reader meets is looked for at once."""
 
     exit_status = 71
+    met = 0
 
     def __init__(self, what: str, detail: str) -> None:
-        self.what = what
+        CorruptionError.met += 1
+        self.what, self.detail = what, detail
         super().__init__(f"{what}: {detail}")
 
 

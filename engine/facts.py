@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine import coverage, dead_letters, gauges, heartbeat, lag, stages
+from engine import coverage, dead_letters, gauges, heartbeat, lag, scrubbing, stages
 from engine.catalog import Counters, View
 from engine.config import Config
 from engine.embed import models as embed_models
@@ -122,6 +122,7 @@ def stats(
             "record_bytes": counters.record_bytes,
             "texts": environment_entries(view, "texts"),
         },
+        "scrub": scrubbing.facts(layout.scrub),
         "storing": stages.facts(layout),
         **lag.facts(layout),
         "quality": gauges.facts(layout, gauges.of_model(gauges.read(layout.quality), manifest.model), rules),

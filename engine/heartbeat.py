@@ -23,7 +23,7 @@ TEXT_BYTES_MAX = 255
 
 class Beat(NamedTuple):
     """A copy of a page. questions: events asked about without a filter; novel: those that had no close precedent.
-    searching: the space and file under search, "" when none."""
+    damage: bytes met that disagreed with their checksums. searching: the space and file under search, "" when none."""
 
     stamp_ns: int = 0
     pid: int = 0
@@ -37,6 +37,7 @@ class Beat(NamedTuple):
     bytes_out: int = 0
     questions: int = 0
     novel: int = 0
+    damage: int = 0
     searching: str = ""
 
 

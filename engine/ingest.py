@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from engine import facts, gauges, lag, listen, lock, switch
+from engine import facts, gauges, heartbeat, lag, listen, lock, switch
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
@@ -44,6 +44,7 @@ from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
 from engine.publish import Outcome, Publisher, Submission, say_if_full
 from engine.recover import open_store
+from engine.scrubbing import Scrubbing
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import hmac_key
 from engine.sources.follow import Batch, FileState, Follower
@@ -64,6 +65,7 @@ from ipc.messages import (
     Pong,
     Request,
     RollbackModel,
+    Scrub,
     Stats,
     UseModel,
 )
@@ -86,10 +88,12 @@ class IngestWorker:
         self.config = worker.config
         self.queue: deque[Submission] = deque()
         self.waiting_events = 0
+        self.met = 0  # damage, by all workers that live
         self.oldest_s = 0.0  # when the oldest waiting submission came
         self.last_save_s = 0.0
         self.timer: asyncio.Handle | None = None
-        self.upkeep = Upkeep(worker, publisher)
+        self.upkeep = Upkeep(worker.layout, worker.config, publisher, worker.stamp)
+        self.scrubbing = Scrubbing(worker, self.upkeep)
         self.measuring = Measuring(worker, lambda: self.publisher.manifest)
         self.writers = _writers(self.config.sockets.writers, self.config.sockets.write_group)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +113,7 @@ class IngestWorker:
         worker.on_suspect(self._on_suspect)
         self._spawn(self.upkeep.run())
         self._spawn(self.measuring.always())
+        self._spawn(self.scrubbing.always())
         self._spawn(self._check_readers())
         self._start_sources()
         await asyncio.sleep(0)  # now its sockets are bound
@@ -118,6 +123,7 @@ class IngestWorker:
         await self._stop_listening()
         self.upkeep.kill()
         self.measuring.kill()
+        self.scrubbing.kill()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -127,7 +133,8 @@ class IngestWorker:
             self.save()
             await asyncio.sleep(0)
         await draining
-        self.publisher.checkpoint()
+        if not self.publisher.catalog.damage:
+            self.publisher.checkpoint()
         self.publisher.close()
         self.publisher.catalog.close()
 
@@ -175,6 +182,7 @@ class IngestWorker:
                 except OSError as e:
                     say_if_full(e, "version")
                     raise
+                self.publisher.know_cards()
                 connection.reply(Done(request.request_id, generation, {"version": models.version}))
             case UseModel():
                 self._may_write(connection, "models")
@@ -192,6 +200,9 @@ class IngestWorker:
             case Measure():
                 self._may_write(connection, "measure")
                 self._spawn(self._on_measure(connection, request))
+            case Scrub():
+                self._may_write(connection, "scrub")
+                self._spawn(self._on_scrub(connection, request))
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
 
@@ -216,6 +227,14 @@ class IngestWorker:
             return
         found = gauges.facts(self.worker.layout, measured, self.config.upgrade, whole=True)
         connection.reply(Done(request.request_id, measured.generation, found))
+
+    async def _on_scrub(self, connection: Connection, request: Scrub) -> None:
+        try:
+            found = await self.scrubbing.ask()
+        except EngineError as e:
+            connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
+            return
+        connection.reply(Done(request.request_id, self.publisher.manifest.generation, found))
 
     def _may_write(self, connection: Connection, what: str) -> None:
         if connection.uid not in self.writers:
@@ -320,15 +339,24 @@ class IngestWorker:
     # ---- housekeeping ---------------------------------------------------------------------------------------------
 
     def _on_suspect(self, searching: str) -> None:
-        log.error("readers died while searching %s: all files are verified", searching)
-        self.upkeep.verify()
+        log.error("readers died while searching %s: row files and indexes are looked at", searching)
+        self._spawn(self._check_files())
+
+    async def _check_files(self) -> None:
+        await self.scrubbing.check_files()
         self.worker.checked()
 
     async def _check_readers(self) -> None:
-        """Free the reader slots of killed processes: one that is pinned lets the catalog grow without bound."""
+        """Free the reader slots of killed processes: one that is pinned lets the catalog grow without bound. Hear what
+        damage readers met, and this process."""
         while True:
             await asyncio.sleep(READER_CHECK_S)
             self.publisher.catalog.env.reader_check()
+            beats = [heartbeat.read(path) for path in self.worker.layout.run.glob("*.heartbeat")]
+            met = sum(beat.damage for beat in beats if beat is not None)
+            if met > self.met:
+                self.scrubbing.met()
+            self.met = met
 
     # ---- followed files and listening sockets ---------------------------------------------------------------------
 

@@ -86,6 +86,11 @@ class Layout(NamedTuple):
         return self.run / "quality.json"
 
     @property
+    def scrub(self) -> Path:
+        """What the last scrub found, and what came of it (engine/scrubbing.py)."""
+        return self.run / "scrub.json"
+
+    @property
     def stages(self) -> Path:
         """Where the ingest worker's time goes (engine/stages.py)."""
         return self.run / "stages"

@@ -44,6 +44,7 @@ from engine.catalog import (
     Names,
     SourceCounters,
     View,
+    card_key,
     counted_as,
     id_key,
     join_record,
@@ -145,9 +146,16 @@ class TextMemo:
         self.catalog = catalog
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        found: list[bytes | None] = []
         with self.catalog.read() as view:
-            found = [view.get("texts", key) for key in keys]
-            return [None if vector is None else bytes(vector) for vector in found]
+            for key in keys:
+                try:
+                    vector = view.get("texts", key)
+                except CorruptionError as e:  # embedded and stored again
+                    log.warning("%s", e)
+                    vector = None
+                found.append(None if vector is None else bytes(vector))
+        return found
 
 
 def load_models(
@@ -156,6 +164,13 @@ def load_models(
     """A model version whose sentences are looked up in the catalog first and say "internal" of these networks. `alive`
     is called in long steps. Raises ModelError."""
     models = embed_models.load(path, internal)
+    try:
+        with catalog.read() as view:
+            known = view.card(models.version)
+    except CorruptionError as e:
+        log.error("%s", e)
+        known = b""
+    embed_models.check_card(models, known)
     text = models.embedders["sbert"]
     if isinstance(text, TextEmbedder):
         text.memo, text.alive = TextMemo(catalog), alive
@@ -541,9 +556,27 @@ class Publisher:
 
     def checkpoint(self) -> None:
         """Store the tracker's state, so that the next start has nothing to replay."""
-        self._checkpointed = self.manifest.count
         with self.catalog.write() as batch:
-            batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
+            self.put_checkpoint(batch)
+
+    def put_checkpoint(self, batch: Batch) -> None:
+        self._checkpointed = self.manifest.count
+        batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
+
+    def know_cards(self) -> None:
+        """Of the versions that there are: from now on a card that is another one is damaged."""
+        new: dict[bytes, bytes] = {}
+        with self.catalog.read() as view:
+            for version in embed_models.versions(self.layout.models):
+                try:
+                    if not view.card(version):
+                        new[card_key(version)] = embed_models.card_sha256(self.layout.model(version))
+                except EngineError as e:
+                    log.error("%s", e)
+        if new:
+            with self.catalog.write() as batch:
+                for key, digest in new.items():
+                    batch.put("meta", key, digest)
 
     def commit_manifest(self, **changes: object) -> None:
         """A generation of its own. Raises NoSpaceError, OSError: nothing was changed."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -96,9 +96,10 @@ def stored_question(name: str, options: Options, snapshot: Snapshot, view: View,
     """Raises NotFoundError, CorruptionError, UnknownSpaceError."""
     spaces = spaces_of(options)
     seq = view.find(name)
-    head = None if seq is None or seq >= snapshot.count else view.head(seq)
-    if seq is None or head is None:
+    if seq is None or seq >= snapshot.count:
         raise NotFoundError(f"no event {name!r} in generation {snapshot.generation}; `flowkin recent` lists some")
+    head = view.stored(seq)
+    snapshot.check(seq, spaces)
     asked = {s: models.embedders[s].asked(snapshot.vector(s, seq)[None, :])[0] for s in spaces}
     return Question(options, asked, seq, head)
 
@@ -326,22 +327,15 @@ class Answering:
                 break
             seq = group.seq
             try:
-                self._check(seq, spaces)
-                head = view.head(seq)
+                self.snapshot.check(seq, spaces)
+                head = view.stored(seq)
                 note = view.annotation_bytes(seq)
             except CorruptionError as e:
                 log.error("left out of an answer: %s", e)
                 continue
-            if head is not None:
-                annotation = None if note is None else Raw(note)
-                hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
+            annotation = None if note is None else Raw(note)
+            hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
         return hits
-
-    def _check(self, seq: int, spaces: Iterable[str]) -> None:
-        """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
-        file, row = self.snapshot.at(seq)
-        if wrong := file.wrong(row, spaces):
-            raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])
@@ -420,7 +414,7 @@ class Answering:
             raise NotFoundError(f"no event with seq {seq}")
         event, hit_features = _decode_event(record.head), unpack([record.features])[0]
         spaces = list(plan.weights) if plan and space == FUSED else [space]
-        self._check(seq, spaces)
+        self.snapshot.check(seq, spaces)
         parts = []
         for part in spaces:
             distance = float(self.snapshot.distances(part, question.vectors[part], np.array([seq]))[0])

@@ -133,8 +133,12 @@ class Reader:
         )  # fmt: skip
 
     async def run(self) -> None:
-        with self.catalog.read() as view:
-            snapshot, _ = self._take_over(view)
+        try:
+            with self.catalog.read() as view:
+                snapshot, _ = self._take_over(view)
+        except FileNotFoundError:  # as in _serve
+            with self.catalog.read() as view:
+                snapshot, _ = self._take_over(view)
         self.worker.stamp(generation=snapshot.generation)
         gc.freeze()  # the collector need not go through what stays
         gc.set_threshold(YOUNG_OBJECTS_MAX)  # answers hold no cycles
@@ -452,33 +456,30 @@ def _vector_question(request: QueryVector, models: ModelSet) -> Question:
     return Question(request.options, {space: vector})
 
 
-def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored | None:
-    """An event for a reply; None where there is no such seq."""
+def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored:
+    """An event for a reply. Raises CorruptionError."""
+    head, note = view.stored(seq), view.annotation_bytes(seq)
+    annotation = None if note is None else Raw(note)
     if not features and not raw:
-        head = view.head(seq)
-        note = view.annotation_bytes(seq)
-        return None if head is None else Stored(seq, Raw(head), None if note is None else Raw(note))
+        return Stored(seq, Raw(head), annotation)
     record = view.record(seq)
-    if record is None:
-        return None
-    note = view.annotation_bytes(seq)
+    assert record is not None
     return Stored(
-        seq, Raw(record.head), None if note is None else Raw(note), record.features if features else b"",
-        record.raw if raw else b"",
-    )  # fmt: skip
+        seq, Raw(record.head), annotation, record.features if features else b"", record.raw if raw else b""
+    )
 
 
-def _readable(seqs: list[int], view: View, features: bool, raw: bool) -> list[Stored]:
-    """The events of a page; a damaged one is reported and left out."""
+def _readable(seqs: list[int], view: View, features: bool, raw: bool, by: Snapshot | None = None) -> list[Stored]:
+    """The events of a page; a damaged one is reported and left out. by: the snapshot whose columns chose them, so that
+    these are checked, too."""
     events = []
     for seq in seqs:
         try:
-            found = _stored(seq, view, features, raw)
+            if by is not None:
+                by.check(seq, ())
+            events.append(_stored(seq, view, features, raw))
         except CorruptionError as e:
             log.error("left out of an answer: %s", e)
-            continue
-        if found is not None:
-            events.append(found)
     return events
 
 
@@ -487,11 +488,10 @@ def _get(request: Get, snapshot: Snapshot, view: View) -> Found:
     missing: list[str] = []
     for name in request.ids:
         seq = view.find(name)
-        found = None if seq is None else _stored(seq, view, request.features, request.raw)
-        if found is None:
+        if seq is None:
             missing.append(name)
         else:
-            events.append(found)
+            events.append(_stored(seq, view, request.features, request.raw))
     return Found(request.request_id, snapshot.generation, events, missing)
 
 
@@ -509,7 +509,8 @@ def _list(request: List, snapshot: Snapshot, view: View) -> Found:
     else:
         matching = _matching(request.filter, snapshot, view)
         seqs = matching[matching > request.after_seq][: request.limit].tolist()
-    events = _readable(seqs, view, request.features, request.raw)
+    by = None if request.filter is None else snapshot
+    events = _readable(seqs, view, request.features, request.raw, by)
     more = len(seqs) == request.limit and seqs[-1] + 1 < snapshot.count
     return Found(request.request_id, snapshot.generation, events, [], seqs[-1] if more else -1)
 
@@ -523,7 +524,8 @@ def _recent(request: Recent, snapshot: Snapshot, view: View) -> Found:
         seqs = list(range(snapshot.count - 1, max(-1, snapshot.count - 1 - request.limit), -1))
     else:
         seqs = _matching(request.filter, snapshot, view)[::-1][: request.limit].tolist()
-    events = _readable(seqs, view, False, False)
+    chosen = request.filter is not None or request.by_event_time
+    events = _readable(seqs, view, False, False, snapshot if chosen else None)
     return Found(request.request_id, snapshot.generation, events)
 
 

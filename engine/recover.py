@@ -5,7 +5,8 @@ Always true
   - A start never refuses because of a damaged derived file; a directory of a newer format is refused by name.
 In this order
   1. directories: names that a process made, which died before it synced them
-  2. catalog: LMDB comes back at its last commit
+  2. catalog: its structure is looked at (where it is damaged nothing is written, see Catalog.damage); LMDB comes back
+     at its last commit, which is not before what the counter was told; a damaged model that ships is written again
   3. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
   4. index files: missing or misshapen -> no longer named; ingest has them built again
   5. coverage: what is not counted, or damaged, is counted from the row files
@@ -22,13 +23,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from engine import gc, switch
-from engine.catalog import Catalog, Counters, Names, Record
+from engine import gc, quarantine, switch
+from engine.audit import audit
+from engine.catalog import CURRENT, RESTORE, Catalog, Counters, Names, Record, named
 from engine.config import Config
 from engine.context import Tracker
 from engine.counter import Counter
 from engine.embed import models
-from engine.errors import CorruptionError
+from engine.embed.base import ModelSet
+from engine.errors import CorruptionError, ModelError
 from engine.features import unpack
 from engine.layout import Layout
 from engine.manifest import Manifest
@@ -38,6 +41,8 @@ from engine.rows import RowMap, file_bytes
 from ipc.event import Event
 
 log = logging.getLogger(__name__)
+
+AUDIT_BYTES_MAX = 256 << 20  # of a catalog whose structure is gone through at a start: about a second
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
@@ -50,18 +55,25 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     """The publisher of a data directory, born here if it is new. The caller holds writer.lock. `alive` is called in
     long steps. Raises FormatError, BootError, CorruptionError (the catalog), OSError."""
     layout.sync()
+    damage = _audit(layout) if (layout.catalog / CURRENT).exists() else ""
     catalog = Catalog(layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability)
+    catalog.damage = damage
     with catalog.read() as view:
         manifest = view.manifest()
-    if manifest is None:
+    born = manifest is None
+    if born:
         _birth(layout, catalog, config)
     with catalog.read() as view:
         manifest = view.manifest()
     assert manifest is not None
-    model = load_models(layout.model(manifest.model), catalog, config.network.internal, alive)
     counter = Counter(layout.generation, write=True)
+    if not born:
+        _check_generation(layout, config, counter, manifest)
+    model = mended_models(layout, catalog, config, manifest.model, alive)
     tracker = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)[0]
     publisher = Publisher(layout, catalog, counter, model, tracker)
+    if not damage:
+        publisher.know_cards()
     _mend_rows(publisher, alive)
     publisher.count_coverage(alive)
     missing = [
@@ -72,12 +84,65 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     if missing:
         log.warning("index files gone or misshapen, to be built again: %s", ", ".join(missing))
         publisher.drop_indexes(missing)
+        for file in missing:
+            quarantine.put(layout, layout.index_file(file))
     switch.resume(
         publisher, lambda version: load_models(layout.model(version), catalog, config.network.internal, alive)
     )
     for name in gc.collect(layout, publisher.manifest, boot=True):
         log.info("removed %s, which nothing names", name)
     return publisher
+
+
+def _audit(layout: Layout) -> str:
+    """What is wrong with the structure of a catalog that is small enough to be gone through before anybody writes to
+    it; of a larger one the first scrub says it."""
+    path = layout.catalog / named(layout.catalog / CURRENT)
+    if not path.exists() or path.stat().st_size > AUDIT_BYTES_MAX:
+        return ""
+    found = audit(path)
+    for what in found:
+        log.critical("catalog %s: %s; nothing is stored on top of that; %s", path, what, RESTORE)
+    return f"its structure is damaged ({found[0]})" if found else ""
+
+
+def _check_generation(layout: Layout, config: Config, counter: Counter, manifest: Manifest) -> None:
+    """The counter is told of a generation after its commit: where it knows a later one, that commit is gone. Raises
+    CorruptionError."""
+    if counter.told <= manifest.generation:
+        return
+    detail = (
+        f"its newest generation is {manifest.generation}, but {counter.told} was there: what was stored since is lost"
+    )
+    if config.ingest.durability == "full":
+        raise CorruptionError(
+            f"catalog of {layout.data_dir}", f"{detail}; nothing was changed; {RESTORE}; to go on without, remove "
+            f"{layout.generation}",
+        )  # fmt: skip
+    log.error("catalog: %s", detail)
+
+
+def mended_models(
+    layout: Layout, catalog: Catalog, config: Config, version: str, alive: Callable[[], None] = lambda: None
+) -> ModelSet:
+    """A model version; where it is damaged and comes with the package, its files are written again. Raises
+    ModelError."""
+    path = layout.model(version)
+    try:
+        return load_models(path, catalog, config.network.internal, alive)
+    except ModelError as e:
+        try:
+            with catalog.read() as view:
+                known = view.card(version)
+        except CorruptionError:
+            known = b""
+        files = models.ships(version, known)
+        if not files:
+            raise ModelError(f"{e}; it does not come with the package; {RESTORE}") from e
+        log.error("%s; written again as it came with the package", e)
+    quarantine.put(layout, path)
+    models.save(layout.models, files)
+    return load_models(path, catalog, config.network.internal, alive)
 
 
 def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
@@ -100,9 +165,9 @@ def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:
         stored = min(rows, manifest.count - number * rows)
         try:
             found = RowMap(layout.row_file(*manifest.row_file(number)), number, rows)
-            if number in sealed or not found.bad_rows(stored):
+            reason = "" if number in sealed else found.damage(stored)
+            if not reason:
                 continue
-            reason = "rows disagree with their checksums"
         except (OSError, CorruptionError) as e:
             reason = str(e)
         log.warning("row file %d is built again from the records: %s", number, reason)
@@ -122,6 +187,7 @@ def mend_rows(publisher: Publisher, number: int, alive: Callable[[], None] = lam
     path = publisher.layout.row_file(epoch, number, revision + 1)
     rebuild(publisher.catalog, publisher.models, path, number, manifest.row_file_rows, stored, alive)
     publisher.replace_rows(number, revision + 1, ())
+    quarantine.put(publisher.layout, publisher.layout.row_file(epoch, number, revision))
 
 
 def replayed(

@@ -2,7 +2,8 @@
 
 Always true
   - Exit statuses 70 to 79 mean "do not restart me": a restart would end the same way.
-  - Before a role was ever ready, it may fail START_TRIES times; then the start as a whole is given up.
+  - Before a role was ever ready, it may fail START_TRIES times; then the start as a whole is given up. A crash may come
+    of a damaged file: CRASH_TRIES, so that the ingest worker has found and replaced it by then.
   - Once it was ready, it is restarted for ever, ever later up to DELAY_S_MAX: a degraded engine beats a stopped one.
   - A role that was up for STEADY_S has a clean sheet again.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 DO_NOT_RESTART = range(70, 80)
 CRASHES = frozenset({-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT})
 START_TRIES = 3
+CRASH_TRIES = 12  # with their delays more than two minutes
 DELAY_S_MIN, DELAY_S_MAX = 0.1, 30.0
 STEADY_S = 60.0
 LOOP_EXITS = 5  # in a row without a steady time: no longer a mishap
@@ -55,8 +57,9 @@ class Policy:
         self._in_a_row = 1 if steady else self._in_a_row + 1
         if status in DO_NOT_RESTART:
             return GiveUp(f"{self.role} {describe(status)}, which means: do not restart", status)
-        if not self.was_ready and self._in_a_row >= START_TRIES:
-            reason = f"{self.role} {describe(status)}, and was not ready in {START_TRIES} tries"
+        tries = CRASH_TRIES if status in CRASHES and self.role != "ingest" else START_TRIES
+        if not self.was_ready and self._in_a_row >= tries:
+            reason = f"{self.role} {describe(status)}, and was not ready in {tries} tries"
             return GiveUp(reason, max(status, 1))
         after_s = min(DELAY_S_MAX, DELAY_S_MIN * 2.0 ** (self._in_a_row - 1))
         return Restart(after_s, self._in_a_row >= LOOP_EXITS)

@@ -52,6 +52,10 @@ def file_bytes(rows: int) -> int:
     return HEADER_BYTES + rows * (sum(REGION_BYTES.values()) + SUMS_BYTES)
 
 
+def _header(rows: int) -> bytes:
+    return (MAGIC + f"rows {rows}\n".encode()).ljust(HEADER_BYTES, b"\0")
+
+
 def _offsets(rows: int) -> dict[str, int]:
     offsets, at = {}, HEADER_BYTES
     for region in REGIONS:
@@ -85,10 +89,9 @@ def _cells(rows: Rows, region: str) -> NDArray[np.uint8]:
 
 def create(path: Path, rows: int) -> None:
     """A new row file, full of zeros so that later writes allocate nothing; durable on return. Raises OSError."""
-    header = MAGIC + f"rows {rows}\n".encode()
 
     def chunks() -> Iterator[bytes]:
-        yield header.ljust(HEADER_BYTES, b"\0")
+        yield _header(rows)
         left = file_bytes(rows) - HEADER_BYTES
         zeros = bytes(1 << 20)
         while left:
@@ -196,6 +199,31 @@ class RowMap:
         part = Rows({s: v[:count] for s, v in self.vectors.items()}, self.features[:count], self.columns[:count])
         return [int(i) for i in np.flatnonzero((row_sums(part, self.first_seq) != self.sums[:count]).any(1))]
 
+    def damage(self, count: int) -> str:
+        """What is wrong with the header or with a row below `count`; "" where nothing is."""
+        if bytes(self._bytes[:HEADER_BYTES]) != _header(self.rows):
+            return "its header is not that of a row file"
+        bad = self.bad_rows(count)
+        return f"{len(bad)} rows disagree with their checksums, the first is {bad[0]}" if bad else ""
+
     def checksum(self) -> bytes:
         """xxh3_128 of the whole file."""
         return xxhash.xxh3_128_digest(self._map)
+
+
+class AbsentRows(RowMap):
+    """In the place of a row file that is damaged or gone, until it is built again: rows of which each is refused."""
+
+    def __init__(self, path: Path, number: int, rows: int) -> None:
+        self.path, self.number, self.rows, self.first_seq = path, number, rows, number * rows
+        missing = np.float32(np.nan)
+        self.vectors = {s: np.broadcast_to(missing, (rows, DIMS[s])) for s in SPACES}
+        self.features = np.broadcast_to(missing, (rows, FEATURE_COUNT))
+        self.columns = np.zeros(rows, COLUMNS)
+        self.column = {name: self.columns[name] for name in COLUMNS.names or ()}
+
+    def wrong(self, row: int, spaces: Iterable[str], *, features: bool = True) -> str:
+        return "all"
+
+    def bad_rows(self, count: int) -> list[int]:
+        return list(range(count))

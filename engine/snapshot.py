@@ -11,10 +11,11 @@ Always true
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from engine.index import MappedIndex, Mask, search_rows
 from engine.layout import Layout
 from engine.manifest import IndexFile, Manifest
 from engine.manifest import decode as decode_manifest
-from engine.rows import RowMap
+from engine.rows import AbsentRows, RowMap
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +74,15 @@ class Snapshot:
         number, row = divmod(seq, self.manifest.row_file_rows)
         return self.files[number], row
 
-    def vector(self, space: str, seq: int) -> F32:
-        """float32 [dim], a view that needs this snapshot alive. Raises CorruptionError."""
+    def check(self, seq: int, spaces: Iterable[str]) -> None:
+        """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
         file, row = self.at(seq)
-        if wrong := file.wrong(row, (space,), features=False):
+        if wrong := file.wrong(row, spaces):
             raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
+
+    def vector(self, space: str, seq: int) -> F32:
+        """float32 [dim], not checked; a view that needs this snapshot alive."""
+        file, row = self.at(seq)
         vector: F32 = file.vectors[space][row]
         return vector
 
@@ -248,6 +253,7 @@ class Snapshots:
         self._opener = ThreadPoolExecutor(1, "open-index")
         self._opening: dict[IndexFile, Future[MappedIndex]] = {}
         self._failed: set[IndexFile] = set()  # not tried again
+        self._gone: set[Path] = set()  # row files, missed once
         self._names = Names(["Unknown"], [])
         self._blob = b""  # the manifest of `current`, as stored
 
@@ -285,8 +291,24 @@ class Snapshots:
             if old is not None and number < len(old.files) and old.manifest.row_file(number) == name:
                 files.append(old.files[number])
             else:
-                files.append(RowMap(self.layout.row_file(*name), number, manifest.row_file_rows))
+                files.append(self._map(name, manifest.row_file_rows))
         return files
+
+    def _map(self, name: tuple[int, int, int], rows: int) -> RowMap:
+        """A row file; rows that are refused in the place of one that is damaged. Raises FileNotFoundError the first
+        time one is gone: the newest manifest may name another."""
+        path, number = self.layout.row_file(*name), name[1]
+        try:
+            return RowMap(path, number, rows)
+        except FileNotFoundError:
+            if path not in self._gone:
+                self._gone.add(path)
+                raise
+            damage = CorruptionError(str(path), "is gone")
+        except (OSError, CorruptionError) as e:
+            damage = e if isinstance(e, CorruptionError) else CorruptionError(str(path), str(e))
+        log.error("%s; its events are left out of answers until it is built again", damage)
+        return AbsentRows(path, number, rows)
 
     def _indexes(self, manifest: Manifest, old: Snapshot | None) -> dict[IndexFile, MappedIndex]:
         """Those that are open and touched; the others are being opened and are taken over later. Until a merged one is,

@@ -4,7 +4,8 @@ Always true
   - One thing at a time, and beside it the merge of indexes. What takes long runs in a niced child, which publishes
     nothing; the commit happens here.
   - Until a new index is named its rows are served exactly; until a switch is committed the old model answers.
-  - A damaged file is taken out of the manifest and built again from the records under a new name.
+  - A damaged file is taken out of the manifest, then put into quarantine/, and built again from the records under a new
+    name. What engine/scrub.py found is held against what is named now.
 """
 
 from __future__ import annotations
@@ -14,36 +15,40 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
-from engine import gc, switch, tiers
-from engine.build import Built, FillJob, IndexJob, Job, RowsJob, VerifyJob
+from engine import gc, mend, quarantine, switch, tiers
+from engine.build import Built, FillJob, IndexJob, Job, RowsJob
+from engine.catalog import RESTORE
+from engine.config import Config
 from engine.embed import models as embed_models
 from engine.embed.base import ModelSet
 from engine.errors import BadRequestError, EngineError, NotFoundError, OverloadedError
 from engine.jobs import NICENESS, Jobs
+from engine.layout import Layout
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.publish import Publisher, load_models
-from engine.recover import map_size, mend_rows
-from engine.worker import Worker
+from engine.recover import map_size, mend_rows, mended_models
+from engine.scrub import Report
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 5.0
-VERIFY_AGAIN_S = 60.0
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
-SWITCH_FAILURES_MAX = 5  # steps in a row; then a switch is given up
+FAILURES_MAX = 5  # steps in a row; then a switch is given up, and a scrub ends with that row file left
 
 Switched = Callable[[Exception | None], None]
 
 
 class Upkeep:
-    """Owned by the ingest worker; runs on its loop."""
+    """Owned by the ingest worker, or by the doctor; runs on its loop. alive: called in long steps."""
 
-    def __init__(self, worker: Worker, publisher: Publisher) -> None:
-        self.worker, self.publisher, self.layout = worker, publisher, worker.layout
-        self.internal = worker.config.network.internal
+    def __init__(self, layout: Layout, config: Config, publisher: Publisher, alive: Callable[[], None]) -> None:
+        self.layout, self.config, self.publisher, self.alive = layout, config, publisher, alive
+        self.internal = config.network.internal
         self.jobs, self.merges = Jobs(), Jobs()
-        self._wanted, self._mergeable = asyncio.Event(), asyncio.Event()
-        self._verify = True  # at every start
+        self.scrub_soon: Callable[[], None] = lambda: None
+        self._wanted, self._mergeable, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._bad_rows: list[tuple[int, int, int]] = []  # of row files that wait to be built again
+        self._rows_mended = asyncio.Event()
         self._switched: list[Switched] = []  # who waits for the end of the switch
         if publisher.manifest.switch is not None:
             self._wanted.set()
@@ -53,10 +58,55 @@ class Upkeep:
         if self._unindexed() or self._given_up():
             self._wanted.set()
 
-    def verify(self) -> None:
-        """Have every file compared with its checksums."""
-        self._verify = True
+    def drop(self, report: Report) -> int:
+        """No longer name the damaged indexes, and have damaged row files built again; how many of these there are."""
+        bad = {i.file for i in self.publisher.manifest.indexes} & set(report.bad_indexes)
+        if bad:
+            log.error("index files disagree with their checksums, built again: %s", ", ".join(sorted(bad)))
+            self.publisher.drop_indexes(sorted(bad))
+            for file in sorted(bad):
+                quarantine.put(self.layout, self.layout.index_file(file))
+        rows = [of for of in report.bad_rows if self._named(of)]
+        self._bad_rows += [of for of in rows if of not in self._bad_rows]
         self._wanted.set()
+        return len(bad) + len(rows)
+
+    async def mend(self, report: Report) -> tuple[int, list[str]]:
+        """Mend what a scrub found: how many files and values are, and what is left. Raises NoSpaceError, OSError,
+        CorruptionError."""
+        catalog = self.publisher.catalog
+        if report.structure and not catalog.damage:
+            catalog.damage = f"its structure is damaged ({report.structure[0]})"
+            log.critical("catalog %s: %s; nothing is stored any more; %s", catalog.path, catalog.damage, RESTORE)
+        left = [f"catalog {catalog.path}: {what}" for what in report.structure]
+        left += [f"model {version}: {why}" for version, why in self._mend_models(report.bad_models).items()]
+        left += [f"dead letters: {report.bad_letters} lines"] if report.bad_letters else []
+        if catalog.damage:
+            damaged = [*report.bad_indexes, *map(str, report.bad_rows)]
+            return 0, left + damaged + [f"catalog {table}[{key!r}]" for table, key in report.bad_values]
+        files = self.drop(report)
+        values = mend.values(self.publisher, report.bad_values, self.alive)
+        left += [f"catalog {table}[{key!r}]" for table, key in values]
+        while (bad := [of for of in report.bad_rows if self._named(of)]) and self.jobs.failures < FAILURES_MAX:
+            self._rows_mended.clear()
+            await self._rows_mended.wait()
+        left += [f"row file {self.layout.row_file(*of).name}" for of in bad]
+        models = len(report.bad_models) - sum(what.startswith("model ") for what in left)
+        return files - len(bad) + models + len(report.bad_values) - len(values), left
+
+    def _mend_models(self, bad: dict[str, str]) -> dict[str, str]:
+        """Those that cannot be written again, and why."""
+        left = {}
+        for version in bad:
+            try:
+                mended_models(self.layout, self.publisher.catalog, self.config, version, self.alive)
+            except (EngineError, OSError) as e:
+                left[version] = str(e)
+        return left
+
+    def _named(self, of: tuple[int, int, int]) -> bool:
+        manifest = self.publisher.manifest
+        return of[1] < manifest.row_files and manifest.row_file(of[1]) == of
 
     def use_model(self, version: str, done: Switched) -> None:
         """Use a model from now on; done(None) when all stored events are embedded by it and it answers, or done(error)
@@ -106,6 +156,12 @@ class Upkeep:
             )
         self.use_model(kept.model, done)
 
+    async def idle(self) -> None:
+        """Wait until nothing is due."""
+        self._idle.clear()
+        self._wanted.set()
+        await self._idle.wait()
+
     def kill(self) -> None:
         self.jobs.kill()
         self.merges.kill()
@@ -126,13 +182,13 @@ class Upkeep:
                 await asyncio.sleep(AGAIN_S)
 
     async def _next(self) -> None:
-        if self._verify:
-            self._verify = False
-            built = await self.jobs.run(self._job(VerifyJob))
-            if built is None:
-                self._verify_later()
-            else:
-                await self._mend(built)
+        if self._bad_rows:
+            of = self._bad_rows.pop(0)
+            try:
+                if self._named(of) and not await self._build_again(of):
+                    self._bad_rows.append(of)  # others come first
+            finally:
+                self._rows_mended.set()
         elif self._clear_up():
             self._collect()
         elif self.publisher.manifest.switch is not None:
@@ -144,14 +200,12 @@ class Upkeep:
             await self._index(unindexed[:1])
         else:
             self._wanted.clear()
+            self._idle.set()
             await self._wanted.wait()
-
-    def _verify_later(self) -> None:
-        """Other work comes first; a file that cannot be mended must not keep it waiting."""
-        asyncio.get_running_loop().call_later(VERIFY_AGAIN_S, self.verify)
+            self._idle.clear()
 
     def _load(self, version: str) -> ModelSet:
-        return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.worker.stamp)
+        return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.alive)
 
     def _unindexed(self) -> list[int]:
         return tiers.unindexed(self.publisher.manifest)
@@ -160,7 +214,7 @@ class Upkeep:
         hurry = len(self._unindexed()) >= UNINDEXED_FILES_HURRY
         return kind(
             data_dir=str(self.layout.data_dir), parent_pid=os.getpid(), niceness=0 if hurry else NICENESS,
-            map_size=map_size(self.worker.config), **more,
+            map_size=map_size(self.config), **more,
         )  # fmt: skip
 
     async def _merge(self) -> None:
@@ -171,8 +225,7 @@ class Upkeep:
             await self._mergeable.wait()
             return
         built = await self._indexed(numbers, self.merges)
-        if built is not None and built.bad_rows:
-            self.verify()  # which has them mended; their indexes are made first then
+        if built is not None and built.bad_rows:  # they are built again, and their indexes first then
             await self._mergeable.wait()
         else:
             self._mergeable.set()
@@ -181,7 +234,6 @@ class Upkeep:
         """An index in each space over these row files."""
         built = await self._indexed(numbers, self.jobs)
         if built is not None:
-            await self._mend(built)
             self._mergeable.set()
 
     async def _indexed(self, numbers: Sequence[int], jobs: Jobs) -> Built | None:
@@ -199,6 +251,8 @@ class Upkeep:
         if names != [self.publisher.manifest.row_file(number) for number in numbers]:  # built for rows of before
             self._collect()
             return None
+        self._bad_rows += [of for of in built.bad_rows if of not in self._bad_rows]
+        self._wanted.set()
         if built.indexes:
             before = self.publisher.manifest
             self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
@@ -214,31 +268,26 @@ class Upkeep:
         if not self.jobs.running and not self.merges.running:
             gc.collect(self.layout, self.publisher.manifest)
 
-    async def _mend(self, built: Built) -> None:
-        """Have what is damaged built again."""
-        if built.bad_indexes:
-            log.error("index files disagree with their checksums, built again: %s", ", ".join(built.bad_indexes))
-            self.publisher.drop_indexes(built.bad_indexes)
-        for number in built.bad_rows:
-            log.error("row file %d disagrees with its checksums, built again from the records", number)
-            manifest = self.publisher.manifest
-            rows = manifest.row_file_rows
-            if (number + 1) * rows > manifest.count:  # the one that is written to
-                mend_rows(self.publisher, number, self.worker.stamp)
-                continue
-            epoch, _, revision = manifest.row_file(number)
+    async def _build_again(self, of: tuple[int, int, int]) -> bool:
+        """A damaged row file, from the records. False where that failed."""
+        epoch, number, revision = of
+        log.error("row file %d disagrees with its checksums, built again from the records", number)
+        manifest = self.publisher.manifest
+        rows = manifest.row_file_rows
+        if (number + 1) * rows > manifest.count:  # the one that is written to
+            mend_rows(self.publisher, number, self.alive)
+        else:
             job = self._job(
-                RowsJob,
-                row_file=(epoch, number, revision + 1),
-                rows=rows,
-                count=rows,
-                model=manifest.model,
+                RowsJob, row_file=(epoch, number, revision + 1), rows=rows, count=rows, model=manifest.model,
                 internal=self.internal,
-            )
-            if done := await self.jobs.run(job):
-                self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
-            else:
-                self._verify_later()
+            )  # fmt: skip
+            done = await self.jobs.run(job)
+            if done is None:
+                return False
+            self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
+            quarantine.put(self.layout, self.layout.row_file(*of))
+        self._collect()
+        return True
 
     # ---- a switch of models
 
@@ -264,8 +313,8 @@ class Upkeep:
             if under_way.done:
                 switch.finish(self.publisher)
                 self._in_use(under_way.to.model, under_way.first > 0)
-            elif not await self._fill(under_way) and self.jobs.failures >= SWITCH_FAILURES_MAX:
-                raise EngineError(f"a step failed {SWITCH_FAILURES_MAX} times in a row; the model was not changed")
+            elif not await self._fill(under_way) and self.jobs.failures >= FAILURES_MAX:
+                raise EngineError(f"a step failed {FAILURES_MAX} times in a row; the model was not changed")
         except (EngineError, OSError) as e:
             model = self.publisher.manifest.model
             log.error("the switch to %s is given up, %s stays in use: %s", under_way.to.model, model, e)
@@ -277,7 +326,7 @@ class Upkeep:
         log.info("model %s is in use", version)
         self._end(None)
         if kept:  # nobody looked at those files for long
-            self.verify()
+            self.scrub_soon()
 
     async def _fill(self, under_way: Switch) -> bool:
         """Embed the events of one row file anew. False where that failed."""

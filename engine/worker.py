@@ -28,7 +28,7 @@ import uvloop
 
 from engine import handoff
 from engine.config import Config
-from engine.errors import BootError, EngineError
+from engine.errors import BootError, CorruptionError, EngineError
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
 from engine.process import PARENT_GONE, die_with_parent, name_process, raise_limits, set_up_log
@@ -106,6 +106,7 @@ class Worker:
                 bytes_in=counters.bytes_in,
                 bytes_out=counters.bytes_out,
             )
+        beat.put(damage=CorruptionError.met)
         beat.stamp()
 
     def on_suspect(self, callback: Callable[[str], None]) -> None:

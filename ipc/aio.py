@@ -206,6 +206,7 @@ class AsyncClient:
     rollback_model = _method(calls.rollback_model)
     forget_model = _method(calls.forget_model)
     measure = _method(calls.measure)
+    scrub = _method(calls.scrub)
     cancel = _method(calls.cancel)
 
     async def watch(self, *, after_generation: int = 0) -> AsyncIterator[int]:

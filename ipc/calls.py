@@ -48,6 +48,7 @@ from ipc.messages import (
     Reply,
     Request,
     RollbackModel,
+    Scrub,
     SearchText,
     Stats,
     UseModel,
@@ -212,6 +213,11 @@ def measure(*, sample: int = 0, seed: int = 0, timeout_ms: int | None = None) ->
     """Quality, now; facts: as `quality` in stats, with the drift of each feature. sample: 0 as the engine is set. It
     may take a minute."""
     return Call(Done, lambda i, ms: Measure(i, sample, seed), timeout_ms)
+
+
+def scrub(*, timeout_ms: int | None = None) -> Call[Done]:
+    """Everything against its checksums, now, and mend what can be; facts: as `scrub` in stats. It may take long."""
+    return Call(Done, lambda i, ms: Scrub(i), timeout_ms)
 
 
 def cancel(target: int, *, timeout_ms: int | None = None) -> Call[Done]:

@@ -317,6 +317,7 @@ class Client:
     rollback_model = _method(calls.rollback_model)
     forget_model = _method(calls.forget_model)
     measure = _method(calls.measure)
+    scrub = _method(calls.scrub)
     cancel = _method(calls.cancel)
 
     def watch(self, *, after_generation: int = 0, timeout_ms: int | None = None) -> Iterator[int]:

@@ -153,6 +153,11 @@ def read_card(path: Path) -> bytes:
     return _read(path, CARD)
 
 
+def card_sha256(path: Path) -> bytes:
+    """Of the card of the version in directory `path`. Raises ModelError."""
+    return sha256(read_card(path)).digest()
+
+
 def _read(path: Path, name: str) -> bytes:
     """A directory may come from anybody: no link is followed, and no pipe waited for."""
     try:
@@ -234,6 +239,21 @@ def card_of(files: Mapping[str, bytes]) -> Card:
         if any(b[0] <= a[0] or b[1] < a[1] for a, b in pairwise(of.certainty)):
             raise ModelError(f"model {card.version}: the certainty of {space} does not ascend")
     return card
+
+
+def check_card(models: ModelSet, known: bytes) -> None:
+    """Is it the card that came with the version? known: its sha256; empty where nobody knows. Raises ModelError."""
+    if known and models.sha256[CARD] != known.hex():
+        raise ModelError(f"model {models.version}: {CARD} is damaged: its sha256 is not what it was")
+
+
+def ships(version: str, known: bytes) -> dict[str, bytes]:
+    """The files of a version as they come with the package; none where it does not, or with another card."""
+    path = Path(__file__).parent / "shipped" / version
+    if not valid_version(version) or not path.is_dir():
+        return {}
+    files = read(path)
+    return files if not known or sha256(files[CARD]).digest() == known else {}
 
 
 def reference_of(path: Path) -> Reference | None:

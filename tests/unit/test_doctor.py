@@ -1,4 +1,4 @@
-"""The doctor: says what is wrong, writes nothing unless asked, and never while an engine runs."""
+"""The doctor: says what is wrong, mends nothing unless asked, and never while an engine runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from engine import doctor
+from engine import doctor, mend, quarantine, scrub
+from engine.catalog import seq_key
+from engine.config import load
+from engine.dead_letters import newest
 from engine.doctor import Finding
+from engine.errors import LockedError
 from engine.layout import Layout
 from engine.lock import hold
+from engine.publish import Submission
 from engine.rows import _offsets
+from ipc.messages import Reject
 from tests.events import several
 from tests.store_fixture import ROWS, Store, flip
 
@@ -74,34 +80,106 @@ def test_missing_and_cut_files_are_found_at_once_flipped_ones_by_deep(layout: La
     assert found == (plain | flipped if deep else plain)
 
 
-def test_fix_removes_what_is_derived_and_the_next_start_builds_it(layout: Layout) -> None:
+def fixed(layout: Layout) -> list[Finding]:
+    return doctor.fix(layout, load(env={}, flags={"data_dir": str(layout.data_dir)}))
+
+
+def test_fix_builds_again_what_is_derived_and_keeps_the_damaged_files(layout: Layout) -> None:
     flip(layout.row_file(0, 1), _offsets(ROWS)["sbert"] + 9)
     flip(layout.row_file(0, 2), _offsets(ROWS)["attack"] + 9)
     index = sorted(layout.indexes.iterdir())[0]
     flip(index, index.stat().st_size // 2)
-    mended = problems(layout, deep=True, fix=True)
-    assert len(mended) == 3
-    assert all(f.fixed for f in mended)
-    assert len(list(layout.quarantine.iterdir())) == 3
+    assert len(problems(layout, deep=True)) == 3
+    (found,) = fixed(layout)
+    assert (found.severity, found.fixed) == ("ok", True)
+    assert problems(layout, deep=True) == []
+    kept = [path.name.partition("-")[2] for path, _ in quarantine.listed(layout)]
+    assert sorted(kept) == sorted([index.name, "0000-00000001", "0000-00000002"])
+    (said,) = [f for f in doctor.run(layout) if f.object == str(layout.quarantine)]
+    assert (said.severity, said.detail[:15]) == ("note", "3 damaged files")
     with Store(layout.data_dir) as store:
         store.check()
-        store.index()
-    assert problems(layout, deep=True) == []
+        assert len(store.publisher.manifest.indexes) == 3  # over both full row files, in each space
 
 
 def test_fix_touches_nothing_while_an_engine_runs(layout: Layout) -> None:
     flip(layout.row_file(0, 1), _offsets(ROWS)["sbert"] + 9)
     before = tree(layout)
     fd = hold(layout.writer_lock)
-    (found,) = problems(layout, deep=True, fix=True)
+    with pytest.raises(LockedError):
+        fixed(layout)
     os.close(fd)
-    assert not found.fixed
-    assert "while an engine runs" in found.detail
     assert tree(layout) == before
 
 
+def test_fix_mends_values_that_follow_from_others_and_names_the_rest(layout: Layout) -> None:
+    with Store(layout.data_dir) as store:
+        store.publish(several(3, 1_000), {b"file": b"state"})
+        store.publisher.annotate("e000002", "odd", "ann")
+        store.publisher.checkpoint()
+    damaged = {
+        "ids": b"e000007\0test", "marks": b"label\0odd\0" + seq_key(2), "tracker": b"checkpoint", "offsets": b"file",
+        "records": seq_key(5), "meta": b"counters",
+    }  # fmt: skip
+    with Store(layout.data_dir) as store:
+        expected = store.publisher.counters
+        store.publisher.checkpoint()
+        with store.catalog.write() as batch:
+            text = next(batch.keys("texts"))
+            for table, key in {**damaged, "texts": text}.items():
+                value = bytearray(batch.txn.get(key, db=store.catalog.tables[table]))
+                value[-1] ^= 1
+                batch.txn.put(key, bytes(value), db=store.catalog.tables[table])
+        report = scrub.run(layout, store.catalog, scrub.Pace())
+        assert sorted(report.bad_values) == sorted([*damaged.items(), ("texts", text)])
+        left = mend.values(store.publisher, report.bad_values)
+        assert left == [("records", seq_key(5))]
+        with store.catalog.read() as view:
+            assert view.find("e000007") == 7
+            assert view.marked("label", "odd") == [2]
+            assert view.counters() == expected
+            assert view.get("texts", text) is None and view.get("offsets", b"file") is None
+        assert store.publish(several(153)[:150]).accepted == 0
+    (found,) = problems(layout, deep=True)
+    assert found.object == "catalog records"
+    assert found.detail.startswith("1 of 153 values are damaged: 5; they are refused, all others are whole; `flowkin")
+
+
+def test_fix_writes_a_model_that_ships_again_and_a_name_of_the_catalog(layout: Layout) -> None:
+    (model,) = layout.models.iterdir()
+    whole = {path.name: path.read_bytes() for path in model.iterdir()}
+    flip(model / "card.json", 700, 0x01)
+    (layout.catalog / "CURRENT").write_bytes(b"catalog.8")
+    (damaged,) = problems(layout, deep=True)
+    assert "which" in damaged.detail and "`flowkin doctor --fix`" in damaged.detail
+    current, rest = fixed(layout)
+    assert current.fixed and rest.severity == "ok"
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == whole
+    assert problems(layout, deep=True) == []
+
+
+def test_a_card_that_was_changed_is_not_believed(layout: Layout) -> None:
+    """It has no checksum of its own: the catalog knows it from when it came."""
+    (model,) = layout.models.iterdir()
+    text = (model / "card.json").read_text()
+    at = text.index("precedent_bound") + 20
+    flip(model / "card.json", at, 0x01)
+    assert [f.object for f in problems(layout, deep=True)] == [f"model {model.name}"]
+
+
+def test_damaged_letters_are_counted(layout: Layout) -> None:
+    with Store(layout.data_dir) as store:
+        rejects = [Reject("file", n, "bad", b"abc") for n in range(3)]
+        store.publisher.publish([Submission("ndjson", [], rejects, lambda outcome: None, {}, "test")])
+    assert problems(layout, deep=True) == []
+    flip(layout.dead_letters, 100, 0x01)
+    (found,) = problems(layout)
+    assert found.detail.startswith("1 lines are damaged or gone")
+    assert len(list(newest(layout.dead_letters))) == 2
+
+
 def test_damaged_values_are_counted_table_by_table(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "VALUES_MAX", 7)  # so that a table takes several transactions
+    monkeypatch.setattr(scrub, "PIECE_VALUES", 7)  # so that a table takes several transactions
     with Store(layout.data_dir) as store:
         for seq in (3, 77):
             key = seq.to_bytes(8, "big")
@@ -111,7 +189,7 @@ def test_damaged_values_are_counted_table_by_table(layout: Layout, monkeypatch: 
                 batch.txn.put(key, bytes(value), db=store.catalog.tables["records"])
     (found,) = problems(layout, deep=True)
     assert found.object == "catalog records"
-    assert found.detail.startswith("2 of 150 values are damaged; the first: catalog records[")
+    assert found.detail.startswith("2 of 150 values are damaged: 3, 77; ")
     assert problems(layout) == []
 
 
@@ -137,7 +215,7 @@ def test_a_way_back_that_is_gone_is_noted(layout: Layout) -> None:
     with Store(layout.data_dir) as store:
         old = store.publisher.manifest
         store.switch()
-    assert not [f for f in doctor.run(layout) if f.object == f"model {old.model}"]
+    assert not [f for f in doctor.run(layout) if f.object == f"rollback to {old.model}"]
     layout.row_file(*old.row_file(0)).unlink()
-    assert [f.severity for f in doctor.run(layout) if f.object == f"model {old.model}"] == ["note"]
+    assert [f.severity for f in doctor.run(layout) if f.object == f"rollback to {old.model}"] == ["note"]
     assert problems(layout) == []

@@ -109,6 +109,7 @@ SAMPLES: tuple[m.Message, ...] = (
     m.RollbackModel(19),
     m.ForgetModel(20),
     m.Measure(25, 1_000, 7),
+    m.Scrub(34),
     m.Welcome(0, 1, 1, "reader-0", "0.1.0", 9, m.FRAME_BYTES_MAX, m.TOP_K_MAX),
     m.Pong(1, 9),
     m.Facts(2, 9, {"a": [1, 2.5, None]}),
