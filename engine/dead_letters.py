@@ -200,7 +200,7 @@ def _read(line: bytes) -> Iterator[Letter]:
     if line:
         try:
             letter = _letter(line)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         if line + b"\n" == letter.line() or line == msgspec.json.encode(letter):
             yield letter

@@ -89,7 +89,7 @@ async def _mend_all(upkeep: Upkeep) -> tuple[int, list[str]]:
             await upkeep.idle()
     finally:
         working.cancel()
-        upkeep.kill()
+        await asyncio.gather(working, return_exceptions=True)
     return done
 
 

@@ -165,7 +165,7 @@ def _card(path: Path) -> dict[str, Any]:
     """A version's card as it is written; why it cannot be read, where that is so."""
     try:
         return msgspec.json.decode(embed_models.read_card(path), type=dict[str, Any])
-    except (ModelError, msgspec.DecodeError) as e:
+    except (ModelError, msgspec.DecodeError, UnicodeDecodeError) as e:
         return {"error": str(e)}
 
 

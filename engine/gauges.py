@@ -68,7 +68,7 @@ def read(path: Path) -> Measured | None:
     """What was last measured; None where there is nothing to be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Measured)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

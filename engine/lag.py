@@ -82,7 +82,7 @@ def read(layout: Layout) -> Report | None:
     """What was last written; None where there is nothing to be read."""
     try:
         return msgspec.json.decode(layout.sources.read_bytes(), type=Report)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -49,7 +49,7 @@ def read(path: Path) -> Mended | None:
     """The last scrub; None where there is none to be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Mended)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

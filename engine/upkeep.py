@@ -46,7 +46,8 @@ class Upkeep:
         self.internal = config.network.internal
         self.jobs, self.merges = Jobs(), Jobs()
         self.scrub_soon: Callable[[], None] = lambda: None
-        self._wanted, self._mergeable, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wanted, self._mergeable = asyncio.Event(), asyncio.Event()
+        self._idle, self._merged = asyncio.Event(), asyncio.Event()
         self._bad_rows: list[tuple[int, int, int]] = []  # of row files that wait to be built again
         self._rows_mended = asyncio.Event()
         self._switched: list[Switched] = []  # who waits for the end of the switch
@@ -158,9 +159,10 @@ class Upkeep:
 
     async def idle(self) -> None:
         """Wait until nothing is due."""
-        self._idle.clear()
-        self._wanted.set()
-        await self._idle.wait()
+        for due, done in ((self._wanted, self._idle), (self._mergeable, self._merged)):
+            done.clear()
+            due.set()
+            await done.wait()
 
     def kill(self) -> None:
         self.jobs.kill()
@@ -222,7 +224,9 @@ class Upkeep:
         self._mergeable.clear()
         numbers = None if self.publisher.manifest.switch else tiers.mergeable(self.publisher.manifest)
         if numbers is None:
+            self._merged.set()
             await self._mergeable.wait()
+            self._merged.clear()
             return
         built = await self._indexed(numbers, self.merges)
         if built is not None and built.bad_rows:  # they are built again, and their indexes first then

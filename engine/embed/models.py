@@ -210,7 +210,7 @@ def card_of(files: Mapping[str, bytes]) -> Card:
         raise ModelError(f"a model version has at most {VERSION_BYTES_MAX} bytes, these files have {size}")
     try:
         card = msgspec.json.decode(files[CARD], type=Card)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise ModelError(f"model {CARD} is damaged: {e}") from e
     if not valid_version(card.version):
         raise ModelError(f"model version {card.version[:80]!r}: lower-case letters, digits, '.', '_', '-', at most 64")

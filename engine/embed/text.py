@@ -139,7 +139,7 @@ def check(directory: Path) -> TextCard:
                 raise ModelError(f"text model: {directory / name} is damaged; {_remedy()}")
     except FileNotFoundError as e:
         raise ModelError(f"text model: {e.filename} is not there; {_remedy()}") from e
-    except (OSError, msgspec.DecodeError) as e:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as e:
         raise ModelError(f"text model: {directory} cannot be read ({e}); {_remedy()}") from e
     if (card.weights_sha256, card.export) != (WEIGHTS_SHA256, EXPORT):
         raise ModelError(f"text model: {directory} is another export; {_remedy()}")

@@ -21,7 +21,6 @@ from msgspec import Struct
 from engine.build import Built, IndexJob, Job, RowsJob, build_indexes
 from engine.doctor import _mend_all
 from engine.errors import EngineError
-from engine.jobs import Jobs
 from engine.publish import Publisher
 from engine.rebuild import rebuild
 from engine.rows import RowMap
@@ -112,11 +111,11 @@ def copied(whole: Path, folder: Path, damage: Damage) -> Path:
     return folder
 
 
-async def _at_once(publisher: Publisher, jobs: Jobs, job: Job) -> Built | None:
+async def _at_once(publisher: Publisher, job: Job) -> Built | None:
     """What the child does, in this process, which has the catalog open already."""
     layout = publisher.layout
     if isinstance(job, IndexJob):
-        return build_indexes(layout, job.row_files, job.rows)
+        return build_indexes(layout, job.row_files, job.rows, job.mark)
     assert isinstance(job, RowsJob)
     path, number = layout.row_file(*job.row_file), job.row_file[1]
     rebuild(publisher.catalog, publisher.models, path, number, job.rows, job.count)
@@ -131,7 +130,8 @@ def mend(data_dir: Path) -> Mended:
             with Store(data_dir) as store:
                 upkeep = Upkeep(store.layout, store.config, store.publisher, lambda: None)
                 try:
-                    with patch.object(upkeep.jobs, "run", partial(_at_once, store.publisher, upkeep.jobs)):
+                    at_once = partial(_at_once, store.publisher)
+                    with patch.object(upkeep.jobs, "run", at_once), patch.object(upkeep.merges, "run", at_once):
                         _, out.left = asyncio.run(_mend_all(upkeep))
                 except EngineError as e:
                     out.left = [str(e)]
@@ -149,12 +149,17 @@ def send(data_dir: Path) -> Mended:
     with heard() as said:
         try:
             with Store(data_dir) as store:
-                for item in items():
-                    try:
-                        if store.publish([item]).accepted:
-                            out.wrong.append(f"{item.event.event_id} was stored twice")
-                    except EngineError as e:
-                        said.append(f"refused: {e}")
+                try:
+                    accepted = store.publish(items()).accepted
+                except EngineError:  # one of them: each by itself
+                    accepted = 0
+                    for item in items():
+                        try:
+                            accepted += store.publish([item]).accepted
+                        except EngineError as e:
+                            said.append(f"refused: {e}")
+                if accepted:
+                    out.wrong.append(f"{accepted} events were stored twice")
                 try:
                     if store.publish(new).accepted != NEW:
                         out.wrong.append("something new was not stored")
