@@ -4,9 +4,9 @@ Always true
   - It reads bytes, and never opens the file as LMDB does: a damaged one cannot crash it.
   - Nobody may write to the file meanwhile: before the ingest worker opens it, or a copy of it.
 
-It is what `python -m lmdb verify` looks at, and two things more, which a single bit can change: that the nodes of a
-page lie one behind the other (LMDB deletes and moves by their sizes), and that the two heads are of neighbouring
-transactions (of a damaged number the other, older one would be taken).
+It is what `python -m lmdb verify` looks at, and what a single bit can change beside that: the nodes of a page lie one
+behind the other (LMDB deletes and moves by their sizes), the two heads are of neighbouring transactions (of a damaged
+number the other, older one would be taken), and say the same of what never changes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _ENDS = struct.Struct("<HHH")  # at 10
 _NODE = struct.Struct("<HHHH")  # size of the value or number of a page (low, high), flags, size of the key
 # A head, behind what every page has: magic, version, address, size of the map (24); the trees of free pages and of
 # tables (48 each, the first begins with the size of a page, both end with their root); last page (8); transaction
+_NEVER_CHANGED = (slice(40, 46), slice(88, 94))  # sizes and flags of the two trees
 _PAGE_BYTES_AT, _FREE_ROOT_AT, _MAIN_ROOT_AT, _TRANSACTION_AT = 40, 80, 128, 144
 _ROOT_IN_TREE = 40
 _NO_PAGE = (1 << 64) - 1
@@ -48,6 +49,9 @@ def _gaps(data: mmap.mmap) -> Iterator[str]:
     first, second = (_word(data, head + _TRANSACTION_AT) for head in (0, size))
     if abs(first - second) > 1:
         yield f"its heads are of transactions {first} and {second}"
+    heads = data[:size], data[size : 2 * size]
+    if any(heads[0][part] != heads[1][part] for part in _NEVER_CHANGED):
+        yield "its heads disagree on the flags of their trees"
     head = 0 if first > second else size
     pages = [_word(data, head + at) for at in (_FREE_ROOT_AT, _MAIN_ROOT_AT)]
     while pages:

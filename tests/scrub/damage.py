@@ -121,7 +121,7 @@ class Places:
     def _page(self, at: int, bit: int) -> str:
         number, offset = divmod(at, PAGE)
         if number < 2:
-            return self._head(number, offset)
+            return self._head(number, offset, bit)
         if not self.pages.live[number]:
             return HARMLESS[0]
         first = self.pages.overflow.get(number)
@@ -134,12 +134,13 @@ class Places:
         page = self.blob[number * PAGE : (number + 1) * PAGE]
         return "a page" if self.pages.used(page, offset) else HARMLESS[1]
 
-    def _head(self, number: int, offset: int) -> str:
+    def _head(self, number: int, offset: int, bit: int) -> str:
         """magic, version, address, size of the map, two trees of 48 bytes, last page, transaction."""
         within = offset - HEAD
         if number != self.pages.current:
             return HARMLESS[3]
-        if 8 <= within < 24 or offset in (8, 9) or 12 <= offset < 16:  # of a fixed map, of one whose size nobody gave
+        # of a fixed map, of one whose size nobody gave; of the page only that it is a head counts
+        if 8 <= within < 24 or (8 <= offset < 16 and (offset, bit) != (10, 3)):
             return HARMLESS[4]
         if within >= 136:
             return HARMLESS[5]

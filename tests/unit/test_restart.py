@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 
 from engine.restart import (
+    CRASH_TRIES,
     DELAY_S_MAX,
     DELAY_S_MIN,
     LOOP_EXITS,
@@ -88,3 +89,14 @@ def test_statuses_in_words() -> None:
     assert describe(3) == "exited with status 3"
     assert describe(KILLED) == "was killed by SIGKILL"
     assert describe(-250) == "was killed by signal 250"
+
+
+def test_a_reader_that_crashes_before_it_was_ever_ready_gets_time_for_its_files_to_be_looked_at() -> None:
+    policy = Policy("reader-0")
+    decisions = [policy.on_exit(-signal.SIGSEGV, float(turn)) for turn in range(CRASH_TRIES)]
+    assert all(isinstance(decision, Restart) for decision in decisions[:-1])
+    assert isinstance(decisions[-1], GiveUp)
+    assert sum(decision.after_s for decision in decisions[:-1] if isinstance(decision, Restart)) > 60
+    ingest = Policy("ingest")
+    decisions = [ingest.on_exit(-signal.SIGSEGV, float(turn)) for turn in range(START_TRIES)]
+    assert isinstance(decisions[-1], GiveUp)
