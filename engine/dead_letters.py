@@ -184,9 +184,9 @@ def newest(path: Path) -> Iterator[Letter]:
 
 
 def damaged(path: Path, committed: int) -> int:
-    """How many of the lines in its first `committed` bytes are not what was written, and 1 where the file ends before.
-    Raises OSError."""
-    if committed <= 0:
+    """How many of the lines in its first `committed` bytes are not what was written, and 1 where the file ends before;
+    an empty one was rotated. Raises OSError."""
+    if committed <= 0 or not path.stat().st_size:
         return 0
     bad, read = 0, 0
     with path.open("rb") as file:

@@ -22,13 +22,14 @@ from tests.store_fixture import ROWS
 
 PAGE = 4_096
 HEAD = 16  # of an LMDB page
+LEAF = 2  # its flag
 # Drawn by kind, so that the small files that matter get as much as the large ones.
 WEIGHTS = {"catalog": 40, "rows": 18, "index": 18, "model": 10, "letters": 6, "small": 8}
 HARMLESS = (
     "a page of the catalog that holds nothing", "the unused part of a page", "the unused end of an overflow page",
     "the head of the transaction before", "an unused word of a head", "the unused end of a head",
     "a row that is not stored yet", "written anew at a start", "figures of a run", "a spare word of a page's head",
-    "a word that only sums up",
+    "a flag of a node that means nothing", "rotated",
 )  # fmt: skip
 
 
@@ -102,6 +103,8 @@ class Places:
                 return "written anew at a start"
             case "small" if damage.file.startswith("run/"):
                 return "figures of a run"
+            case "letters" if (damage.bit, damage.at) == (-1, 0):
+                return "rotated"
         return damage.kind if name != "CURRENT" else "CURRENT"
 
     def _row(self, damage: Damage) -> str:
@@ -132,6 +135,8 @@ class Places:
         if offset in (8, 9):  # 0.9 looks at it for pages of fixed keys only
             return HARMLESS[9]
         page = self.blob[number * PAGE : (number + 1) * PAGE]
+        if self.pages.spare_flag(page, offset, bit):
+            return HARMLESS[10]
         return "a page" if self.pages.used(page, offset) else HARMLESS[1]
 
     def _head(self, number: int, offset: int, bit: int) -> str:
@@ -174,11 +179,18 @@ class _Pages:
             return True
         if offset < upper:
             return False
-        leaf = int.from_bytes(page[10:12], "little") & 2
-        for i in range((lower - HEAD) // 2):
-            at = int.from_bytes(page[HEAD + 2 * i : HEAD + 2 * i + 2], "little")
+        for at in self._nodes(page):
             low, high, flags, key = (int.from_bytes(page[at + n : at + n + 2], "little") for n in (0, 2, 4, 6))
-            size = 8 + key + ((8 if flags & 1 else low | high << 16) if leaf else 0)
+            size = 8 + key + ((8 if flags & 1 else low | high << 16) if page[10] & LEAF else 0)
             if at <= offset < at + size:
                 return True
         return False  # the byte that makes a node's length even
+
+    def spare_flag(self, page: bytes, offset: int, bit: int) -> bool:
+        """Of a leaf's node all but three: its value lies in pages of its own, is a table, has duplicates."""
+        low, high = (any(offset == at + n for at in self._nodes(page)) for n in (4, 5))
+        return bool(page[10] & LEAF) and ((low and bit > 2) or high)
+
+    def _nodes(self, page: bytes) -> list[int]:
+        lower = int.from_bytes(page[12:14], "little")
+        return [int.from_bytes(page[at : at + 2], "little") for at in range(HEAD, lower, 2)]

@@ -146,6 +146,8 @@ def _answer(
 
 
 def _letters(layout: Layout, known: Known, seen: Seen) -> None:
+    if layout.dead_letters.exists() and not layout.dead_letters.stat().st_size:  # as one that was rotated
+        return
     try:
         found = [letter.line().decode().rstrip("\n") for letter in dead_letters.newest(layout.dead_letters)][::-1]
     except OSError as e:

@@ -13,11 +13,13 @@ import msgspec
 import pytest
 
 from engine.audit import audit
+from tests.events import several
 from tests.scrub.case import Case, Mended, send
 from tests.scrub.damage import HARMLESS, PAGE, WEIGHTS, Damage, Places, draw, kind_of
 from tests.scrub.look import Seen, look
 from tests.scrub.pool import cases
 from tests.scrub.store import Known, build
+from tests.store_fixture import Store
 
 BITS, TRUNCATIONS, SEED = 20, 8, 31
 
@@ -79,11 +81,12 @@ def test_what_a_case_calls_broken() -> None:
     assert case(mend=noticed, died={"mend": "SIGSEGV"}, file="indexes/x") == ["mend died: SIGSEGV"]
 
 
-def test_every_bit_of_the_head_in_use_is_seen_or_means_nothing(made: tuple[Path, Known], tmp_path: Path) -> None:
+def test_every_bit_of_the_head_in_use_is_seen_or_means_nothing(tmp_path: Path) -> None:
     """Magic, version, both trees, the last page, the transaction: one flipped bit of them is never passed over. One of
     the transaction's makes it the one before; what was published by it the counter knows (engine/recover.py)."""
-    whole, _ = made
-    places, path = Places(whole), tmp_path / "catalog"
+    with Store(tmp_path / "data") as store:
+        store.publish(several(10))
+    places, path = Places(tmp_path / "data"), tmp_path / "catalog"
     blob = bytearray(places.blob)
     unseen = []
     for at in range(places.pages.current * PAGE, places.pages.current * PAGE + 160):
@@ -95,4 +98,4 @@ def test_every_bit_of_the_head_in_use_is_seen_or_means_nothing(made: tuple[Path,
             blob[at] ^= 1 << bit
             if not audit(path):
                 unseen.append((at % PAGE, bit))
-    assert unseen == [(144, 1)]
+    assert set(unseen) <= {(144, 1)}
