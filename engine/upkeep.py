@@ -253,7 +253,8 @@ class Upkeep:
             return None
         self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
         if names != [self.publisher.manifest.row_file(number) for number in numbers]:  # built for rows of before
-            self._collect()
+            for of in built.indexes:
+                self.layout.index_file(IndexFile(*of).file).unlink(missing_ok=True)
             return None
         self._bad_rows += [of for of in built.bad_rows if of not in self._bad_rows]
         self._wanted.set()
@@ -290,7 +291,7 @@ class Upkeep:
                 return False
             self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
             quarantine.put(self.layout, self.layout.row_file(*of))
-        self._collect()
+        gc.release(self.layout, manifest, self.publisher.manifest)
         return True
 
     # ---- a switch of models

@@ -115,7 +115,7 @@ async def _at_once(publisher: Publisher, job: Job) -> Built | None:
     """What the child does, in this process, which has the catalog open already."""
     layout = publisher.layout
     if isinstance(job, IndexJob):
-        return build_indexes(layout, job.row_files, job.rows, job.mark)
+        return build_indexes(layout, job.row_files, job.rows)
     assert isinstance(job, RowsJob)
     path, number = layout.row_file(*job.row_file), job.row_file[1]
     rebuild(publisher.catalog, publisher.models, path, number, job.rows, job.count)
