@@ -163,7 +163,7 @@ def _files(layout: Layout, *, deep: bool) -> Iterator[Finding]:
             yield Finding("problem", str(layout.dead_letters), detail)
         if deep:
             yield from _recounted(layout, manifest, names, counters, covered)
-            yield from values(catalog)
+            yield from _catalog(layout, catalog)
     finally:
         catalog.close()
 
@@ -289,9 +289,9 @@ def engine_runs(layout: Layout) -> bool:
     return False
 
 
-def values(catalog: Catalog) -> Iterator[Finding]:
+def _catalog(layout: Layout, catalog: Catalog) -> Iterator[Finding]:
     """The structure of the catalog, and where that is whole every value of every table against its checksum."""
-    structure, unaudited = scrub.copy_audited(catalog, scrub.Pace())
+    structure, unaudited = scrub.copy_audited(layout, catalog, scrub.Pace())
     for what in structure:
         yield Finding("problem", "catalog structure", f"{what}; nothing is stored on top of that; {RESTORE}")
     if structure:
@@ -300,6 +300,11 @@ def values(catalog: Catalog) -> Iterator[Finding]:
         yield Finding("note", "catalog structure", f"was not looked at: {unaudited}")
     else:
         yield Finding("ok", "catalog structure", "pages, keys, counts and free pages agree")
+    yield from values(catalog)
+
+
+def values(catalog: Catalog) -> Iterator[Finding]:
+    """Every value of every table against its checksum, where the structure is whole."""
     for table in TABLES:
         n = 0
         bad: list[bytes] = []

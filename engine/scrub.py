@@ -25,7 +25,7 @@ from engine.audit import audit
 from engine.catalog import TABLES, Catalog
 from engine.embed import models as embed_models
 from engine.errors import CorruptionError, ModelError
-from engine.files import TMP_SUFFIX, free_bytes
+from engine.files import free_bytes
 from engine.layout import Layout
 from engine.manifest import IndexFile, Manifest
 from engine.rows import RowMap, file_bytes
@@ -89,7 +89,7 @@ def run(layout: Layout, catalog: Catalog, pace: Pace, *, files_only: bool = Fals
             if wrong := model_damage(layout, catalog, version):
                 report.bad_models[version] = wrong
         report.bad_letters = letters_damage(layout, catalog)
-        report.structure, report.unaudited = copy_audited(catalog, pace)
+        report.structure, report.unaudited = copy_audited(layout, catalog, pace)
         if not report.structure:  # else LMDB may crash on the way
             _values(catalog, pace, report)
     report.read_bytes, report.finished_at = pace.bytes, time.time_ns()
@@ -241,16 +241,19 @@ def _whole(catalog: Catalog) -> Iterator[None]:
         raise catalog.broken(e) from e
 
 
-def copy_audited(catalog: Catalog, pace: Pace) -> tuple[list[str], str]:
+def copy_audited(layout: Layout, catalog: Catalog, pace: Pace) -> tuple[list[str], str]:
     """What is wrong with the catalog's structure, and why it was not looked at, if so."""
     info, page = catalog.env.info(), catalog.env.stat()["psize"]
     size = (info["last_pgno"] + 1) * page
-    free = free_bytes(catalog.path.parent)
+    for left in layout.run.glob("audit.*"):  # by a process that was killed
+        if not os.path.exists(f"/proc/{left.suffix[1:]}"):  # noqa: PTH110 (a process, not a file)
+            left.unlink(missing_ok=True)
+    free = free_bytes(layout.data_dir)
     if free < size + AUDIT_FREE_BYTES:
         return [], f"a copy of the catalog takes {size} bytes and has to leave {AUDIT_FREE_BYTES}, {free} are free"
-    copy = catalog.path.with_name(f"audit.{os.getpid()}{TMP_SUFFIX}")
-    copy.unlink(missing_ok=True)
+    copy = layout.run / f"audit.{os.getpid()}"
     try:
+        copy.unlink(missing_ok=True)
         catalog.env.copy(str(copy))
         pace.read(2 * size)
         return audit(copy), ""

@@ -76,11 +76,17 @@ def test_what_was_replaced_meanwhile_is_not_damaged(store: Opened, monkeypatch: 
 
 def test_a_copy_of_the_catalog_finds_room_or_is_not_made(store: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     store.publish(several(100))
-    assert scrub.copy_audited(store.catalog, Pace()) == ([], "")
+    assert scrub.copy_audited(store.layout, store.catalog, Pace()) == ([], "")
     monkeypatch.setattr(scrub, "free_bytes", lambda folder: 1_000)
-    found, why = scrub.copy_audited(store.catalog, Pace())
+    found, why = scrub.copy_audited(store.layout, store.catalog, Pace())
     assert found == [] and "1000 are free" in why
-    assert [p.name for p in store.layout.catalog.iterdir() if "audit" in p.name] == []
+    assert list(store.layout.run.glob("audit.*")) == []
+
+
+def test_a_copy_that_a_killed_process_left_is_removed(store: Opened) -> None:
+    (store.layout.run / "audit.999999999").write_bytes(b"left")
+    scrub.copy_audited(store.layout, store.catalog, Pace())
+    assert list(store.layout.run.glob("audit.*")) == []
 
 
 # ---- the structure of a catalog -----------------------------------------------------------------------------------
