@@ -164,8 +164,8 @@ def write(made: Made, path: Path) -> tuple[int, bytes]:
     data = faiss.serialize_index(made.index).data  # not copied: it is as large as the index
     parts: list[memoryview | bytes] = [data]
     if made.groups is not None:
-        parts += [made.groups.starts.data.cast("B"), made.groups.rows.data.cast("B")]
-        parts.append(_FOOTER.pack(GROUPS, len(data), made.index.ntotal))
+        footer = _FOOTER.pack(GROUPS, len(data), made.index.ntotal)
+        parts.append(made.groups.starts.tobytes() + made.groups.rows.tobytes() + footer)
     digest, size = xxhash.xxh3_128(), 0
 
     def chunks() -> Iterator[bytes | memoryview]:

@@ -24,7 +24,6 @@ from collections.abc import Callable
 import msgspec
 
 from engine import gc, quarantine, switch
-from engine.audit import audit
 from engine.catalog import CURRENT, RESTORE, Catalog, Counters, Names, Record, named
 from engine.config import Config
 from engine.context import Tracker
@@ -38,6 +37,7 @@ from engine.manifest import Manifest
 from engine.publish import Publisher, load_models
 from engine.rebuild import CHUNK_ROWS, rebuild
 from engine.rows import RowMap, file_bytes
+from engine.structure import check
 from ipc.event import Event
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     """The publisher of a data directory, born here if it is new. The caller holds writer.lock. `alive` is called in
     long steps. Raises FormatError, BootError, CorruptionError (the catalog), OSError."""
     layout.sync()
-    damage = _audit(layout) if (layout.catalog / CURRENT).exists() else ""
+    damage = _structure(layout) if (layout.catalog / CURRENT).exists() else ""
     catalog = Catalog(layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability)
     catalog.damage = damage
     with catalog.read() as view:
@@ -94,13 +94,13 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     return publisher
 
 
-def _audit(layout: Layout) -> str:
+def _structure(layout: Layout) -> str:
     """What is wrong with the structure of a catalog that is small enough to be gone through before anybody writes to
     it; of a larger one the first scrub says it."""
     path = layout.catalog / named(layout.catalog / CURRENT)
     if not path.exists() or path.stat().st_size > AUDIT_BYTES_MAX:
         return ""
-    found = audit(path)
+    found = check(path)
     for what in found:
         log.critical("catalog %s: %s; nothing is stored on top of that; %s", path, what, RESTORE)
     return f"its structure is damaged ({found[0]})" if found else ""

@@ -21,7 +21,6 @@ import xxhash
 from msgspec import Struct
 
 from engine import dead_letters
-from engine.audit import audit
 from engine.catalog import TABLES, Catalog
 from engine.embed import models as embed_models
 from engine.errors import CorruptionError, ModelError
@@ -29,6 +28,7 @@ from engine.files import free_bytes
 from engine.layout import Layout
 from engine.manifest import IndexFile, Manifest
 from engine.rows import RowMap, file_bytes
+from engine.structure import check
 
 BYTES_PER_S = 64 << 20  # of a scrub that nobody waits for
 CHUNK_BYTES = 1 << 20
@@ -40,7 +40,7 @@ AUDIT_FREE_BYTES = 1 << 30  # left on the disk beside a copy of the catalog
 class Report(Struct):
     """What a scrub looked at and found. bad_indexes: names of files; bad_rows: (epoch, number, revision) of row files;
     bad_values: (table, key), the first BAD_VALUES_MAX of `bad_values_count`; bad_models: why, by version; bad_letters:
-    lines of the dead letters; structure: of the catalog; unaudited: why that was not looked at."""
+    lines of the dead letters; structure: of the catalog; unchecked: why that was not looked at."""
 
     begun_at: int = 0  # ns
     finished_at: int = 0
@@ -55,7 +55,7 @@ class Report(Struct):
     bad_models: dict[str, str] = {}
     bad_letters: int = 0
     structure: list[str] = []
-    unaudited: str = ""
+    unchecked: str = ""
 
     @property
     def damaged(self) -> int:
@@ -89,7 +89,7 @@ def run(layout: Layout, catalog: Catalog, pace: Pace, *, files_only: bool = Fals
             if wrong := model_damage(layout, catalog, version):
                 report.bad_models[version] = wrong
         report.bad_letters = letters_damage(layout, catalog)
-        report.structure, report.unaudited = copy_audited(layout, catalog, pace)
+        report.structure, report.unchecked = copy_checked(layout, catalog, pace)
         if not report.structure:  # else LMDB may crash on the way
             _values(catalog, pace, report)
     report.read_bytes, report.finished_at = pace.bytes, time.time_ns()
@@ -241,22 +241,22 @@ def _whole(catalog: Catalog) -> Iterator[None]:
         raise catalog.broken(e) from e
 
 
-def copy_audited(layout: Layout, catalog: Catalog, pace: Pace) -> tuple[list[str], str]:
+def copy_checked(layout: Layout, catalog: Catalog, pace: Pace) -> tuple[list[str], str]:
     """What is wrong with the catalog's structure, and why it was not looked at, if so."""
     info, page = catalog.env.info(), catalog.env.stat()["psize"]
     size = (info["last_pgno"] + 1) * page
-    for left in layout.run.glob("audit.*"):  # by a process that was killed
+    for left in layout.run.glob("structure.*"):  # by a process that was killed
         if not os.path.exists(f"/proc/{left.suffix[1:]}"):  # noqa: PTH110 (a process, not a file)
             left.unlink(missing_ok=True)
     free = free_bytes(layout.data_dir)
     if free < size + AUDIT_FREE_BYTES:
         return [], f"a copy of the catalog takes {size} bytes and has to leave {AUDIT_FREE_BYTES}, {free} are free"
-    copy = layout.run / f"audit.{os.getpid()}"
+    copy = layout.run / f"structure.{os.getpid()}"
     try:
         copy.unlink(missing_ok=True)
         catalog.env.copy(str(copy))
         pace.read(2 * size)
-        return audit(copy), ""
+        return check(copy), ""
     except OSError as e:
         return [], f"no copy of the catalog could be made: {e}"
     finally:

@@ -63,7 +63,7 @@ def facts(path: Path) -> dict[str, Any] | None:
         "finished_at": r.finished_at, "seconds": round((r.finished_at - r.begun_at) / 1e9, 3),
         "generation": r.generation, "files": r.files, "values": r.values, "read_bytes": r.read_bytes,
         "damaged": r.damaged, "mended": last.mended, "left": last.left_count, "left_names": last.left,
-        "structure": r.structure, "unaudited": r.unaudited,
+        "structure": r.structure, "unchecked": r.unchecked,
     }  # fmt: skip
 
 
@@ -127,8 +127,8 @@ class Scrubbing:
         if report.damaged:
             some = "; ".join(left[:3]) or "none"
             log.error("scrubbed: %d damaged, %d mended; left: %s", report.damaged, mended, some)
-        if report.unaudited:
-            log.warning("the catalog's structure was not looked at: %s", report.unaudited)
+        if report.unchecked:
+            log.warning("the catalog's structure was not looked at: %s", report.unchecked)
         try:
             replace(self.worker.layout.scrub, msgspec.json.encode(Mended(report, mended, left[:LEFT_MAX], len(left))))
         except OSError as e:

@@ -65,7 +65,7 @@ def test_what_the_doctor_finds_the_engine_mends_when_asked(ready: Engine) -> Non
     assert not [f for f in rest if f["severity"] == "problem"]
     scrub = engine.facts()["scrub"]
     assert (scrub["damaged"], scrub["mended"], scrub["left"]) == (2, 2, 0)
-    assert (scrub["structure"], scrub["unaudited"]) == ([], "")
+    assert (scrub["structure"], scrub["unchecked"]) == ([], "")
     assert engine.manifest().revisions == {0: 1}
     assert {path.name.partition("-")[2] for path, _ in quarantine.listed(engine.layout)} == {
         bad.file, engine.layout.row_file(*before.row_file(0)).name,

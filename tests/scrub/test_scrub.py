@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.audit import audit
+from engine.structure import check
 from tests.events import several
 from tests.scrub.case import Case, Mended, send
 from tests.scrub.damage import HARMLESS, PAGE, WEIGHTS, Damage, Places, draw, kind_of
@@ -96,6 +96,6 @@ def test_every_bit_of_the_head_in_use_is_seen_or_means_nothing(tmp_path: Path) -
             blob[at] ^= 1 << bit
             path.write_bytes(blob)
             blob[at] ^= 1 << bit
-            if not audit(path):
+            if not check(path):
                 unseen.append((at % PAGE, bit))
     assert set(unseen) <= {(144, 1)}

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from engine import quarantine, scrub, scrubbing
-from engine.audit import audit
 from engine.config import Config, Store, load
 from engine.counter import Counter
 from engine.errors import BootError, ConfigError, CorruptionError
@@ -21,6 +20,7 @@ from engine.layout import Layout
 from engine.rows import AbsentRows
 from engine.scrub import Pace, Report
 from engine.scrubbing import Mended, Scrubbing
+from engine.structure import check
 from tests.events import several
 from tests.store_fixture import ROWS, flip
 from tests.store_fixture import Store as Opened
@@ -76,36 +76,36 @@ def test_what_was_replaced_meanwhile_is_not_damaged(store: Opened, monkeypatch: 
 
 def test_a_copy_of_the_catalog_finds_room_or_is_not_made(store: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     store.publish(several(100))
-    assert scrub.copy_audited(store.layout, store.catalog, Pace()) == ([], "")
+    assert scrub.copy_checked(store.layout, store.catalog, Pace()) == ([], "")
     monkeypatch.setattr(scrub, "free_bytes", lambda folder: 1_000)
-    found, why = scrub.copy_audited(store.layout, store.catalog, Pace())
+    found, why = scrub.copy_checked(store.layout, store.catalog, Pace())
     assert found == [] and "1000 are free" in why
-    assert list(store.layout.run.glob("audit.*")) == []
+    assert list(store.layout.run.glob("structure.*")) == []
 
 
 def test_a_copy_that_a_killed_process_left_is_removed(store: Opened) -> None:
-    (store.layout.run / "audit.999999999").write_bytes(b"left")
-    scrub.copy_audited(store.layout, store.catalog, Pace())
-    assert list(store.layout.run.glob("audit.*")) == []
+    (store.layout.run / "structure.999999999").write_bytes(b"left")
+    scrub.copy_checked(store.layout, store.catalog, Pace())
+    assert list(store.layout.run.glob("structure.*")) == []
 
 
 # ---- the structure of a catalog -----------------------------------------------------------------------------------
 
 
-def test_an_audit_sees_sizes_of_nodes_and_the_list_of_free_pages(store: Opened, tmp_path: Path) -> None:
+def test_the_structure_tells_sizes_of_nodes_and_the_list_of_free_pages(store: Opened, tmp_path: Path) -> None:
     for n in range(4):
         store.publish(several(50, n * 50))
     blob, path = store.catalog.path.read_bytes(), tmp_path / "copy"
     path.write_bytes(blob)
-    assert audit(path) == []
+    assert check(path) == []
     at = blob.index(b"e000050\0test") - 2  # the size of its key
     path.write_bytes(blob)
     flip(path, at, 0x10)
-    assert audit(path)
+    assert check(path)
     path.write_bytes(blob[: len(blob) // 2])
-    assert audit(path)
+    assert check(path)
     path.write_bytes(b"")
-    assert audit(path)
+    assert check(path)
 
 
 def test_nothing_is_written_on_top_of_a_damaged_structure(store: Opened) -> None:

@@ -42,10 +42,8 @@ def test_who_ends_first_leaves_the_files_of_the_other_alone(store: Store, first:
     store.publish(several(50, 150))
 
     async def both() -> None:
-        worker: Any = SimpleNamespace(
-            layout=store.layout, config=SimpleNamespace(network=Network(), store=store.config.store)
-        )
-        upkeep = Upkeep(worker, store.publisher)
+        config: Any = SimpleNamespace(network=Network(), store=store.config.store)
+        upkeep = Upkeep(store.layout, config, store.publisher, lambda: None)
         upkeep.jobs, upkeep.merges = builds, merges = Slow(store), Slow(store)
         tasks = [asyncio.create_task(upkeep._merge()), asyncio.create_task(upkeep._index([2]))]
         await merges.built.wait()

@@ -32,7 +32,7 @@ _ROOT_IN_TREE = 40
 _NO_PAGE = (1 << 64) - 1
 
 
-def audit(path: Path) -> list[str]:
+def check(path: Path) -> list[str]:
     """What is wrong, the first FOUND_MAX; nothing for a file that is whole."""
     try:
         found: list[str] = verify(str(path), subdir=False)
