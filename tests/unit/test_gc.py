@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import pytest
-
 from engine import gc, switch
-from engine.build import Built, IndexJob, build_indexes
 from engine.rows import RowMap
-from engine.upkeep import Upkeep
 from tests.events import several
 from tests.store_fixture import Store
 
@@ -86,37 +80,3 @@ def test_what_a_switch_has_built_so_far_is_kept_until_it_is_given_up(store: Stor
     switch.give_up(store.publisher)
     assert names(store) == before
     store.check()
-
-
-def test_a_merge_that_ends_leaves_what_is_being_built_beside_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a build have no name before its commit."""
-    store.publish(several(150))
-    store.index()
-    store.publish(several(64, 150))  # row file 2 is full, and has no index yet
-    upkeep = Upkeep(store.layout, store.config, store.publisher, lambda: None)
-    unnamed = store.layout.index_file("attack-0000-000000000128-000000000192-0123abcd")
-
-    async def all_of_it() -> None:
-        merged = asyncio.Event()
-
-        async def merge(job: IndexJob) -> Built:
-            return build_indexes(store.layout, job.row_files, job.rows)
-
-        async def index(job: IndexJob) -> Built:
-            unnamed.write_bytes(b"a part of it")
-            await merged.wait()
-            assert unnamed.exists()
-            return build_indexes(store.layout, job.row_files, job.rows)
-
-        monkeypatch.setattr(upkeep.merges, "run", merge)
-        monkeypatch.setattr(upkeep.jobs, "run", index)
-        indexing = asyncio.create_task(upkeep._index([2]))
-        await asyncio.sleep(0)
-        await upkeep._merge()
-        merged.set()
-        await indexing
-
-    asyncio.run(all_of_it())
-    named = {i.file for i in store.publisher.manifest.indexes}
-    assert {path.name for path in store.layout.indexes.iterdir()} == named | {unnamed.name}
-    assert {(i.lo, i.hi) for i in store.publisher.manifest.indexes} == {(0, 128), (128, 192)}
