@@ -42,10 +42,25 @@ class Sockets(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     writers: Annotated[
         list[str],
         Meta(
-            description="Users (names or uids) who may write; empty: the engine's user, root, members of write_group."
+            description="Users (names or uids) who may write, beside the engine's own, root and members of write_group."
         ),
     ] = []
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Open connections of one worker.")] = 12_000
+
+
+class Access(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Roles, by user (name or uid) and group (@name or @gid), as the kernel and the user database know a peer. The
+    engine's own user and root have all of them."""
+
+    read: Annotated[list[str], Meta(description="Who may ask; empty: whoever may open the query socket.")] = []
+    ingest: Annotated[
+        list[str],
+        Meta(description="Who may store events; empty, here and below: sockets.writers and sockets.write_group."),
+    ] = []
+    label: Annotated[list[str], Meta(description="Who may label.")] = []
+    admin: Annotated[
+        list[str], Meta(description="Who may add, switch and remove models, measure, and store events of any time.")
+    ] = []
 
 
 class Readers(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,6 +178,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 15_000
     drain_ms: Annotated[Ms, Meta(description="How long a stop waits for requests under way.")] = 5_000
     sockets: Sockets = Sockets()
+    access: Access = Access()
     readers: Readers = Readers()
     ingest: Ingest = Ingest()
     store: Store = Store()

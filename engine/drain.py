@@ -25,11 +25,14 @@ import struct
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from engine.access import Allowed
+from engine.audit import Audit, File
 from engine.heartbeat import Page
 from engine.limits import LISTEN_BYTES_MAX, LISTEN_CONNECTIONS_MAX, LISTEN_READ_BYTES, RECORD_BYTES_MAX
 from engine.process import PARENT_GONE, die_with_parent, name_process, set_up_log
@@ -74,14 +77,16 @@ class Bounds(Struct):
 
 
 class Job(Struct):
-    """The one argument. sock, channel: file descriptors; counts: the file of the page; uids: who may write."""
+    """The one argument. sock, channel: file descriptors; counts: the file of the page; allowed: who may write; audit:
+    the file of the audit log."""
 
     sock: int
     channel: int
     parent: int
     path: str
     counts: str
-    uids: list[int]
+    allowed: Allowed
+    audit: str
     log_level: str
     bounds: Bounds
 
@@ -110,10 +115,11 @@ class Drain:
     """Reads, and hands on."""
 
     def __init__(
-        self, path: str, sock: socket.socket, channel: socket.socket, page: Page, uids: list[int], bounds: Bounds
-    ) -> None:
+        self, path: str, sock: socket.socket, channel: socket.socket, page: Page, allowed: Allowed, audit: Audit,
+        bounds: Bounds,
+    ) -> None:  # fmt: skip
         self._path, self._sock, self._channel, self._page = path, sock, channel, page
-        self._uids, self._bounds = frozenset(uids), bounds
+        self._allowed, self._audit, self._bounds = allowed, audit, bounds
         self._pieces: deque[Piece] = deque()
         self._held = 0  # bytes read and not stored, and PIECE_BYTES for each piece
         self._handed = 0  # of them, for the piece that the worker has
@@ -133,6 +139,7 @@ class Drain:
                 for key, _ in self._selector.select(TURN_S):
                     key.data()
                 self._page.add("turns")
+                self._audit.flush()
                 self._listen_again()
                 if self._stopping and not self._ended:
                     self._stop()
@@ -205,10 +212,11 @@ class Drain:
             self._accept_later(e)
             return False
         sock.setblocking(False)
-        pid, uid, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        pid, uid, gid = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         refused = ""
-        if uid not in self._uids:
-            refused = "may not write here; add it to sockets.writers or to the group sockets.write_group"
+        if not self._allowed.has(uid, gid):
+            refused = "may not write here; access.ingest names who may (sockets.writers, where it does not)"
+            self._audit.add(uid, pid, "ingest", f"connect to {Path(self._path).name}", "DENIED")
         elif len(self._peers) >= self._bounds.connections_max:
             refused = f"is one too many: {self._bounds.connections_max} are connected"
         if refused:
@@ -328,7 +336,11 @@ def main() -> int:
     set_up_log("listen", job.log_level)
     sock, channel = socket.socket(fileno=job.sock), socket.socket(fileno=job.channel)
     page = Page(job.counts, SLOTS)
-    return Drain(job.path, sock, channel, page, job.uids, job.bounds).run()
+    audit = Audit("listen", File(Path(job.audit)).write)
+    try:
+        return Drain(job.path, sock, channel, page, job.allowed, audit, job.bounds).run()
+    finally:
+        audit.flush(all=True)
 
 
 if __name__ == "__main__":

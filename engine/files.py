@@ -4,13 +4,17 @@ Always true
   - A file appears under its name only after its bytes are durable: tmp with a unique name, fdatasync every 8 MiB (one
     fsync of 600 MiB stalls everybody else's), fsync, rename, fsync of the directory.
   - A mapped file is never truncated or overwritten; a new content is a new file.
+  - What is opened to be written to is a plain file of ours with one name (`open_ours`): a link, a pipe or a second name
+    of another file that somebody planted in its place is refused, and not waited for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +42,23 @@ def free_bytes(folder: Path) -> int:
     """What an ordinary user may still write there."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def open_ours(path: Path | str, flags: int) -> int:
+    """The fd of a file that is written to by its name; created 0600 with O_CREAT. Raises OSError, also for what is no
+    plain file, belongs to somebody else or has a second name."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        why = "it is no plain file"
+    elif found.st_uid != os.geteuid():
+        why = f"it belongs to uid {found.st_uid}"
+    elif found.st_nlink > 1:
+        why = "it has a second name (a hard link)"
+    else:
+        return fd
+    os.close(fd)
+    raise OSError(errno.EPERM, f"{why}; it is left alone, remove it yourself", str(path))
 
 
 def write_new(path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o600) -> None:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 1 << 17
 JOB, CONNECTION, SUSPECT = b"J", b"C", b"S"  # to the worker
-READY, COUNTS, CHECKED = b"R", b"N", b"K"  # from the worker
+READY, COUNTS, CHECKED, REPORT = b"R", b"N", b"K", b"A"  # from the worker
 FD = struct.Struct("=i")
 FD_SPACE = socket.CMSG_SPACE(FD.size)
 TOTALS = struct.Struct("<QQ")  # taken, closed
@@ -48,6 +48,7 @@ class Sender:
         self.sock = sock
         self.sent = self.taken = self.closed = 0
         self.ready = self.checked = False
+        self.on_report: Callable[[bytes], None] = lambda line: None
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -99,6 +100,8 @@ class Sender:
                 self.ready = True
             elif kind == CHECKED:
                 self.checked = True
+            elif kind == REPORT:
+                self.on_report(body)
             elif not message:
                 return False
 
@@ -139,6 +142,13 @@ class Receiver:
         """READY and CHECKED: sent once, and the channel is as good as empty then."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.send(kind)
+
+    def report(self, line: bytes) -> None:
+        """For the supervisor's audit log; lost, and said so, where the channel is full."""
+        try:
+            self.sock.send(REPORT + line)
+        except OSError as e:
+            log.warning("the supervisor takes no line for its audit log: %s", e)
 
     def closed_one(self) -> None:
         """A connection that on_connection got is closed."""

@@ -12,12 +12,9 @@ Always true
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import grp
 import logging
 import os
-import pwd
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -27,12 +24,11 @@ from typing import Any
 
 import msgspec
 
-from engine import facts, gauges, heartbeat, lag, listen, lock, switch
+from engine import access, facts, gauges, heartbeat, lag, listen, lock, switch
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
     BadRequestError,
-    BootError,
     DeniedError,
     EngineError,
     NoSpaceError,
@@ -80,6 +76,17 @@ FOLLOW_BYTES = 1 << 18  # read and stored at once: embedding new texts holds up 
 AGAIN_S = 10.0  # a source that failed is begun again
 LAG_EVERY_S = 1.0
 LAG_SHARE_MAX = 0.02  # of the time is spent on reporting it
+ORDERS: dict[type, tuple[access.Role, str]] = {  # the role that each needs, and what the command line calls it
+    Ingest: ("ingest", "ingest"),
+    Label: ("label", "label"),
+    AddModel: ("admin", "models add"),
+    UseModel: ("admin", "models use"),
+    RollbackModel: ("admin", "models rollback"),
+    ForgetModel: ("admin", "models gc"),
+    Measure: ("admin", "measure"),
+    Scrub: ("admin", "scrub"),
+}
+MAY = "access.ingest, access.label and access.admin name who may what (sockets.writers, where they do not)"
 
 
 class IngestWorker:
@@ -95,7 +102,7 @@ class IngestWorker:
         self.upkeep = Upkeep(worker.layout, worker.config, publisher, worker.stamp)
         self.scrubbing = Scrubbing(worker, self.upkeep)
         self.measuring = Measuring(worker, lambda: self.publisher.manifest)
-        self.writers = _writers(self.config.sockets.writers, self.config.sockets.write_group)
+        self.access = access.access(self.config)
         self.tasks: set[asyncio.Task[None]] = set()
         self.followers: dict[str, Follower] = {}
         self.listeners: dict[str, listen.Listener] = {}
@@ -104,7 +111,7 @@ class IngestWorker:
         self.server = Server(
             role="write", handle=self.handle, generation=lambda: self.publisher.manifest.generation,
             name=worker.role, version=VERSION, other_socket=str(worker.layout.query_socket),
-            bounds=Bounds(connections_max=self.config.sockets.connections_max),
+            bounds=Bounds(connections_max=self.config.sockets.connections_max), admit=self.admit,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -151,7 +158,37 @@ class IngestWorker:
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
+    def admit(self, connection: Connection) -> str:
+        connection.roles = access.roles_of(self.access, connection.uid, connection.gid)
+        if connection.roles & access.WRITING:
+            return ""
+        self.worker.audit.add(connection.uid, connection.pid, "ingest", "connect", "DENIED")
+        return f"user {access.user(connection.uid)} may not write here; {MAY}"
+
     def handle(self, connection: Connection, request: Request) -> None:
+        role, what = ORDERS.get(type(request), (None, ""))
+        if role is not None and role not in connection.roles:
+            who = access.user(connection.uid)
+            log.warning("denied: %s by uid %d pid %d (%s)", what, connection.uid, connection.pid, connection.client)
+            self._audit(connection, request, DeniedError.code.name)
+            raise DeniedError(f"user {who} may not {what} here; {MAY}")
+        try:
+            self._handle(connection, request)
+        except Exception as e:
+            self._audit(connection, request, _outcome(e))
+            raise
+
+    def _audit(self, connection: Connection, request: Request, outcome: str, *, events: int = 0) -> None:
+        """A write, an order, or a refusal. Writes of events are summed up, orders never."""
+        role, what = ORDERS.get(type(request), (None, ""))
+        if role is not None:
+            denied = outcome == DeniedError.code.name
+            self.worker.audit.add(
+                connection.uid, connection.pid, role, what, outcome, "" if denied else _object(request),
+                events=events, alone=not denied and not isinstance(request, Ingest),
+            )  # fmt: skip
+
+    def _handle(self, connection: Connection, request: Request) -> None:
         generation = self.publisher.manifest.generation
         match request:
             case Ping():
@@ -164,16 +201,14 @@ class IngestWorker:
                         found = facts.info(view, self.config)
                 connection.reply(Facts(request.request_id, generation, found))
             case Ingest():
-                self._may_write(connection, "ingest")
                 self._on_ingest(connection, request)
             case Label():
-                self._may_write(connection, "label")
                 self.save_all()
-                by = request.by or _user(connection.uid)
+                by = request.by or access.user(connection.uid)
                 found_generation = self.publisher.annotate(request.id, request.label, by)
+                self._audit(connection, request, "done")
                 connection.reply(Done(request.request_id, found_generation))
             case AddModel():
-                self._may_write(connection, "models")
                 models = embed_models.vetted(request.files)
                 if models.version != request.version:
                     raise BadRequestError(f"the card says version {models.version!r}, the request {request.version!r}")
@@ -183,25 +218,22 @@ class IngestWorker:
                     say_if_full(e, "version")
                     raise
                 self.publisher.know_cards()
+                self._audit(connection, request, "done")
                 connection.reply(Done(request.request_id, generation, {"version": models.version}))
             case UseModel():
-                self._may_write(connection, "models")
                 self._on_switch(connection, request, partial(self.upkeep.use_model, request.version))
             case RollbackModel():
-                self._may_write(connection, "models")
                 self._on_switch(connection, request, self.upkeep.roll_back)
             case ForgetModel():
-                self._may_write(connection, "models")
                 kept = self.publisher.manifest.kept
                 freed = switch.forget(self.publisher)
                 found_generation = self.publisher.manifest.generation
                 gone = {"version": kept.model if kept else "", "bytes": freed}
+                self._audit(connection, request, "done")
                 connection.reply(Done(request.request_id, found_generation, gone))
             case Measure():
-                self._may_write(connection, "measure")
                 self._spawn(self._on_measure(connection, request))
             case Scrub():
-                self._may_write(connection, "scrub")
                 self._spawn(self._on_scrub(connection, request))
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
@@ -211,6 +243,7 @@ class IngestWorker:
     ) -> None:
         def done(error: Exception | None) -> None:
             manifest = self.publisher.manifest
+            self._audit(connection, request, _outcome(error))
             if error is not None:
                 connection.fail(request.request_id, error)
             else:
@@ -223,8 +256,10 @@ class IngestWorker:
         try:
             measured = await self.measuring.ask(request.sample, request.seed)
         except EngineError as e:
+            self._audit(connection, request, _outcome(e))
             connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
             return
+        self._audit(connection, request, "done")
         found = gauges.facts(self.worker.layout, measured, self.config.upgrade, whole=True)
         connection.reply(Done(request.request_id, measured.generation, found))
 
@@ -235,14 +270,6 @@ class IngestWorker:
             connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
             return
         connection.reply(Done(request.request_id, self.publisher.manifest.generation, found))
-
-    def _may_write(self, connection: Connection, what: str) -> None:
-        if connection.uid not in self.writers:
-            log.warning("denied: %s by uid %d pid %d (%s)", what, connection.uid, connection.pid, connection.client)
-            raise DeniedError(
-                f"user {_user(connection.uid)} may not {what} here; add it to sockets.writers or to the group that "
-                "owns the write socket"
-            )
 
     def _on_ingest(self, connection: Connection, request: Ingest) -> None:
         size = len(request.events) + len(request.actions)
@@ -255,8 +282,10 @@ class IngestWorker:
 
         def done(outcome: Outcome | Exception) -> None:
             if isinstance(outcome, Exception):
+                self._audit(connection, request, _outcome(outcome))
                 connection.fail(request.request_id, outcome, retry_after_ms=RETRY_AFTER_MS)
                 return
+            self._audit(connection, request, "done", events=outcome.accepted)
             letters = str(self.worker.layout.dead_letters) if outcome.rejects else ""
             connection.reply(
                 Ingested(
@@ -267,7 +296,12 @@ class IngestWorker:
 
         self.submit(
             Submission(
-                request.format, request.events, request.rejects, done, source=request.source, actions=request.actions,
+                request.format,
+                request.events,
+                request.rejects,
+                done,
+                source=request.source,
+                actions=request.actions,
                 not_ip=request.not_ip,
             )
         )
@@ -429,7 +463,7 @@ class IngestWorker:
         intake = listen.Intake(spec_of(name, source, self.config), source.format)
         listener = self.listeners[name] = listen.Listener(
             lag.listen_path(self.worker.layout, source), int(sockets.write_mode, 8), sockets.write_group,
-            self.worker.layout.listen_counts(name), self.writers,
+            self.worker.layout.listen_counts(name), self.access["ingest"], self.worker.layout.audit,
         )  # fmt: skip
         self.lag.error(name)
         try:
@@ -500,30 +534,23 @@ def spec_of(name: str, source: Source, config: Config) -> SourceSpec:
     )  # fmt: skip
 
 
-def _writers(given: list[str], group: str) -> frozenset[int]:
-    """uids that may write. Raises BootError for an unknown name."""
-    out = {os.geteuid(), 0}
-    for name in given:
-        try:
-            out.add(int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid)
-        except KeyError as e:
-            raise BootError(f"sockets.writers: no user {name!r} on this machine") from e
-    if group:
-        try:
-            members = grp.getgrnam(group).gr_mem
-        except KeyError as e:
-            raise BootError(f"sockets.write_group: no group {group!r} on this machine") from e
-        for member in members:
-            with contextlib.suppress(KeyError):
-                out.add(pwd.getpwnam(member).pw_uid)
-    return frozenset(out)
+def _object(request: Request) -> str:
+    """What it was about; of an event its id and nothing else."""
+    match request:
+        case Ingest():
+            return request.source
+        case Label():
+            return request.id
+        case AddModel() | UseModel():
+            return request.version
+    return ""
 
 
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+def _outcome(error: Exception | None) -> str:
+    """For the audit log: an error's code."""
+    if error is None:
+        return "done"
+    return error.code.name if isinstance(error, EngineError) else "INTERNAL"
 
 
 def main(worker: Worker) -> int:

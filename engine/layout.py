@@ -76,6 +76,11 @@ class Layout(NamedTuple):
         return self.run / f"{role}.heartbeat"
 
     @property
+    def audit(self) -> Path:
+        """Who did what (engine/audit.py)."""
+        return self.run / "audit.ndjson"
+
+    @property
     def sources(self) -> Path:
         """What the ingest worker follows and listens on, as it last said (engine/lag.py)."""
         return self.run / "sources.json"

@@ -18,11 +18,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from engine.access import Allowed
 from engine.drain import HEAD, MORE, SLOTS, STOP, Bounds, Counts, Job, Piece, counts_of
 from engine.errors import SourceError
 from engine.heartbeat import Page
@@ -40,9 +40,16 @@ class Listener:
     """The socket and its process. Raises BootError, ConfigError where it cannot be bound, OSError."""
 
     def __init__(
-        self, path: Path, mode: int, group: str, counts: Path, uids: Iterable[int], bounds: Bounds | None = None
+        self,
+        path: Path,
+        mode: int,
+        group: str,
+        counts: Path,
+        allowed: Allowed,
+        audit: Path,
+        bounds: Bounds | None = None,
     ) -> None:
-        """counts: the file of its Page; uids: who may write."""
+        """counts: the file of its Page; allowed: who may write; audit: the file that says who was refused."""
         self.path = path
         check_private(path.parent)
         with contextlib.ExitStack() as undo:
@@ -57,7 +64,7 @@ class Listener:
             self._channel.setblocking(False)
             theirs.setblocking(False)
             job = Job(
-                self._sock.fileno(), theirs.fileno(), os.getpid(), str(path), str(counts), list(uids),
+                self._sock.fileno(), theirs.fileno(), os.getpid(), str(path), str(counts), allowed, str(audit),
                 logging.getLevelName(log.getEffectiveLevel()), bounds or Bounds(),
             )  # fmt: skip
             with theirs:

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import Raw
 
-from engine import facts, filters
+from engine import access, facts, filters
 from engine.catalog import Catalog, View
 from engine.classify import Classifying, options_of
 from engine.columns import Columns
@@ -126,10 +126,11 @@ class Reader:
         self.watchers: dict[tuple[Connection, int], int] = {}
         self.watching: asyncio.TimerHandle | None = None
         self.scheduled = False
+        self.may_read = access.access(self.config)["read"]
         self.server = Server(
             role="read", handle=self.handle, generation=lambda: self.counter.value, name=worker.role, version=VERSION,
             other_socket=str(worker.layout.write_socket),
-            bounds=Bounds(connections_max=self.config.sockets.connections_max),
+            bounds=Bounds(connections_max=self.config.sockets.connections_max), admit=self.admit,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -157,6 +158,12 @@ class Reader:
             path = self.worker.layout.model(snapshot.manifest.model)
             self.models = load_models(path, self.catalog, self.config.network.internal)
         return snapshot, self.models
+
+    def admit(self, connection: Connection) -> str:
+        if self.may_read.has(connection.uid, connection.gid):
+            return ""
+        self.worker.audit.add(connection.uid, connection.pid, "read", "connect", "DENIED")
+        return f"user {access.user(connection.uid)} may not ask here; access.read names who may"
 
     # ---- arrival --------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ from typing import NamedTuple
 import msgspec
 
 from engine import handoff, notify
+from engine.audit import SUM_S, SUMS_MAX, Audit, File
+from engine.audit import decode as decode_line
+from engine.audit import encode as encode_line
 from engine.config import Config
 from engine.errors import BootError, ConfigError, EngineError
 from engine.heartbeat import Heartbeat
@@ -55,6 +58,7 @@ SILENT_NS = 1_000_000_000  # a worker that long without a stamp gets connections
 RETRY_S = 0.02  # when a channel was full
 START_PATIENCE = 10  # a worker that is not ready yet may be silent so many times longer
 SAME_SIGNAL_S = 0.5  # timeout(1) and others send SIGTERM twice at once, to us and to our group: that is one
+REPORTS_MAX = 4 * SUMS_MAX  # lines for the audit log that a worker may send in SUM_S; it sums up itself
 CHECK_S_MAX = 10.0  # how long crashing readers wait for the ingest worker's checks
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs", "lustre"})
 
@@ -71,6 +75,7 @@ class _Slot:
         self.pidfd = -1
         self.sender: handoff.Sender | None = None
         self.starts = 0
+        self.reports, self.reports_since_s = 0, 0.0
         self.due_s = math.inf
         self.kill_s = math.inf
         self.rolling = self.given_up = False
@@ -119,6 +124,9 @@ class Supervisor:
         secure(self.layout, config)
         raise_limits()
         lock(self.layout, stack)
+        file = File(self.layout.audit)
+        stack.callback(file.close)
+        self.audit_file, self.audit = file, Audit("supervisor", file.write)
         self.listeners = listen(self.layout, config, stack)
         self.held: dict[str, socket.socket] = {}  # accepted, but its worker's channel was full
         for stale in self.layout.run.glob("*.heartbeat"):
@@ -149,6 +157,7 @@ class Supervisor:
 
     def run(self) -> int:
         self.ingest.due_s = 0.0
+        self._note("start")
         try:
             while self.status is None:
                 now_s = self._turn()
@@ -224,6 +233,7 @@ class Supervisor:
             raise
         finally:
             theirs.close()
+        sender.on_report = lambda line: self._on_report(slot, line)
         slot.process, slot.sender, slot.kill_s = process, sender, math.inf
         self.selector.register(slot.pidfd, selectors.EVENT_READ, lambda: self._reap(slot))
         self.selector.register(sender, selectors.EVENT_READ, lambda: self._hear(slot))
@@ -240,6 +250,28 @@ class Supervisor:
             log.info("%s is ready", slot.role)
             slot.policy.on_ready(time.monotonic())
             self._on_ready(slot)
+
+    def _on_report(self, slot: _Slot, line: bytes) -> None:
+        """A line of a worker that may not write the audit log itself. It is believed no more than it must be: it is
+        marked as the worker's, and bounded."""
+        now_s = time.monotonic()
+        if now_s - slot.reports_since_s >= SUM_S:
+            slot.reports, slot.reports_since_s = 0, now_s
+        slot.reports += 1
+        if slot.reports > REPORTS_MAX:
+            if slot.reports == REPORTS_MAX + 1:
+                log.error("%s sends more than %d lines for the audit log: the rest is left out", slot.role, REPORTS_MAX)
+            return
+        try:
+            found = decode_line(line)
+        except (msgspec.MsgspecError, RecursionError):
+            log.error("%s sent a line for the audit log that is none", slot.role)
+            return
+        self.audit_file.write(encode_line(msgspec.structs.replace(found, process=slot.role)))
+
+    def _note(self, what: str) -> None:
+        """What was done to the engine as a whole; a signal does not say who sent it."""
+        self.audit.add(os.getuid(), os.getpid(), "admin", what, "done", alone=True)
 
     def _on_ready(self, slot: _Slot) -> None:
         if slot is self.ingest:
@@ -390,6 +422,7 @@ class Supervisor:
                     self.asked_s, self.status = now_s, 0
             elif number == signal.SIGHUP and self.started and not self.roll:
                 log.info("SIGHUP: rolling %d readers", len(self.readers))
+                self._note("reload")
                 notify.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}")
                 self.roll.extend(slot for slot in self.slots if slot.kind == "reader" or slot.given_up)
 
@@ -414,6 +447,7 @@ class Supervisor:
 
     def _stop(self, status: int) -> int:
         notify.notify("STOPPING=1")
+        self._note("stop")
         for listener in self.listeners:
             with contextlib.suppress(KeyError):
                 self.selector.unregister(listener.sock)

@@ -27,6 +27,7 @@ import msgspec
 import uvloop
 
 from engine import handoff
+from engine.audit import Audit, File
 from engine.config import Config
 from engine.errors import BootError, CorruptionError, EngineError
 from engine.heartbeat import Heartbeat
@@ -58,6 +59,8 @@ class Worker:
         self.layout = Layout(Path(job.config.data_dir))
         self.heartbeat = Heartbeat(self.layout.heartbeat(job.role))
         self.heartbeat.put(pid=os.getpid())
+        # a reader opens nothing to write to it: the supervisor does
+        self.audit = Audit(job.role, File(self.layout.audit).write if job.role == "ingest" else receiver.report)
         self.stopping = asyncio.Event()
         self.supervisor = job.supervisor
         self._receiver = receiver
@@ -125,12 +128,14 @@ class Worker:
             return await main or 0
         finally:
             stamping.cancel()
+            self.audit.flush(all=True)
             self._receiver.stop()
 
     async def _stamp_always(self) -> None:
         every_s = min(STAMP_S_MAX, self.config.hang_after_ms / 4_000)
         while True:
             self.stamp()
+            self.audit.flush()
             await asyncio.sleep(every_s)
 
     def _stop(self) -> None:

@@ -1,7 +1,8 @@
 """The engine's side of a connection: frames in, typed requests to a handler, replies out in any order.
 
 Always true
-  - Nothing is handled before a Hello of a version spoken here; it must come within Bounds.hello_s.
+  - Nothing is handled before a Hello of a version spoken here by a peer that `admit` lets in; it must come within
+    Bounds.hello_s.
   - A request handed to the handler is `pending` until its last reply, its Cancel, or the end of the connection. A reply
     to a request that is not pending is dropped, so a handler never has to check.
   - Everything a peer can make us hold is bounded: half a frame (in bytes and seconds), pending requests, unread replies
@@ -112,10 +113,12 @@ class Server:
         other_socket: str = "",
         bounds: Bounds = Bounds(),  # noqa: B008 - immutable
         on_close: Callable[[], None] = lambda: None,
+        admit: Callable[[Connection], str] = lambda connection: "",
     ) -> None:
+        """admit: why a peer is refused (DENIED), once it has said Hello; "": it is not. It may set connection.roles."""
         self.role, self.handle, self.generation = role, handle, generation
         self.name, self.version, self.other_socket = name, version, other_socket
-        self.bounds, self.on_close = bounds, on_close
+        self.bounds, self.on_close, self.admit = bounds, on_close, admit
         self.connections: set[Connection] = set()
         self.counters = Counters()
         self.draining = False
@@ -178,12 +181,14 @@ class Server:
 
 
 class Connection(asyncio.Protocol):
-    """One peer. uid, gid and pid are the kernel's word (SO_PEERCRED), read once; -1 where it has none."""
+    """One peer. uid, gid and pid are the kernel's word (SO_PEERCRED), read once; -1 where it has none. roles: what
+    `admit` made of them."""
 
     def __init__(self, server: Server, sock: socket.socket, refusal: str = "") -> None:
         self.server = server
         self._refusal = refusal
         self.client = ""
+        self.roles: frozenset[str] = frozenset()
         try:
             cred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             self.pid, self.uid, self.gid = struct.unpack("iII", cred)
@@ -334,6 +339,8 @@ class Connection(asyncio.Protocol):
             self._end(ErrorCode.VERSION, f"protocol {hello.protocol} is not spoken; {spoken}", hello.request_id)
         elif self._refusal:
             self._end(ErrorCode.OVERLOADED, self._refusal, hello.request_id)
+        elif why := self.server.admit(self):
+            self._end(ErrorCode.DENIED, why, hello.request_id)
         else:
             self._greeted = True
             self._cancel_read_timer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.access import Allowed
 from engine.drain import PIECE_BYTES, Bounds, Counts, Drain, Peer, Piece
 from engine.errors import BootError, SourceError
 from engine.limits import RECORD_BYTES_MAX
@@ -36,8 +38,8 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
     def make(allowed: bool = True, path: Path = tmp_path / "eve.sock", **bounds: int) -> Listener:
         close()
-        uids = [os.getuid()] if allowed else []
-        made.append(Listener(path, 0o660, "", tmp_path / "counts", uids, Bounds(**bounds)))
+        who = Allowed(frozenset({os.getuid()} if allowed else ()))
+        made.append(Listener(path, 0o660, "", tmp_path / "counts", who, tmp_path / "audit.ndjson", Bounds(**bounds)))
         return made[0]
 
     def close() -> None:
@@ -347,11 +349,13 @@ def test_its_process_goes_with_the_worker_and_is_light(begin: Begin) -> None:
         assert listener._process.wait(20) == PARENT_GONE
 
 
-def test_who_may_not_write_is_refused(begin: Begin) -> None:
+def test_who_may_not_write_is_refused(begin: Begin, tmp_path: Path) -> None:
     listener = begin(allowed=False)
     with connect(listener) as sock:
         assert sock.recv(1) == b""
     assert listener.counts() == Counts()
+    line = json.loads((tmp_path / "audit.ndjson").read_bytes())
+    assert (line["uid"], line["what"], line["outcome"]) == (os.getuid(), "connect to eve.sock", "DENIED")
 
 
 def test_no_more_connections_than_allowed(begin: Begin) -> None:
