@@ -10,7 +10,7 @@ say packages
 export DEBIAN_FRONTEND=noninteractive
 export ORT_DISABLE_TELEMETRY=1 # onnxruntime, in the export of the text model
 apt-get update -q
-apt-get install -y -q --no-install-recommends python3 python3-venv make rsync
+apt-get install -y -q --no-install-recommends python3 python3-venv make rsync libseccomp2
 
 say 'users and directories'
 # flowkin: runs the engine; its members may ask. flowkin-write: its members may also write.

@@ -128,6 +128,16 @@ def _environment(layout: Layout) -> Iterator[Finding]:
         beat = heartbeat.read(path)
         if beat and beat.pid and not os.path.exists(f"/proc/{beat.pid}"):  # noqa: PTH110 (a process, not a file)
             yield Finding("note", path.stem, f"pid {beat.pid} is gone; a running engine replaces it")
+        elif beat and beat.confine:
+            yield _confined(path.stem, bool(beat.landlock), bool(beat.seccomp))
+
+
+def _confined(role: str, landlock: bool, seccomp: bool) -> Finding:
+    """How far a reader is kept from what it need not do."""
+    if landlock and seccomp:
+        return Finding("ok", role, "is confined by Landlock and seccomp")
+    missing = " and ".join([*([] if landlock else ["Landlock"]), *([] if seccomp else ["seccomp (libseccomp2)"])])
+    return Finding("note", role, f"is not confined by {missing}: this machine has none of it; the log says more")
 
 
 def _files(layout: Layout, *, deep: bool) -> Iterator[Finding]:

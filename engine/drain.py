@@ -335,7 +335,7 @@ def main() -> int:
     name_process("listen")
     set_up_log("listen", job.log_level)
     sock, channel = socket.socket(fileno=job.sock), socket.socket(fileno=job.channel)
-    page = Page(job.counts, SLOTS)
+    page = Page(job.counts, SLOTS, write=True)
     audit = Audit("listen", File(Path(job.audit)).write)
     try:
         return Drain(job.path, sock, channel, page, job.allowed, audit, job.bounds).run()

@@ -20,23 +20,11 @@ from engine.errors import ModelError, NotReadyError
 from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
 from engine.manifest import Manifest
+from engine.process import memory_bytes
 from engine.switch import progress
 from engine.upgrade import RULES, Rule
 from engine.version import VERSION
 from ipc.event import FEATURE_COUNT
-
-
-def memory_bytes(pid: int) -> dict[str, int]:
-    """Private and proportional memory of a process from smaps_rollup; empty where it may not be read."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return {}
-    sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines[1:])}
-    return {
-        "private_bytes": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
-        "pss_bytes": sizes.get("Pss", 0),
-    }
 
 
 def disk_bytes(folder: Path) -> int:
@@ -60,7 +48,8 @@ def worker_facts(path: Path) -> dict[str, Any] | None:
         "pid": beat.pid, "connections": beat.connections, "requests": beat.requests, "errors": beat.errors,
         "generation": beat.generation, "restarts": beat.restarts,
         "stamp_age_ms": max(0, time.monotonic_ns() - beat.stamp_ns) // 1_000_000,
-        **memory_bytes(beat.pid),
+        **(memory_bytes(beat.pid) or {"private_bytes": beat.private_bytes, "pss_bytes": beat.pss_bytes}),
+        "confined": {"wanted": bool(beat.confine), "landlock": beat.landlock, "seccomp": bool(beat.seccomp)},
     }  # fmt: skip
 
 

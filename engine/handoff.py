@@ -24,8 +24,8 @@ from engine.limits import HANDOFF_BACKLOG_MAX
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 1 << 17
-JOB, CONNECTION, SUSPECT = b"J", b"C", b"S"  # to the worker
-READY, COUNTS, CHECKED, REPORT = b"R", b"N", b"K", b"A"  # from the worker
+JOB, CONNECTION, SUSPECT, MEASURED = b"J", b"C", b"S", b"M"  # to the worker
+READY, COUNTS, CHECKED, REPORT, MEASURE = b"R", b"N", b"K", b"A", b"W"  # from the worker
 FD = struct.Struct("=i")
 FD_SPACE = socket.CMSG_SPACE(FD.size)
 TOTALS = struct.Struct("<QQ")  # taken, closed
@@ -49,6 +49,7 @@ class Sender:
         self.sent = self.taken = self.closed = 0
         self.ready = self.checked = False
         self.on_report: Callable[[bytes], None] = lambda line: None
+        self.on_measure: Callable[[], None] = lambda: None
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -102,6 +103,8 @@ class Sender:
                 self.checked = True
             elif kind == REPORT:
                 self.on_report(body)
+            elif kind == MEASURE:
+                self.on_measure()
             elif not message:
                 return False
 
@@ -117,6 +120,7 @@ class Receiver:
         self.taken = self.closed = 0
         self.on_connection: Callable[[socket.socket], None] | None = None
         self.on_suspect: Callable[[str], None] | None = None
+        self.on_measured: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_end: Callable[[], None] = lambda: None
         self._reporting = False
@@ -142,6 +146,14 @@ class Receiver:
         """READY and CHECKED: sent once, and the channel is as good as empty then."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.send(kind)
+
+    def measure(self) -> bool:
+        """Ask for the workers' memory; on_measured comes then. False: the channel is full, or its other end gone."""
+        try:
+            self.sock.send(MEASURE)
+        except OSError:
+            return False
+        return True
 
     def report(self, line: bytes) -> None:
         """For the supervisor's audit log; lost, and said so, where the channel is full."""
@@ -171,6 +183,8 @@ class Receiver:
                     self.send(CHECKED)
                 else:
                     self.on_suspect(message[1:].decode("utf-8", "replace"))
+            elif message == MEASURED:
+                self.on_measured()
             elif not message:
                 self._end()
                 return

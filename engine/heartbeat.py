@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.files import open_ours
+
 PAGE_BYTES = 4096
 TEXT_AT = 2048
 TEXT_BYTES_MAX = 255
@@ -23,7 +25,10 @@ TEXT_BYTES_MAX = 255
 
 class Beat(NamedTuple):
     """A copy of a page. questions: events asked about without a filter; novel: those that had no close precedent.
-    damage: bytes met that disagreed with their checksums. searching: the space and file under search, "" when none."""
+    damage: bytes met that disagreed with their checksums.
+    private_bytes, pss_bytes: of memory, as the supervisor last measured for a worker that may not look at others.
+    landlock: the ABI that confines it, 0 none; seccomp: 1 where that does; confine: 1 where both were wanted.
+    searching: the space and file under search, "" when none."""
 
     stamp_ns: int = 0
     pid: int = 0
@@ -38,6 +43,11 @@ class Beat(NamedTuple):
     questions: int = 0
     novel: int = 0
     damage: int = 0
+    private_bytes: int = 0
+    pss_bytes: int = 0
+    confine: int = 0
+    landlock: int = 0
+    seccomp: int = 0
     searching: str = ""
 
 
@@ -46,17 +56,19 @@ SLOTS = Beat._fields[:-1]
 
 class Page:
     """A mapped page of named 8-byte slots, which outlives the process that writes it. Raises OSError when it cannot be
-    opened; a link in its place is refused."""
+    opened; what somebody planted in its place is refused."""
 
-    def __init__(self, path: Path | str, names: Sequence[str], *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        fd = os.open(path, flags, 0o600)
+    def __init__(self, path: Path | str, names: Sequence[str], *, write: bool = False, create: bool = False) -> None:
+        if write or create:
+            fd = open_ours(path, os.O_RDWR | (os.O_CREAT if create else 0))
+        else:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(f"{path} is not a file")
             if create:
                 os.posix_fallocate(fd, 0, PAGE_BYTES)
-            self._map = mmap.mmap(fd, PAGE_BYTES)
+            self._map = mmap.mmap(fd, PAGE_BYTES, access=mmap.ACCESS_WRITE if write or create else mmap.ACCESS_READ)
         finally:
             os.close(fd)
         self._slots = memoryview(self._map).cast("Q")
@@ -82,8 +94,8 @@ class Page:
 class Heartbeat(Page):
     """The page of one worker."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        super().__init__(path, SLOTS, create=create)
+    def __init__(self, path: Path, *, write: bool = False, create: bool = False) -> None:
+        super().__init__(path, SLOTS, write=write, create=create)
 
     def stamp(self) -> None:
         self._slots[0] = time.monotonic_ns()

@@ -65,3 +65,16 @@ def name_process(name: str) -> None:
     """As ps and top show it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(f"flowkin {name}"[:15])
+
+
+def memory_bytes(pid: int) -> dict[str, int]:
+    """Private and proportional memory of a process from smaps_rollup; empty where it may not be read."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return {}
+    sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines[1:])}
+    return {
+        "private_bytes": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
+        "pss_bytes": sizes.get("Pss", 0),
+    }

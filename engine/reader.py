@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import Raw
 
-from engine import access, facts, filters
+from engine import access, confine, facts, filters
 from engine.catalog import Catalog, View
 from engine.classify import Classifying, options_of
 from engine.columns import Columns
@@ -126,6 +126,8 @@ class Reader:
         self.watchers: dict[tuple[Connection, int], int] = {}
         self.watching: asyncio.TimerHandle | None = None
         self.scheduled = False
+        self.confined = confine.Confined()
+        self.tasks: set[asyncio.Task[None]] = set()
         self.may_read = access.access(self.config)["read"]
         self.server = Server(
             role="read", handle=self.handle, generation=lambda: self.counter.value, name=worker.role, version=VERSION,
@@ -134,6 +136,7 @@ class Reader:
         )  # fmt: skip
 
     async def run(self) -> None:
+        self._confine()  # before the first thread
         try:
             with self.catalog.read() as view:
                 snapshot, _ = self._take_over(view)
@@ -150,6 +153,19 @@ class Reader:
         self.thread.shutdown(wait=True, cancel_futures=True)
         self.snapshots.close()
         self.catalog.close()
+
+    def _confine(self) -> None:
+        """Before anything is read that a peer or a source could have made, and before the first thread. Open by now:
+        the heartbeat, the channel, the catalog with its lock file, the generation."""
+        how = self.config.readers.confine
+        if how == "off":
+            return
+        layout = self.worker.layout
+        found = confine.confine([layout.data_dir, *confine.libraries()], require=how == "require")
+        self.worker.heartbeat.put(confine=1, landlock=found.landlock, seccomp=int(found.seccomp))
+        if found.why:
+            log.warning("confined by %s only: %s", found, found.why)
+        self.confined = found
 
     def _take_over(self, view: View) -> tuple[Snapshot, ModelSet]:
         """Snapshot and models of the generation that this transaction sees."""
@@ -175,7 +191,9 @@ class Reader:
             )  # fmt: skip
             return
         pending = Pending(connection, request, time.monotonic())
-        if isinstance(request, SearchText | QueryEvent) or (isinstance(request, Classify) and request.events):
+        if isinstance(request, Stats) and self.confined.landlock:
+            self._measure(pending)
+        elif isinstance(request, SearchText | QueryEvent) or (isinstance(request, Classify) and request.events):
             self._prepare(pending)
         else:
             self._queue(pending)
@@ -185,6 +203,16 @@ class Reader:
         if not self.scheduled:
             self.scheduled = True
             self.worker.loop.call_soon(self._serve)
+
+    def _measure(self, pending: Pending) -> None:
+        """The supervisor looks at the memory of the workers first."""
+
+        async def wait() -> None:
+            await self.worker.measured()
+            self._queue(pending)
+
+        self.tasks.add(task := self.worker.loop.create_task(wait()))
+        task.add_done_callback(self.tasks.discard)
 
     def _prepare(self, pending: Pending) -> None:
         """Embed in the thread, then queue. A pending with questions was embedded for a model no longer in use: its
@@ -541,4 +569,6 @@ def _ts(columns: Columns) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def main(worker: Worker) -> int:
+    if worker.config.readers.confine != "off":
+        confine.without_rings()
     return worker.run(Reader(worker).run())

@@ -38,7 +38,7 @@ from engine.config import Config
 from engine.errors import BootError, ConfigError, EngineError
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
-from engine.process import raise_limits, set_up_log
+from engine.process import memory_bytes, raise_limits, set_up_log
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
 from engine.sockets import bind, check_private, remove
 from engine.worker import Job
@@ -233,6 +233,7 @@ class Supervisor:
             raise
         finally:
             theirs.close()
+        sender.on_measure = lambda: self._on_measure(sender)
         sender.on_report = lambda line: self._on_report(slot, line)
         slot.process, slot.sender, slot.kill_s = process, sender, math.inf
         self.selector.register(slot.pidfd, selectors.EVENT_READ, lambda: self._reap(slot))
@@ -268,6 +269,13 @@ class Supervisor:
             log.error("%s sent a line for the audit log that is none", slot.role)
             return
         self.audit_file.write(encode_line(msgspec.structs.replace(found, process=slot.role)))
+
+    def _on_measure(self, sender: handoff.Sender) -> None:
+        """For a worker that may not look at other processes: a confined reader."""
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.beat.put(**memory_bytes(slot.process.pid))
+        sender.send(handoff.MEASURED)
 
     def _note(self, what: str) -> None:
         """What was done to the engine as a whole; a signal does not say who sent it."""

@@ -13,6 +13,7 @@ Always true
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -38,6 +39,7 @@ from ipc.server import Server
 log = logging.getLogger("engine.worker")
 
 STAMP_S_MAX = 0.25
+MEASURED_S_MAX = 1.0
 LEAVE_S = 1.0  # what is left of us once the supervisor is gone
 
 
@@ -57,7 +59,7 @@ class Worker:
     def __init__(self, job: Job, receiver: handoff.Receiver) -> None:
         self.role, self.index, self.config = job.role, job.index, job.config
         self.layout = Layout(Path(job.config.data_dir))
-        self.heartbeat = Heartbeat(self.layout.heartbeat(job.role))
+        self.heartbeat = Heartbeat(self.layout.heartbeat(job.role), write=True)
         self.heartbeat.put(pid=os.getpid())
         # a reader opens nothing to write to it: the supervisor does
         self.audit = Audit(job.role, File(self.layout.audit).write if job.role == "ingest" else receiver.report)
@@ -65,6 +67,8 @@ class Worker:
         self.supervisor = job.supervisor
         self._receiver = receiver
         self._server: Server | None = None
+        self._measured: asyncio.Future[None] | None = None
+        receiver.on_measured = self._on_measured
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -118,6 +122,22 @@ class Worker:
 
     def checked(self) -> None:
         self._receiver.send(handoff.CHECKED)
+
+    async def measured(self) -> None:
+        """The memory of all workers stands in their heartbeats, measured now by the supervisor; as it was before where
+        that has no time."""
+        if self._measured is None:
+            self._measured = self.loop.create_future()
+            if not self._receiver.measure():
+                self._on_measured()
+                return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._measured), MEASURED_S_MAX)
+
+    def _on_measured(self) -> None:
+        future, self._measured = self._measured, None
+        if future is not None:
+            future.set_result(None)
 
     async def _run(self, main: Coroutine[Any, Any, int | None]) -> int:
         loop = self.loop

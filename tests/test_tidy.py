@@ -63,6 +63,20 @@ def test_nothing_is_unpickled_and_nothing_evaluated() -> None:
         assert not calls & {"eval", "exec"}, name
 
 
+def test_nothing_loads_objects_nor_runs_a_shell() -> None:
+    """numpy and torch unpickle where they are told to (or not told not to); a shell takes apart what it is given."""
+    for name, tree in modules(*PACKAGES, "bench", "tests"):
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            assert given.get("allow_pickle", "False") == "False", name
+            assert given.get("shell") != "True", name
+            called = ast.unparse(call.func)
+            assert called not in ("os.system", "os.popen", "yaml.load", "yaml.unsafe_load"), name
+            assert called != "torch.load" or given.get("weights_only") == "True", name
+            if name.startswith(("engine/", "ipc/", "cli/")):  # decoding to a type bounds what a message can become
+                assert called not in ("msgpack.unpackb", "msgpack.unpack", "msgpack.Unpacker"), name
+
+
 def test_every_module_says_what_it_is() -> None:
     bare = [name for name, tree in modules(*PACKAGES) if tree.body and not ast.get_docstring(tree)]
     assert bare == []
