@@ -153,6 +153,17 @@ class Source(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sensor: Annotated[str, Meta(max_length=128, description="Name of the sensor, part of an event's identity.")] = ""
     timezone: Annotated[str, Meta(description="IANA timezone for times without one.")] = "UTC"
     poll_ms: Annotated[Ms, Meta(description="How often to look for new bytes.")] = 200
+    past_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=315_360_000,
+            description="Events older than this are refused, unless access.admin imports them; 0: of any age.",
+        ),
+    ] = 0
+    rate_max: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Events a second; more of them wait. 0: as many as can be stored.")
+    ] = 0
 
 
 class Quality(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

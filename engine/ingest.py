@@ -36,6 +36,7 @@ from engine.errors import (
     SourceError,
 )
 from engine.flows.split import Limits
+from engine.guard import Guard
 from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
 from engine.publish import Outcome, Publisher, Submission, say_if_full
@@ -103,6 +104,7 @@ class IngestWorker:
         self.scrubbing = Scrubbing(worker, self.upkeep)
         self.measuring = Measuring(worker, lambda: self.publisher.manifest)
         self.access = access.access(self.config)
+        self.guard = Guard(self.config.sources)
         self.tasks: set[asyncio.Task[None]] = set()
         self.followers: dict[str, Follower] = {}
         self.listeners: dict[str, listen.Listener] = {}
@@ -279,6 +281,14 @@ class IngestWorker:
                 retry_after_ms=RETRY_AFTER_MS,
             )  # fmt: skip
             return
+        if (wait_s := self.guard.wait_s(request.source, size)) > 0:
+            error = OverloadedError(f"source {request.source!r} has brought its rate_max; send it again")
+            connection.fail(request.request_id, error, retry_after_ms=max(1, round(wait_s * 1_000)))
+            return
+        events, actions, rejects = request.events, request.actions, request.rejects
+        if "admin" not in connection.roles:
+            events, actions, late = self.guard.within(request.source, events, actions)
+            rejects = [*rejects, *late]
 
         def done(outcome: Outcome | Exception) -> None:
             if isinstance(outcome, Exception):
@@ -297,11 +307,11 @@ class IngestWorker:
         self.submit(
             Submission(
                 request.format,
-                request.events,
-                request.rejects,
+                events,
+                rejects,
                 done,
                 source=request.source,
-                actions=request.actions,
+                actions=actions,
                 not_ip=request.not_ip,
             )
         )
@@ -486,6 +496,10 @@ class IngestWorker:
 
     async def _store(self, name: str, format_name: str, parsed: Parsed, offsets: dict[bytes, bytes]) -> None:
         """Submit it and wait until it is durable, a full disk included. Raises what else went wrong."""
+        parsed.events, parsed.actions, late = self.guard.within(name, parsed.events, parsed.actions)
+        parsed.rejects = [*parsed.rejects, *late]
+        while (wait_s := self.guard.wait_s(name, len(parsed.events) + len(parsed.actions))) > 0:
+            await asyncio.sleep(wait_s)
         while parsed.events or parsed.rejects or parsed.actions or parsed.not_ip or offsets:
             future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
 

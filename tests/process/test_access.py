@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engine_fixture import Engine, Starter, environment
-from tests.events import several
+from tests.events import ndjson, several
 from tests.wait import eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
@@ -104,3 +104,25 @@ def test_without_lists_whoever_may_open_the_query_socket_asks_and_writers_write(
     eventually(lambda: "rolled" in engine.log)
     assert engine.stop() == 0
     assert [line["what"] for line in audited(engine) if line["process"] == "supervisor"] == ["start", "reload", "stop"]
+
+
+def test_a_source_with_a_window_writes_no_history_unless_an_admin_imports_it(start: Starter, tmp_path: Path) -> None:
+    (tmp_path / "feed.json").touch()
+    config = tmp_path / "flowkin.toml"
+    config.write_text(
+        "[sockets]\nwrite_mode = '0666'\nquery_mode = '0666'\n"
+        f'[access]\ningest = ["{WRITER}"]\n'
+        f'[sources.theirs]\npath = "{tmp_path / "feed.json"}"\nformat = "ndjson"\npast_s = 3600\npoll_ms = 10\n'
+    )
+    engine = start("--config", str(config))
+    assert as_user(engine, WRITER, 1, "ingest") == {"ingest": "done"}  # of 2023, under the name of that source
+    assert engine.facts()["events"] == 0
+    with engine.client() as client:
+        letters = client.stats().facts["dead_letters"]
+    assert (letters["count"], letters["reasons"][0]["source"]) == (3, "theirs")
+    assert "older than source" in letters["reasons"][0]["reason"]
+    assert engine.ingest(several(3, first=100, source="theirs"), source="theirs").accepted == 3  # root: an import
+    with (tmp_path / "feed.json").open("wb") as feed:
+        feed.write(ndjson(several(5, first=200)))
+    eventually(lambda: engine.facts()["dead_letters"]["count"] == 8)
+    assert engine.facts()["events"] == 3
