@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.errors import FAILED, LATE, CommandError
+from engine.files import open_ours
 
 if TYPE_CHECKING:
     from engine.layout import Layout
@@ -64,7 +65,10 @@ def start(layout: Layout, args: Sequence[str], *, timeout_s: float) -> int:
         raise CommandError(f"an engine already runs on {layout.data_dir} (pid {pid}); `flowkin stop` ends it", FAILED)
     layout.make()
     log = log_path(layout)
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fd = open_ours(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError as e:
+        raise CommandError(f"the log {log} cannot be opened: {e.strerror}", FAILED) from e
     begin = os.fstat(fd).st_size
     os.close(fd)
     spawned = subprocess.run(
@@ -128,7 +132,7 @@ def stop(layout: Layout, *, timeout_s: float) -> int | None:
 
 
 def _spawn(log: str, args: Sequence[str]) -> int:
-    with Path(log).open("ab") as out:
+    with os.fdopen(open_ours(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as out:
         engine = subprocess.Popen(
             [sys.executable, "-m", "cli", *args],
             stdin=subprocess.DEVNULL,

@@ -13,6 +13,8 @@ import mmap
 import os
 from pathlib import Path
 
+from engine.files import open_ours
+
 PAGE_BYTES = 4096
 _ALL = (1 << 64) - 1
 
@@ -22,14 +24,11 @@ class Counter:
 
     def __init__(self, path: Path, *, write: bool) -> None:
         """Raises OSError (a reader where the file is not there yet)."""
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDWR | os.O_CREAT if write else os.O_RDONLY)
-        fd = os.open(path, flags, 0o600)
+        fd = open_ours(path, os.O_RDWR | os.O_CREAT if write else os.O_RDONLY)
         try:
             if write and os.fstat(fd).st_size < PAGE_BYTES:
                 os.posix_fallocate(fd, 0, PAGE_BYTES)
-            self._map = mmap.mmap(
-                fd, PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-            )
+            self._map = mmap.mmap(fd, PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if write else 0))
         finally:
             os.close(fd)
         self._cells = memoryview(self._map).cast("Q")

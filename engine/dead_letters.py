@@ -25,7 +25,7 @@ import xxhash
 
 from engine.catalog import Batch, Counters, View
 from engine.errors import CorruptionError
-from engine.files import sync_directory
+from engine.files import open_ours, sync_directory
 from ipc.messages import Reject
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) 
     lines = b"".join(
         Letter(when, r.file, r.offset, r.reason, base64.b64encode(r.record).decode()).line() for r in rejects
     )
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_ours(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(fd).st_size
         if 0 <= committed < size:

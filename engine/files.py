@@ -46,12 +46,12 @@ def free_bytes(folder: Path) -> int:
 
 def open_ours(path: Path | str, flags: int) -> int:
     """The fd of a file that is written to by its name; created 0600 with O_CREAT. Raises OSError, also for what is no
-    plain file, belongs to somebody else or has a second name."""
+    plain file, has a second name, or belongs to somebody else (neither to us nor to its directory's owner)."""
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         why = "it is no plain file"
-    elif found.st_uid != os.geteuid():
+    elif found.st_uid not in (os.geteuid(), Path(path).parent.stat().st_uid):
         why = f"it belongs to uid {found.st_uid}"
     elif found.st_nlink > 1:
         why = "it has a second name (a hard link)"

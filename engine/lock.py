@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import LockedError
+from engine.files import open_ours
 
 WAIT_S = 5.0  # a writer that was just killed may still be on its way out
 POLL_S = 0.05
@@ -20,7 +21,7 @@ POLL_S = 0.05
 
 def hold(path: Path, alive: Callable[[], None] = lambda: None, wait_s: float = WAIT_S) -> int:
     """The fd that holds the lock; keep it open. Raises LockedError naming the holder after wait_s."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_ours(path, os.O_RDWR | os.O_CREAT)
     deadline_s = time.monotonic() + wait_s
     while True:
         try:

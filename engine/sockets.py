@@ -1,6 +1,7 @@
 """Unix sockets that this engine listens on, and the directories they are in.
 
 Always true
+  - A directory of ours is private, and nobody else could put another in its place.
   - A socket has its mode and group before anybody can connect. What is in its place and is no stale socket of ours is
     left alone and named.
 """
@@ -33,12 +34,31 @@ def check_private(path: Path) -> None:
         )
 
 
+def check_parents(path: Path) -> None:
+    """Nobody but us and root could put something else in the place of `path` or of a directory above it: each is one of
+    ours, and where others may write to it (/tmp), what is in it belongs to its owner alone (sticky). The links on
+    the way, too. Raises BootError, OSError."""
+    for above in {*path.absolute().parents, *path.resolve().parents} - {Path("/")}:
+        for found in (above.lstat(), above.stat()):
+            if found.st_uid not in (0, os.geteuid()):
+                raise BootError(
+                    f"{above}, above {path}, belongs to uid {found.st_uid}, who could replace what is in it"
+                )
+            if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+                mode = stat.S_IMODE(found.st_mode)
+                raise BootError(
+                    f"{above}, above {path}, can be written to by others (mode {mode:04o}), who could replace what is "
+                    f"in it: chmod go-w {above}"
+                )
+
+
 def bind(path: Path, mode: int, group: str) -> socket.socket:
     """A listening socket at path. A socket that nobody listens on is replaced; anything else there is refused."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     mask = os.umask(0o177)  # nobody else may connect before mode and group are right
     try:
         gid = grp.getgrnam(group).gr_gid if group else -1
+        check_parents(path)
         remove_stale(path)
         sock.bind(str(path))
         if group:

@@ -36,11 +36,12 @@ from engine.audit import decode as decode_line
 from engine.audit import encode as encode_line
 from engine.config import Config
 from engine.errors import BootError, ConfigError, EngineError
+from engine.files import open_ours
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
 from engine.process import memory_bytes, raise_limits, set_up_log
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
-from engine.sockets import bind, check_private, remove
+from engine.sockets import bind, check_parents, check_private, remove
 from engine.worker import Job
 
 log = logging.getLogger("engine.supervisor")
@@ -503,6 +504,7 @@ def secure(layout: Layout, config: Config) -> None:
         if os.path.lexists(layout.data_dir):
             check_private(layout.data_dir)
         layout.make()
+        check_parents(layout.data_dir)
         for path in (layout.data_dir, layout.run, layout.catalog, layout.rows, layout.indexes, layout.models):
             check_private(path)
     except OSError as e:
@@ -532,7 +534,7 @@ def lock(layout: Layout, stack: contextlib.ExitStack) -> None:
     """Take run/supervisor.pid for life. Raises BootError naming the holder."""
     path = layout.supervisor_pid
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_ours(path, os.O_RDWR | os.O_CREAT)
     except OSError as e:
         raise BootError(f"{path} cannot be opened: {e.strerror}") from e
     stack.callback(os.close, fd)

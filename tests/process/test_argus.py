@@ -184,6 +184,7 @@ def test_a_bad_key_file_is_said_at_once(start: Starter, tmp_path: Path) -> None:
     events.write_bytes(csv([row()]))
     short = tmp_path / "key"
     short.write_text("abc")
+    short.chmod(0o600)
     done = engine.cli("ingest", events, "--hmac-key", short)
     assert done.returncode != 0 and "64 hex characters" in done.stderr and "Traceback" not in done.stderr
     assert engine.facts()["events"] == 0

@@ -332,6 +332,24 @@ def plant(kind: str, data: Path) -> str:
             run.mkdir(mode=0o700)
             (run / "supervisor.pid").symlink_to(victim / "file")
             return "cannot be opened"
+        case "pid pipe":
+            run.mkdir(mode=0o700)
+            os.mkfifo(run / "supervisor.pid")
+            return "it is no plain file"
+        case "pid hard link":
+            run.mkdir(mode=0o700)
+            (data.parent / "other").write_text("precious")
+            (run / "supervisor.pid").hardlink_to(data.parent / "other")
+            return "it has a second name"
+        case "open parent":
+            data.parent.chmod(0o777)
+            return f"{data.parent}, above {data}, can be written to by others (mode 0777)"
+        case "group's parent":
+            data.parent.chmod(0o770)
+            return f"{data.parent}, above {data}, can be written to by others (mode 0770)"
+        case "foreign parent":
+            os.chown(data.parent, 12_345, -1)
+            return f"{data.parent}, above {data}, belongs to uid 12345"
         case "socket file":
             run.mkdir(mode=0o700)
             (run / "query.sock").write_text("precious")
@@ -346,11 +364,17 @@ def plant(kind: str, data: Path) -> str:
     raise AssertionError(kind)
 
 
-@pytest.mark.parametrize("kind", ["writable", "link", "run link", "pid link", "socket file", "socket link", "foreign"])
+PLANTED = (
+    "writable", "link", "run link", "pid link", "pid pipe", "pid hard link", "socket file", "socket link", "foreign",
+    "open parent", "group's parent", "foreign parent",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLANTED)
 def test_what_others_could_have_planted_is_refused_and_left_alone(
     start: Callable[..., Engine], tmp_path: Path, kind: str
 ) -> None:
-    if kind == "foreign" and os.geteuid() != 0:
+    if kind.startswith("foreign") and os.geteuid() != 0:
         pytest.skip("only root gives files away")
     why = plant(kind, tmp_path / "data")
     engine = start()
@@ -359,6 +383,24 @@ def test_what_others_could_have_planted_is_refused_and_left_alone(
     assert not list((tmp_path / "victim").iterdir())
     if kind == "socket file":
         assert engine.layout.query_socket.read_text() == "precious"
+    if kind == "pid hard link":
+        assert (tmp_path / "other").read_text() == "precious"
+
+
+def test_a_socket_elsewhere_is_not_put_where_others_could_replace_it(
+    start: Callable[..., Engine], tmp_path: Path
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    engine = start(f"sockets.query={tmp_path / 'open' / 'query.sock'}")
+    assert engine.process.wait(10) == 1
+    assert "open, above" in engine.log and "can be written to by others" in engine.log
+    assert not list((tmp_path / "open").iterdir())
+
+
+def test_in_a_sticky_directory_only_its_owner_replaces_a_thing(start: Callable[..., Engine], tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    start("readers.count=1").ready()
 
 
 def test_directories_and_sockets_get_their_modes(start: Callable[..., Engine]) -> None:

@@ -251,3 +251,14 @@ def test_the_provisioning_script_is_clean(program: list[str]) -> None:
         pytest.skip(f"{program[0]} is not here")
     done = subprocess.run([*program, ROOT / "deploy/provision.sh"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_claim_of_security_names_where_and_a_test() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", page("docs/SECURITY.md").split("## What holds them")[1], re.M)[
+        2:
+    ]
+    assert len(rows) > 15
+    for claim, where, tests in rows:
+        for path in (where if where != "the tree" else "tests").split(", ") + tests.split(", "):
+            assert (ROOT / path).exists(), f"{claim}: {path}"
+        assert all(test.startswith("tests/") for test in tests.split(", ")), claim
