@@ -102,7 +102,7 @@ def test_after_a_power_failure_all_that_was_acknowledged_is_there(recording: Rec
     ("kind", "path", "finding"),
     [
         (Sync, "", "lost: "),
-        (Sync, "data", "refused: "),
+        (Sync, "data", "mended: model"),
         (Sync, "data/catalog", "lost: "),
         (SyncRange, "data/catalog/*", "lost: "),
         (Sync, "data/rows", "mended: row file"),
@@ -110,7 +110,7 @@ def test_after_a_power_failure_all_that_was_acknowledged_is_there(recording: Rec
         (Sync, "data/indexes", "mended: index files gone"),
         (Sync, "data/indexes/*", "disagrees with its checksum"),
         (Sync, "data/dead_letters.ndjson", "lost: dead letters"),
-        (Sync, "data/models", "refused: "),
+        (Sync, "data/models", "mended: model"),
         (Sync, "data/models/.model-*", "refused: "),
     ],
 )
