@@ -572,7 +572,7 @@ class Publisher:
                     if not view.card(version):
                         new[card_key(version)] = embed_models.card_sha256(self.layout.model(version))
                 except EngineError as e:
-                    log.error("%s", e)
+                    log.error("%s", str(e))
         if new:
             with self.catalog.write() as batch:
                 for key, digest in new.items():

@@ -121,7 +121,7 @@ def test_readers_that_a_cut_file_kills_come_back_without_it(ready: Engine, cut: 
             return False
 
     eventually(whole, within_s=60, every_s=0.2)
-    assert not path.exists()
+    eventually(lambda: not path.exists(), within_s=30)
     assert "do not restart" not in engine.log and "is given up" not in engine.log
     assert engine.ingest(several(5, 1_000)).accepted == 5
     eventually(lambda: all(engine.pids()), within_s=30)
