@@ -1,6 +1,6 @@
 """`make bench`: every bench with moderate parameters, one after the other, then the figures against their targets.
 
-About a quarter of an hour on 2 cores; a bench that takes longer than BENCH_S_MAX is ended and counts as broken. The
+Meant for 20 minutes on 2 cores; a bench that takes longer than BENCH_S_MAX is ended and counts as broken. The
 targets are information: the exit status is 0 unless a bench itself broke. Results go to bench/results.
 """
 

@@ -2,7 +2,7 @@
 
 Always true
   - An index covers as many row files as FILES says, or one; the first one's number is a multiple of how many they are.
-    So a million rows are searched in at most seven indexes, three on average, and each row is indexed at most seven
+    So a million rows are searched in at most six indexes, three on average, and each row is indexed at most seven
     times.
   - A range is merged only when all of it is indexed in every space: what is searched exactly comes first.
 """

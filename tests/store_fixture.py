@@ -30,6 +30,7 @@ from engine.rows import REGIONS, RowMap, RowWriter
 from engine.snapshot import Snapshot, Snapshots
 from ipc.event import Event, FeaturedEvent, FirewallAction
 from ipc.messages import Answer, Answers, Options, decode_reply, encode
+from tests.events import several
 from tests.wait import eventually
 
 ROWS = ROW_FILE_ROWS_MIN
@@ -39,6 +40,16 @@ OTHER = "v0-other"  # a second model version, see other_model
 @cache
 def _text_model() -> TextModel:
     return TextModel()
+
+
+def closed(data_dir: Path, *submissions: Submission) -> Path:
+    """A data directory of 150 events, two row files full and indexed, then what is submitted; closed, to be copied."""
+    with Store(data_dir) as store:
+        store.publish(several(150))
+        store.index()
+        if submissions:
+            store.publisher.publish(submissions)
+    return data_dir
 
 
 class Store:

@@ -18,7 +18,7 @@ from engine.layout import Layout
 from engine.take import create
 from tests.engine_fixture import ROOT, Engine, Starter, answers, cli, environment, shape, stored_ids
 from tests.events import ids, several
-from tests.store_fixture import Store, flip
+from tests.store_fixture import Store, closed, flip
 from tests.wait import eventually
 
 ASKED = ["e000003", "e000070", "e000129"]
@@ -165,12 +165,7 @@ def test_a_stopped_engine_is_backed_up_too_and_the_commands_tell_what_they_find(
 
 @pytest.fixture(scope="module")
 def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A closed data directory of 150 events, two row files full and indexed."""
-    data_dir = tmp_path_factory.mktemp("born") / "data"
-    with Store(data_dir) as store:
-        store.publish(several(150))
-        store.index()
-    return data_dir
+    return closed(tmp_path_factory.mktemp("born") / "data")
 
 
 def killed(point: str, *args: object) -> None:

@@ -28,7 +28,7 @@ from ipc.errors import ClientError, InternalError, NoSpaceError
 from tests.bad_disk import bad_disk
 from tests.engine_fixture import ROOT, Starter, all_events, answers, ask, environment, shape, stored_ids
 from tests.events import ids, make, several
-from tests.store_fixture import OTHER, ROWS, Store, flip, other_model
+from tests.store_fixture import OTHER, ROWS, Store, closed, flip, other_model
 from tests.wait import eventually
 
 AFTER_COMMIT = {"publish.committed", "publish.bumped", "index.committed"}
@@ -45,12 +45,7 @@ def run_steps(data_dir: Path, *steps: str, point: str = "") -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A closed data directory with 150 events, two row files full and indexed; to be copied."""
-    data_dir = tmp_path_factory.mktemp("born") / "data"
-    with Store(data_dir) as store:
-        store.publish(several(150))
-        store.index()
-    return data_dir
+    return closed(tmp_path_factory.mktemp("born") / "data")
 
 
 @pytest.fixture

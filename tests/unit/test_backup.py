@@ -35,7 +35,7 @@ from engine.take import Made, create
 from ipc.messages import Reject
 from tests.engine_fixture import ROOT, environment, shape
 from tests.events import ids, several
-from tests.store_fixture import OTHER, Store, flip, other_model
+from tests.store_fixture import OTHER, Store, closed, flip, other_model
 
 MAP_BYTES = 1 << 30
 ASKED = ["e000003", "e000070", "e000129"]
@@ -44,11 +44,8 @@ ASKED = ["e000003", "e000070", "e000129"]
 @pytest.fixture(scope="module")
 def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 events, two row files full and indexed, a dead letter, settings; closed; to be copied."""
-    data_dir = tmp_path_factory.mktemp("born") / "data"
-    with Store(data_dir) as store:
-        store.publish(several(150))
-        store.index()
-        store.publisher.publish([Submission("ndjson", [], [Reject("file", 0, "bad")], lambda outcome: None)])
+    letter = Submission("ndjson", [], [Reject("file", 0, "bad")], lambda outcome: None)
+    data_dir = closed(tmp_path_factory.mktemp("born") / "data", letter)
     (data_dir / "flowkin.toml").write_text("[readers]\ncount = 3\n")
     return data_dir
 
