@@ -30,8 +30,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from engine.catalog import Batch, Names, View
+from engine.catalog import Batch, View
 from engine.columns import Columns, address
+from engine.counters import Names
 from engine.errors import BadRecordError, CorruptionError
 from engine.families import UNKNOWN, canonical, clean, trace_window_ms, trace_word
 from engine.layout import Layout

@@ -16,7 +16,7 @@ from struct import Struct
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.catalog import Names
+from engine.counters import Names
 from ipc.event import Event
 
 COLUMNS = np.dtype(

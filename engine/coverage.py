@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.catalog import Batch, Counters, Names, View, counted_as
+from engine.catalog import Batch, View
+from engine.counters import Counters, Names, counted_as
 from engine.errors import CorruptionError
 from engine.features import F32, FEATURES
 from engine.layout import Layout

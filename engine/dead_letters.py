@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from engine.catalog import Batch, Counters, View
+from engine.catalog import Batch, View
+from engine.counters import Counters
 from engine.errors import CorruptionError
 from engine.files import open_ours, sync_directory
 from ipc.messages import Reject

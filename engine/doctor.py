@@ -24,8 +24,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from engine import coverage, dead_letters, files, heartbeat, lag, lock, mend, quarantine, rows, scrub, scrubbing, switch
-from engine.catalog import CATALOG_NAME, CURRENT, RESTORE, TABLES, Catalog, Counters, Names, named
+from engine.catalog import CATALOG_NAME, CURRENT, RESTORE, TABLES, Catalog, named
 from engine.config import Config
+from engine.counters import Counters, Names
 from engine.embed import models as embed_models
 from engine.embed import text as embed_text
 from engine.errors import CorruptionError, EngineError, LockedError

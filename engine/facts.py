@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 import msgspec
 
 from engine import coverage, dead_letters, gauges, heartbeat, lag, scrubbing, stages
-from engine.catalog import Counters, View
+from engine.catalog import View
 from engine.config import Config
+from engine.counters import Counters
 from engine.embed import models as embed_models
 from engine.embed.base import SPACES
 from engine.errors import ModelError, NotReadyError
+from engine.files import disk_bytes
 from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
 from engine.manifest import Manifest
@@ -25,18 +26,6 @@ from engine.switch import progress
 from engine.upgrade import RULES, Rule
 from engine.version import VERSION
 from ipc.event import FEATURE_COUNT
-
-
-def disk_bytes(folder: Path) -> int:
-    """Bytes that the files below a folder take on disk."""
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(Path(path, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def worker_facts(path: Path) -> dict[str, Any] | None:

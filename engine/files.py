@@ -44,6 +44,18 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def disk_bytes(folder: Path) -> int:
+    """Bytes that the files below a folder take on disk."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(Path(path, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
 def open_ours(path: Path | str, flags: int) -> int:
     """The fd of a file that is written to by its name; created 0600 with O_CREAT. Raises OSError, also for what is no
     plain file, has a second name, or belongs to somebody else (neither to us nor to its directory's owner)."""

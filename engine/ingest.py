@@ -39,6 +39,7 @@ from engine.flows.split import Limits
 from engine.guard import Guard
 from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
+from engine.orders import MAY, ORDERS, about, outcome_of
 from engine.publish import Outcome, Publisher, Submission, say_if_full
 from engine.recover import open_store
 from engine.scrubbing import Scrubbing
@@ -77,17 +78,6 @@ FOLLOW_BYTES = 1 << 18  # read and stored at once: embedding new texts holds up 
 AGAIN_S = 10.0  # a source that failed is begun again
 LAG_EVERY_S = 1.0
 LAG_SHARE_MAX = 0.02  # of the time is spent on reporting it
-ORDERS: dict[type, tuple[access.Role, str]] = {  # the role that each needs, and what the command line calls it
-    Ingest: ("ingest", "ingest"),
-    Label: ("label", "label"),
-    AddModel: ("admin", "models add"),
-    UseModel: ("admin", "models use"),
-    RollbackModel: ("admin", "models rollback"),
-    ForgetModel: ("admin", "models gc"),
-    Measure: ("admin", "measure"),
-    Scrub: ("admin", "scrub"),
-}
-MAY = "access.ingest, access.label and access.admin name who may what (sockets.writers, where they do not)"
 
 
 class IngestWorker:
@@ -177,7 +167,7 @@ class IngestWorker:
         try:
             self._handle(connection, request)
         except Exception as e:
-            self._audit(connection, request, _outcome(e))
+            self._audit(connection, request, outcome_of(e))
             raise
 
     def _audit(self, connection: Connection, request: Request, outcome: str, *, events: int = 0) -> None:
@@ -186,7 +176,7 @@ class IngestWorker:
         if role is not None:
             denied = outcome == DeniedError.code.name
             self.worker.audit.add(
-                connection.uid, connection.pid, role, what, outcome, "" if denied else _object(request),
+                connection.uid, connection.pid, role, what, outcome, "" if denied else about(request),
                 events=events, alone=not denied and not isinstance(request, Ingest),
             )  # fmt: skip
 
@@ -245,7 +235,7 @@ class IngestWorker:
     ) -> None:
         def done(error: Exception | None) -> None:
             manifest = self.publisher.manifest
-            self._audit(connection, request, _outcome(error))
+            self._audit(connection, request, outcome_of(error))
             if error is not None:
                 connection.fail(request.request_id, error)
             else:
@@ -258,7 +248,7 @@ class IngestWorker:
         try:
             measured = await self.measuring.ask(request.sample, request.seed)
         except EngineError as e:
-            self._audit(connection, request, _outcome(e))
+            self._audit(connection, request, outcome_of(e))
             connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
             return
         self._audit(connection, request, "done")
@@ -292,7 +282,7 @@ class IngestWorker:
 
         def done(outcome: Outcome | Exception) -> None:
             if isinstance(outcome, Exception):
-                self._audit(connection, request, _outcome(outcome))
+                self._audit(connection, request, outcome_of(outcome))
                 connection.fail(request.request_id, outcome, retry_after_ms=RETRY_AFTER_MS)
                 return
             self._audit(connection, request, "done", events=outcome.accepted)
@@ -546,25 +536,6 @@ def spec_of(name: str, source: Source, config: Config) -> SourceSpec:
         flows=Limits(flows.idle_s, flows.active_s, flows.flows_max, tunnels=flows.tunnels),
         join_pending_max=join.pending_max, join_wait_s=join.wait_s,
     )  # fmt: skip
-
-
-def _object(request: Request) -> str:
-    """What it was about; of an event its id and nothing else."""
-    match request:
-        case Ingest():
-            return request.source
-        case Label():
-            return request.id
-        case AddModel() | UseModel():
-            return request.version
-    return ""
-
-
-def _outcome(error: Exception | None) -> str:
-    """For the audit log: an error's code."""
-    if error is None:
-        return "done"
-    return error.code.name if isinstance(error, EngineError) else "INTERNAL"
 
 
 def main(worker: Worker) -> int:

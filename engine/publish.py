@@ -37,22 +37,11 @@ from engine import coverage, dead_letters
 from engine import features as feature_table
 from engine.actions import Actions, Hit, Plan
 from engine.append import Extent, RowAppender
-from engine.catalog import (
-    Batch,
-    Catalog,
-    Counters,
-    Names,
-    SourceCounters,
-    View,
-    card_key,
-    counted_as,
-    id_key,
-    join_record,
-    seq_key,
-)
+from engine.catalog import Batch, Catalog, View, card_key, id_key, join_record, seq_key
 from engine.columns import to_columns
 from engine.context import Tracker
 from engine.counter import Counter
+from engine.counters import Counters, Names, SourceCounters, counted_as
 from engine.embed import models as embed_models
 from engine.embed.base import ModelSet
 from engine.embed.text import TextEmbedder

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.catalog import Catalog, Counters, View
+from engine.catalog import Catalog, View
 from engine.classify import Classifying
+from engine.counters import Counters
 from engine.drift import Shift, shifts
 from engine.embed import models as embed_models
 from engine.embed.base import SPACES, Calibration, ModelSet

@@ -24,10 +24,11 @@ from collections.abc import Callable
 import msgspec
 
 from engine import gc, quarantine, switch
-from engine.catalog import CURRENT, RESTORE, Catalog, Counters, Names, Record, named
+from engine.catalog import CURRENT, RESTORE, Catalog, Record, named
 from engine.config import Config
 from engine.context import Tracker
 from engine.counter import Counter
+from engine.counters import Counters, Names
 from engine.embed import models
 from engine.embed.base import ModelSet
 from engine.errors import CorruptionError, ModelError

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.catalog import Names, View
+from engine.catalog import View
 from engine.columns import COLUMNS, Columns
+from engine.counters import Names
 from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError, NotReadyError
 from engine.features import F32

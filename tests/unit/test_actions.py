@@ -13,7 +13,7 @@ import pytest
 
 from engine import actions as firewall
 from engine import filters
-from engine.catalog import Counters
+from engine.counters import Counters
 from engine.errors import NoSpaceError
 from engine.facts import stats
 from engine.publish import Submission

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from engine import coverage, doctor, facts
-from engine.catalog import Counters, Names, SourceCounters
 from engine.columns import COLUMNS
+from engine.counters import Counters, Names, SourceCounters
 from engine.features import empty, pack
 from engine.limits import SOURCES_MAX
 from engine.rows import _offsets

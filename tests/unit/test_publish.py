@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from engine import coverage, publish, recover
-from engine.catalog import counted_as
 from engine.columns import COLUMNS
+from engine.counters import counted_as
 from engine.errors import BadRequestError, NoSpaceError, NotFoundError
 from engine.features import INDEX, pack, unpack
 from engine.limits import SOURCE_BYTES_MAX

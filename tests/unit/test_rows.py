@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine import rows as rows_module
-from engine.catalog import Names
 from engine.columns import COLUMNS, address, to_columns
 from engine.counter import Counter
+from engine.counters import Names
 from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError
 from engine.files import write_new

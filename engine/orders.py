@@ -1,0 +1,53 @@
+"""What the write socket takes: the role that each message needs, and what the audit log says of it.
+
+Always true
+  - A message that is not named here needs no role beyond that which opens the socket, and is no order.
+  - The audit log names what an order was about, never what is in an event.
+"""
+
+from __future__ import annotations
+
+from engine.access import Role
+from engine.errors import EngineError
+from ipc.messages import (
+    AddModel,
+    ForgetModel,
+    Ingest,
+    Label,
+    Measure,
+    Request,
+    RollbackModel,
+    Scrub,
+    UseModel,
+)
+
+ORDERS: dict[type, tuple[Role, str]] = {  # the role that each needs, and what the command line calls it
+    Ingest: ("ingest", "ingest"),
+    Label: ("label", "label"),
+    AddModel: ("admin", "models add"),
+    UseModel: ("admin", "models use"),
+    RollbackModel: ("admin", "models rollback"),
+    ForgetModel: ("admin", "models gc"),
+    Measure: ("admin", "measure"),
+    Scrub: ("admin", "scrub"),
+}
+MAY = "access.ingest, access.label and access.admin name who may what (sockets.writers, where they do not)"
+
+
+def about(request: Request) -> str:
+    """What it was about; of an event its id and nothing else."""
+    match request:
+        case Ingest():
+            return request.source
+        case Label():
+            return request.id
+        case AddModel() | UseModel():
+            return request.version
+    return ""
+
+
+def outcome_of(error: Exception | None) -> str:
+    """For the audit log: an error's code."""
+    if error is None:
+        return "done"
+    return error.code.name if isinstance(error, EngineError) else "INTERNAL"
