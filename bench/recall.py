@@ -62,7 +62,7 @@ def _rows(names: list[str], data_dir: Path) -> tuple[list[int], int, list[RowMap
     seqs = [seq for seq in found if seq is not None]
     assert len(seqs) == len(names)
     rows = manifest.row_file_rows
-    maps = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in range(manifest.row_files)]
+    maps = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in manifest.numbers]
     return seqs, manifest.count, maps
 
 

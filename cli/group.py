@@ -10,7 +10,7 @@ CHAPTERS = {
     "Run the engine": ("serve", "start", "stop", "status", "doctor", "backup"),
     "Put events in": ("ingest", "generate", "label"),
     "Ask": ("query_similar", "query_event", "classify", "search", "list", "recent", "show", "watch", "shell"),
-    "Know more": ("stats", "dead_letters", "info", "models", "fit", "train", "export"),
+    "Know more": ("stats", "dead_letters", "info", "models", "fit", "train", "purge", "compact", "export"),
 }
 ALIASES = {"similar": "query_similar", "query": "query_similar", "event": "query_event", "ls": "list"}
 

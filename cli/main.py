@@ -848,6 +848,68 @@ def models_gc(session: Session, out: Out, timeout_ms: int | None) -> None:
     out.done({"generation": done.generation} | done.facts, said)
 
 
+@flowkin.command("purge")
+@click.argument("ids", metavar="[ID...]", nargs=-1)
+@filtered
+@click.option("--dry-run", is_flag=True, help="Say how many events it would be; nothing is changed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 86_400), default=3600.0, show_default=True,
+              help="Wait at most so long; it goes on.")  # fmt: skip
+@located()
+@printed
+def purge(
+    session: Session, out: Out, ids: tuple[str, ...], filter: Filter | None, dry_run: bool, yes: bool, timeout: float
+) -> None:
+    """Remove events for good: those that the filter flags name, or those of these IDs.
+
+    They are in no answer any more when it returns; so are dead letters, waiting firewall actions and the recent past of
+    the addresses that the filter names. `flowkin compact` then removes what the catalog's free pages hold of them.
+
+    \b
+    Examples:
+      flowkin purge --addr 203.0.113.7 --dry-run --data-dir ./data
+      flowkin purge --addr 203.0.113.7 --yes --data-dir ./data
+      flowkin purge --source lab --until 30d --yes --data-dir ./data
+      flowkin purge eve/1234567 --yes --data-dir ./data
+    """
+    from cli import questions
+
+    facts, generation = questions.purged(
+        session.client(), filter, questions.ids_of(ids, sys.stdin)[1], dry_run, yes, round(timeout * 1000)
+    )
+    would = "would be purged" if dry_run else "purged"
+    said = f"{facts['events']:,} events {would}"
+    if not dry_run:
+        said += f", {facts['dead_letters']:,} dead letters ({facts['dead_letters_left']:,} left); now `flowkin compact`"
+    out.done({"generation": generation} | facts, said)
+
+
+@flowkin.command("compact")
+@located()
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 86_400), default=3600.0, show_default=True,
+              help="Wait at most so long; it goes on.")  # fmt: skip
+@printed
+def compact(session: Session, out: Out, timeout: float) -> None:
+    """Copy the catalog into a new file without what was deleted; its space is given back.
+
+    Events are stored and questions answered meanwhile.
+
+    \b
+    Example:
+      flowkin compact --data-dir ./data
+    """
+    from cli.render import progress
+    from cli.text import size
+
+    with progress("compact", unit=""):
+        done = session.client().compact(timeout_ms=round(timeout * 1000))
+    facts = done.facts
+    said = f"catalog: {size(facts['bytes_after'])}, before {size(facts['bytes_before'])}"
+    if facts["waits_for"]:
+        said += f"; the old one is still held by {', '.join(facts['waits_for'])}"
+    out.done({"generation": done.generation} | facts, said)
+
+
 @flowkin.command("fit")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH_OR_DASH)
 @reading()

@@ -49,6 +49,22 @@ def ids_of(ids: Sequence[str], stdin: TextIO) -> tuple[bool, Iterator[str]]:
     return len(ids) > 1 or "-" in ids, each()
 
 
+def purged(
+    client: Client, filter: Filter | None, ids: Iterator[str], dry_run: bool, yes: bool, timeout_ms: int
+) -> tuple[dict[str, Any], int]:
+    """What a purge removed, or would, and the generation; a person is asked first."""
+    import click
+
+    wanted = list(ids)
+    if (filter is None) == (not wanted):
+        raise click.UsageError("name the events to purge: by filter flags, or by ids")
+    if not dry_run and not yes:
+        would = client.purge(filter=filter, ids=wanted, dry_run=True, timeout_ms=timeout_ms).facts["events"]
+        click.confirm(f"Remove {would:,} events for good?", abort=True, err=True)
+    done = client.purge(filter=filter, ids=wanted, dry_run=dry_run, timeout_ms=timeout_ms)
+    return done.facts, done.generation
+
+
 def similar(client: Client, ids: Iterator[str], options: Options, timeout_ms: int | None) -> Iterator[Answers]:
     """One reply for each id, in order."""
     first = next(ids, None)

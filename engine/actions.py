@@ -186,13 +186,13 @@ class Actions:
         self, fresh: list[Waiting], layout: Layout, manifest: Manifest, names: Names
     ) -> Iterator[tuple[NDArray[np.int64], Waiting]]:
         """For each new action the seqs of the committed events that it belongs to, ascending."""
-        if not fresh or not manifest.count:
+        if not fresh or not manifest.events:
             return
         spans = [_span(w.action) for w in fresh]
         first, last = min(lo for lo, _ in spans), max(hi for _, hi in spans)
         sources = np.unique(np.array([address(w.action.src_ip)[1] for w in fresh], np.uint64))
         parts: list[tuple[NDArray[np.int64], Columns]] = []
-        for number in range(manifest.row_files):
+        for number in manifest.numbers:
             found = self._rows(layout, manifest, number, first, last, sources)
             if found is not None:
                 parts.append(found)
@@ -263,17 +263,26 @@ class Actions:
                 hit.waiting.met = True
                 self.unmet -= 1
         if plan.gone:
-            for waiting in plan.gone:
-                del self.waiting[waiting.number], self._numbers[waiting.action]
-                self.unmet -= not waiting.met
-            self._index.remove(plan.gone)
-            self._earliest = 0
+            self.drop(plan.gone)
         alone = [w.action for w in plan.gone if not w.met]
         if alone:
             log.warning("%d firewall actions met no event: %s from %s and others", len(alone), alone[0].action,
                         alone[0].src_ip)  # fmt: skip
         if plan.cut:
             log.warning("%d events got no firewall action: more than %d in one commit", plan.cut, ACTION_JOINS_MAX)
+
+    def delete(self, gone: Sequence[Waiting], batch: Batch) -> None:
+        """Put into a transaction that these wait no longer."""
+        for waiting in gone:
+            batch.delete("meta", _key(waiting.number))
+
+    def drop(self, gone: Sequence[Waiting]) -> None:
+        """That commit succeeded."""
+        for waiting in gone:
+            del self.waiting[waiting.number], self._numbers[waiting.action]
+            self.unmet -= not waiting.met
+        self._index.remove(gone)
+        self._earliest = 0
 
     def left_alone(self, plan: Plan) -> int:
         """Actions that leave by this plan and have met no event."""

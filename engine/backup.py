@@ -110,14 +110,15 @@ class Wanted(NamedTuple):
 
 
 def wanted(layout: Layout, manifest: Manifest) -> Iterator[Wanted]:
-    """Of the version in use, the one that is kept for a rollback, and one that is being switched to."""
-    rows = manifest.row_file_rows
-    parts: list[tuple[Manifest | Embedded, set[int]]] = [(manifest, set(range(manifest.row_files)))]
+    """Of the version in use, the one that is kept for a rollback, and one that is being switched to; of each what
+    retention has left."""
+    rows, first = manifest.row_file_rows, manifest.first
+    parts: list[tuple[Manifest | Embedded, set[int]]] = [(manifest, set(manifest.numbers))]
     if (kept := manifest.kept) is not None:
-        parts.append((kept, set(range(-(-kept.count // rows)))))
+        parts.append((kept, set(range(first, -(-kept.count // rows)))))
     if (switch := manifest.switch) is not None:
-        since = range(switch.since // rows, manifest.row_files)
-        parts.append((switch.to, {*range(-(-switch.to.count // rows)), *since}))
+        since = range(max(first, switch.since // rows), manifest.row_files)
+        parts.append((switch.to, {*range(first, -(-switch.to.count // rows)), *since}))
     for of, numbers in parts:
         sealed = {s.number: s.checksum.hex() for s in of.sealed}
         for number in sorted(numbers):
@@ -416,7 +417,7 @@ def contents(path: Path, backup: Backup) -> Iterator[Finding]:
     except EngineError as e:
         yield Finding("problem", str(root.catalog), str(e))
         return
-    if (manifest.generation, manifest.count, manifest.model) != (backup.generation, backup.events, backup.model):
+    if (manifest.generation, manifest.events, manifest.model) != (backup.generation, backup.events, backup.model):
         yield Finding("problem", str(path), f"{DESCRIPTION} tells another generation than the catalog")
     files = {file.path: file for file in backup.files}
     for one in wanted(root, manifest):

@@ -1,5 +1,5 @@
-"""The niced child: builds indexes, row files again or for another model, scrubs, measures quality. It publishes
-nothing.
+"""The niced child: builds indexes, row files again or for another model, scrubs, copies the catalog, measures quality.
+It publishes nothing.
 
 Always true
   - One job, given as one argument, answered with one JSON line on stdout; the ingest worker commits what it names.
@@ -63,6 +63,12 @@ class ScrubJob(Job, tag="scrub"):
 
     bytes_per_s: int
     files_only: bool = False  # row files and indexes
+
+
+class CopyJob(Job, tag="copy"):
+    """Copy the catalog as it is now to `path`, without its free pages; durable."""
+
+    path: str
 
 
 class QualityJob(Job, tag="quality"):
@@ -153,6 +159,19 @@ def scrub_all(layout: Layout, job: ScrubJob) -> Built:
         catalog.close()
 
 
+def copy(layout: Layout, job: CopyJob) -> Built:
+    from engine.catalog import Catalog
+    from engine.files import write_new
+
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    try:
+        with catalog.read() as view:
+            write_new(Path(job.path), catalog.copied(view))
+    finally:
+        catalog.close()
+    return Built()
+
+
 def measure(layout: Layout, job: QualityJob) -> Built:
     from engine import quality
     from engine.catalog import Catalog
@@ -167,7 +186,7 @@ def measure(layout: Layout, job: QualityJob) -> Built:
 def main() -> int:
     from engine.process import die_with_parent
 
-    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | ScrubJob | QualityJob)
+    job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | ScrubJob | CopyJob | QualityJob)
     die_with_parent(job.parent_pid)
     os.nice(job.niceness)
     os.umask(0o077)
@@ -181,6 +200,8 @@ def main() -> int:
             built = fill_rows(layout, job)
         case ScrubJob():
             built = scrub_all(layout, job)
+        case CopyJob():
+            built = copy(layout, job)
         case QualityJob():
             built = measure(layout, job)
     built.cpu_s = time.process_time()

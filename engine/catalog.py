@@ -4,6 +4,7 @@ Always true
   - Every value ends with 8 bytes, xxh3_64 of its payload seeded by its table and key; checked whenever it leaves here.
   - A read transaction lives for one micro-batch: begin, read, copy out, end. None survives an await, none is held idle.
   - One process writes (it holds writer.lock). Keys are at most 511 bytes. On-disk format 0.9.
+  - CURRENT names the file in use. engine/compact.py puts another one in its place; who has a Catalog open follows.
 
 Tables
   records      seq u64 BE -> u32 LE length of head | head (msgpack Event) | features (420 bytes or none) | raw (zstd)
@@ -26,7 +27,7 @@ import re
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -45,6 +46,7 @@ from engine.manifest import encode as encode_manifest
 from ipc.event import FEATURE_BYTES, Annotation
 
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
+MARKED = ("label", "firewall_action")  # of an annotation, in `marks`
 READERS_MAX = 510
 KEY_BYTES_MAX = 511
 MARK_BYTES_MAX = KEY_BYTES_MAX - 8  # of a mark without its seq
@@ -89,6 +91,11 @@ class Record(NamedTuple):
     compressed: bytes
 
     @property
+    def size(self) -> int:
+        """Bytes of it as stored, without the checksum."""
+        return _HEAD.size + len(self.head) + 1 + len(self.features) + len(self.compressed)
+
+    @property
     def raw(self) -> bytes:
         return zstandard.ZstdDecompressor().decompress(self.compressed, max_output_size=1 << 21)
 
@@ -124,8 +131,32 @@ def _make(folder: Path, map_size: int) -> None:
     write_new(folder / CURRENT, [path.name.encode()])
 
 
+class _Opened(NamedTuple):
+    """An open file. seen: what CURRENT was when it named it."""
+
+    path: Path
+    seen: tuple[int, int]
+    env: Any
+    tables: dict[str, Any]
+
+
+def _seen(current: Path) -> tuple[int, int]:
+    """What another CURRENT is another by."""
+    found = current.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _check_size(path: Path, env: Any) -> None:
+    """A page that the map promises and the file does not have is a SIGBUS. Raises BootError."""
+    wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if path.stat().st_size < wanted:
+        env.close()
+        raise BootError(f"catalog {path} is cut: it has not {wanted} bytes; nothing was changed; {RESTORE}")
+
+
 class Catalog:
-    """An open catalog. Close it before the process forks or ends; LMDB opens a file once per process."""
+    """An open catalog. Close it before the process forks or ends; LMDB opens a file once per process. changed: while it
+    is a set, every (table, key) that is written."""
 
     def __init__(
         self, folder: Path, *, write: bool, map_size: int, durability: str = "full", lock: bool = True
@@ -137,27 +168,57 @@ class Catalog:
             if not write:
                 raise BootError(f"{folder}: no catalog here; start the engine once to create it")
             _make(folder, map_size)
+        self.folder, self._write = folder, write
         self.damage = ""  # what is wrong with its structure: nothing is written on top of that
-        self.path = folder / named(current)
-        if not self.path.exists():
-            raise BootError(
-                f"catalog {self.path}, which {current} names, is gone; nothing was changed; "
-                f"`flowkin doctor --fix` if it is CURRENT that is damaged, else {RESTORE}"
-            )
-        try:
-            self.env = _environment(self.path, map_size, write=write, durability=durability, lock=lock)
-            self._check_size()
-            self.tables = {name: self.env.open_db(name.encode(), create=write) for name in TABLES}
-        except lmdb.Error as e:
-            raise BootError(f"catalog {self.path} cannot be opened: {e}; nothing was changed; {RESTORE}") from e
+        self._environment = partial(_environment, map_size=map_size, write=write, durability=durability, lock=lock)
         self._seeds = {name: _xxh(name.encode()) for name in TABLES}
+        self._opened = self._open_current()
+        self.changed: set[tuple[str, bytes]] | None = None
 
-    def _check_size(self) -> None:
-        """A page that the map promises and the file does not have is a SIGBUS. Raises BootError."""
-        wanted = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
-        if self.path.stat().st_size < wanted:
-            self.env.close()
-            raise BootError(f"catalog {self.path} is cut: it has not {wanted} bytes; nothing was changed; {RESTORE}")
+    def _open_current(self) -> _Opened:
+        current = self.folder / CURRENT
+        while True:
+            seen, path = _seen(current), self.folder / named(current)
+            try:
+                if not path.exists():
+                    raise BootError(
+                        f"catalog {path}, which {current} names, is gone; nothing was changed; "
+                        f"`flowkin doctor --fix` if it is CURRENT that is damaged, else {RESTORE}"
+                    )
+                return self.opened(path, seen)
+            except BootError:
+                if seen == _seen(current):  # or else it was compacted this moment, and names another file
+                    raise
+
+    def opened(self, path: Path, seen: tuple[int, int] = (0, 0)) -> _Opened:
+        """A file opened as this catalog is. Raises BootError."""
+        try:
+            env = self._environment(path)
+            _check_size(path, env)
+            tables = {name: env.open_db(name.encode(), create=self._write) for name in TABLES}
+            return _Opened(path, seen, env, tables)
+        except lmdb.Error as e:
+            raise BootError(f"catalog {path} cannot be opened: {e}; nothing was changed; {RESTORE}") from e
+
+    def follow(self) -> bool:
+        """Use the file that CURRENT names now, where that is another. What was begun on the old one may end there: it
+        is closed when nobody uses it any more. Raises BootError; then the old one stays open."""
+        if _seen(self.folder / CURRENT) == self._opened.seen:
+            return False
+        self._opened = self._open_current()
+        return True
+
+    @property
+    def path(self) -> Path:
+        return self._opened.path
+
+    @property
+    def env(self) -> Any:
+        return self._opened.env
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        return self._opened.tables
 
     def close(self) -> None:
         self.env.close()
@@ -165,20 +226,25 @@ class Catalog:
     def read(self) -> View:
         """A read transaction, to be used with `with` and for one micro-batch only."""
         while True:
+            opened = self._opened  # a thread may read while another one follows
             try:
-                return View(self, self.env.begin(buffers=True))
+                return View(self, opened, opened.env.begin(buffers=True))
             except lmdb.MapResizedError:
-                self.env.set_mapsize(0)
+                opened.env.set_mapsize(0)
             except lmdb.ReadersFullError as e:
-                if not self.env.reader_check():
+                if not opened.env.reader_check():
                     raise OverloadedError(f"all {READERS_MAX} reader slots of the catalog are taken; try again") from e
+
+    def writable(self) -> None:
+        """Raises CorruptionError where the structure is damaged: a write may take the place of what is stored."""
+        if self.damage:
+            raise CorruptionError(f"catalog {self.path}", f"{self.damage}; nothing is stored any more; {RESTORE}")
 
     def write(self) -> Batch:
         """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error. Raises
-        CorruptionError where the structure is damaged: what is written then may take the place of what is stored."""
-        if self.damage:
-            raise CorruptionError(f"catalog {self.path}", f"{self.damage}; nothing is stored any more; {RESTORE}")
-        return Batch(self, self.env.begin(write=True, buffers=True))
+        CorruptionError as writable()."""
+        self.writable()
+        return Batch(self, self._opened, self.env.begin(write=True, buffers=True))
 
     def copied(self, view: View) -> Iterator[bytes]:
         """A compacted copy of what `view` sees, in blocks; it may not be used meanwhile. Whoever writes waits for
@@ -188,7 +254,7 @@ class Catalog:
 
         def copy() -> None:
             try:
-                self.env.copyfd(write_end, compact=True, txn=view.txn)
+                view.env.copyfd(write_end, compact=True, txn=view.txn)
             except lmdb.Error as e:
                 failed.append(e)
             finally:
@@ -230,10 +296,10 @@ class Catalog:
 class View:
     """One read transaction. What it returns is copied out unless it says memoryview."""
 
-    def __init__(self, catalog: Catalog, txn: Any) -> None:
-        self.catalog, self.txn = catalog, txn
-        self._tables, self._unseal = catalog.tables, catalog.unseal
-        self._records, self._annotations = catalog.tables["records"], catalog.tables["annotations"]
+    def __init__(self, catalog: Catalog, opened: _Opened, txn: Any) -> None:
+        self.catalog, self.txn, self.env = catalog, txn, opened.env
+        self._tables, self._unseal = opened.tables, catalog.unseal
+        self._records, self._annotations = opened.tables["records"], opened.tables["annotations"]
 
     def __enter__(self) -> Self:
         return self
@@ -249,15 +315,29 @@ class View:
             raise self.catalog.broken(e) from e
         return None if value is None else self._unseal(table, key, value)
 
+    def has(self, table: str, key: bytes) -> bool:
+        """Is there a value, whole or not?"""
+        return self.txn.get(key, None, self._tables[table]) is not None
+
+    def without_record(self, lo: int, hi: int) -> list[int]:
+        """Seqs in [lo, hi) that have none."""
+        there = set()
+        with self.txn.cursor(self._records) as cursor:
+            for key in cursor.iternext(values=False) if cursor.set_range(seq_key(lo)) else ():
+                if (seq := int.from_bytes(key, "big")) >= hi:
+                    break
+                there.add(seq)
+        return [seq for seq in range(lo, hi) if seq not in there]
+
     def keys(self, table: str) -> Iterator[bytes]:
         """The keys of a table, in order; their values are not looked at."""
-        with self.txn.cursor(self.catalog.tables[table]) as cursor:
+        with self.txn.cursor(self._tables[table]) as cursor:
             for key in cursor.iternext(values=False):
                 yield bytes(key)
 
     def scan(self, table: str, start: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
         """(key, checked payload) in order of keys from `start` on, as long as keys begin with `prefix`."""
-        with self.txn.cursor(self.catalog.tables[table]) as cursor:
+        with self.txn.cursor(self._tables[table]) as cursor:
             try:
                 if not cursor.set_range(start or prefix) if (start or prefix) else not cursor.first():
                     return
@@ -270,7 +350,7 @@ class View:
 
     def used_bytes(self) -> int:
         """Of the pages that hold something: what a compacted copy has, or nearly."""
-        stats = [self.catalog.env.stat(), *(self.txn.stat(table) for table in self._tables.values())]
+        stats = [self.env.stat(), *(self.txn.stat(table) for table in self._tables.values())]
         pages = sum(int(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"]) for s in stats)
         return pages * int(stats[0]["psize"])
 
@@ -321,6 +401,25 @@ class View:
                 return
             yield seq, split_record(payload)
 
+    def oldest(self) -> int:
+        """The lowest seq that has a record or an extent; beyond all that may be where there is none."""
+        found = 1 << 63
+        for table in ("records", "extents"):
+            with self.txn.cursor(self._tables[table]) as cursor:
+                if cursor.first():
+                    found = min(found, int.from_bytes(cursor.key(), "big"))
+        return found
+
+    def count_from(self, seq: int) -> int:
+        """How many records there are from `seq` on; looks at those before it."""
+        before = 0
+        with self.txn.cursor(self._records) as cursor:
+            for key in cursor.iternext(values=False):
+                if int.from_bytes(key, "big") >= seq:
+                    break
+                before += 1
+        return int(self.txn.stat(self._records)["entries"]) - before
+
     def annotation_bytes(self, seq: int) -> bytes | None:
         key = seq.to_bytes(8, "big")
         try:
@@ -348,7 +447,7 @@ class View:
     @cached_property
     def _ids(self) -> Any:
         """One cursor for all that are looked up; it ends with the transaction."""
-        return self.txn.cursor(self.catalog.tables["ids"])
+        return self.txn.cursor(self._tables["ids"])
 
     def find(self, name: str) -> int | None:
         """Seq of a bare event_id (the newest event that bears it) or of source/event_id exactly."""
@@ -399,9 +498,11 @@ class Batch(View):
 
     def put(self, table: str, key: bytes, payload: bytes, *, append: bool = False, overwrite: bool = True) -> bool:
         """False where the key is there and overwrite is False. Raises NoSpaceError."""
+        if self.catalog.changed is not None:
+            self.catalog.changed.add((table, key))
         try:
             done: bool = self.txn.put(
-                key, self.catalog.seal(table, key, payload), db=self.catalog.tables[table], append=append,
+                key, self.catalog.seal(table, key, payload), db=self._tables[table], append=append,
                 overwrite=overwrite,
             )  # fmt: skip
         except lmdb.MapFullError as e:
@@ -412,9 +513,11 @@ class Batch(View):
         """Many (key, payload) in order of keys, none of which is there; append: all lie behind those that are. Raises
         NoSpaceError, and AssertionError where a key is there: two processes publish."""
         seal = self.catalog.seal
+        if self.catalog.changed is not None:
+            self.catalog.changed.update((table, key) for key, _ in items)
         sealed = [(key, seal(table, key, payload)) for key, payload in items]
         try:
-            with self.txn.cursor(self.catalog.tables[table]) as cursor:
+            with self.txn.cursor(self._tables[table]) as cursor:
                 _, added = cursor.putmulti(sealed, overwrite=False, append=append)
         except lmdb.MapFullError as e:
             raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
@@ -422,7 +525,9 @@ class Batch(View):
             raise AssertionError(f"{table}: {len(sealed) - added} keys appeared while the only writer was publishing")
 
     def delete(self, table: str, key: bytes) -> None:
-        self.txn.delete(key, db=self.catalog.tables[table])
+        if self.catalog.changed is not None:
+            self.catalog.changed.add((table, key))
+        self.txn.delete(key, db=self._tables[table])
 
     def put_manifest(self, manifest: Manifest) -> None:
         self.put("meta", b"manifest", encode_manifest(manifest))
@@ -436,10 +541,18 @@ class Batch(View):
     def put_extent(self, first: int, rows: int, sums: tuple[int, ...]) -> None:
         self.put("extents", seq_key(first), _EXTENT.pack(rows, *sums), append=True)
 
+    def delete_annotation(self, seq: int, note: Annotation | None) -> None:
+        """note: what it is now, as far as that can be read."""
+        key = seq_key(seq)
+        self.delete("annotations", key)
+        for field in MARKED:
+            if value := getattr(note, field, ""):
+                self.delete("marks", f"{field}\0{value}\0".encode() + key)
+
     def put_annotation(self, seq: int, old: Annotation | None, new: Annotation) -> None:
         """Store the current value and its history, and move the index entries of the fields that changed. Raises
         BadRequestError for a word that is too long for the index."""
-        for field in ("label", "firewall_action"):
+        for field in MARKED:
             most = MARK_BYTES_MAX - len(field) - 2
             if len(getattr(new, field).encode()) > most:
                 raise BadRequestError(f"a {field} has at most {most} bytes; nothing was changed")
@@ -447,7 +560,7 @@ class Batch(View):
         self.put_marks(seq, old, new)
 
     def put_marks(self, seq: int, old: Annotation | None, new: Annotation) -> None:
-        for field in ("label", "firewall_action"):
+        for field in MARKED:
             before, after = getattr(old, field, ""), getattr(new, field)
             if before != after:
                 if before:

@@ -77,7 +77,7 @@ class Classifying(Answering):
         out: dict[int, str] = {}
         for key, _ in self.view.scan("marks", prefix=LABEL):
             seq = int.from_bytes(key[-8:], "big")
-            if seq < snapshot.count:
+            if snapshot.has(seq):
                 out[seq] = labelled(key[len(LABEL) : -9].decode(), self._said(seq))
         return out
 
@@ -85,7 +85,7 @@ class Classifying(Answering):
     def voters(self) -> Mask:
         out = filters.mask(self.snapshot, [lambda c: c["family"] != 0])
         for seq, family in self.labels.items():
-            out[seq] = family != UNKNOWN
+            out[seq - self.snapshot.first_seq] = family != UNKNOWN
         return out
 
     def _said(self, seq: int) -> str:
@@ -97,7 +97,7 @@ class Classifying(Answering):
         plan = super()._plan(question)
         allowed = self.voters.copy() if plan.allowed is None else plan.allowed & self.voters
         if question.seq >= 0:
-            allowed[question.seq] = False
+            allowed[question.seq - self.snapshot.first_seq] = False
         return plan._replace(allowed=allowed, matched=int(allowed.sum()))
 
     def _other_episodes(self, event: Event) -> filters.Test:
@@ -109,7 +109,8 @@ class Classifying(Answering):
         """With the labelled events as near as those found: a flood must not hide what was said of one of it."""
         ranked = super()._rank(question, plan, found)
         assert plan.allowed is not None
-        seqs = np.array([seq for seq in self.labels if plan.allowed[seq]], np.int64)
+        first = self.snapshot.first_seq
+        seqs = np.array([seq for seq in self.labels if plan.allowed[seq - first]], np.int64)
         if not len(seqs) or not len(ranked.seqs):
             return ranked
         (space,) = plan.weights

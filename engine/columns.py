@@ -2,6 +2,7 @@
 
 Always true
   - A cell is made from the event and the dictionary alone, so it can be made again from the record.
+  - A row without an event is zeros but for its kind, GONE.
   - An address is 128 bits, IPv4 as ::ffff:a.b.c.d, in two u64; 0 is none.
 """
 
@@ -34,6 +35,7 @@ _pack = Struct("<2q5Q4f2H2ih4B").pack  # one cell, field after field
 CLASSIFICATIONS = ("UNKNOWN", "BENIGN", "SUSPICIOUS", "MALICIOUS")
 KINDS = ("flow", "alert", "notice")
 DECISIONS = ("", "ALLOW", "DROP", "ALERT")
+GONE = 255  # in the place of a kind: there is no event in this row any more, or none that could be read
 _CLASSIFICATION, _KIND, _DECISION = (
     {word: number for number, word in enumerate(words)} for words in (CLASSIFICATIONS, KINDS, DECISIONS)
 )
@@ -51,6 +53,13 @@ def address(text: str) -> tuple[int, int]:
     else:
         packed = b"\0" * 10 + b"\xff\xff" + socket.inet_pton(socket.AF_INET, text)
     return int.from_bytes(packed[:8], "big"), int.from_bytes(packed[8:], "big")
+
+
+def empty(n: int) -> Columns:
+    """COLUMNS [n] of rows without an event."""
+    out = np.zeros(n, COLUMNS)
+    out["kind"] = GONE
+    return out
 
 
 def to_columns(events: Sequence[Event], contents: Sequence[bytes], names: Names) -> Columns:

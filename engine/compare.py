@@ -109,7 +109,7 @@ def compare(
         cards = [embed_models.card_of(embed_models.read(path)) for path in paths]
         return {
             "data": {
-                "generation": manifest.generation, "events": manifest.count, "known": sample.known,
+                "generation": manifest.generation, "events": manifest.events, "known": sample.known,
                 "sampled": len(sample.events), "asked": len(asked), "seed": seed, "since": int(sample.ts[0]),
                 "until": int(sample.ts[-1]),
             },
@@ -124,32 +124,32 @@ def compare(
 
 def drawn(layout: Layout, catalog: Catalog, manifest: Manifest, count: int, seed: int) -> Sample:
     """Raises CorruptionError, and OSError where the engine removed a row file meanwhile."""
-    rows = manifest.row_file_rows
-    files = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in range(manifest.row_files)]
+    rows, first = manifest.row_file_rows, manifest.first_seq
+    files = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in manifest.numbers]
     columns = [file.columns[: manifest.count - file.first_seq] for file in files]
     numbers = np.concatenate([c["family"] for c in columns] or [np.empty(0, "<u2")]).astype(np.int64)
     with catalog.read() as view:
         names = list(view.names().families)
         for key, _ in view.scan("marks", prefix=LABEL):
-            seq = int.from_bytes(key[-8:], "big")
-            if seq < len(numbers):
-                family = labelled(key[len(LABEL) : -9].decode(), names[numbers[seq]])
+            at = int.from_bytes(key[-8:], "big") - first
+            if 0 <= at < len(numbers):
+                family = labelled(key[len(LABEL) : -9].decode(), names[numbers[at]])
                 if family not in names:
                     names.append(family)
-                numbers[seq] = names.index(family)
+                numbers[at] = names.index(family)
     numbers[numbers == names.index(UNKNOWN)] = -1
-    seqs = _shared_out(numbers, count, np.random.default_rng(seed))
+    places = _shared_out(numbers, count, np.random.default_rng(seed))
     events: list[Event] = []
     blobs: list[bytes] = []
     kept: list[int] = []
-    for at in range(0, len(seqs), _READ_EVENTS):
+    for begin in range(0, len(places), _READ_EVENTS):
         with catalog.read() as view:
-            for seq in seqs[at : at + _READ_EVENTS].tolist():
-                record = view.record(seq)
+            for at in places[begin : begin + _READ_EVENTS].tolist():
+                record = view.record(first + at)
                 if record is not None and record.features:
                     events.append(msgspec.msgpack.decode(record.head, type=Event))
                     blobs.append(record.features)
-                    kept.append(seq)
+                    kept.append(at)
     ts = np.array([e.ts for e in events], np.int64)
     order = np.lexsort((np.array(kept, np.int64), ts))
     return Sample(
@@ -269,7 +269,7 @@ def _switch(layout: Layout, catalog: Catalog, manifest: Manifest, models: ModelS
     if manifest.model == models.version:
         return None
     to = switch.target(layout, manifest, models.version)
-    lo, hi = max(0, manifest.count - TIMED_EVENTS), manifest.count
+    lo, hi = max(manifest.first_seq, manifest.count - TIMED_EVENTS), manifest.count
     began_s = time.perf_counter()
     rows_of(catalog, models, lo, hi)
     each_s = (time.perf_counter() - began_s) / (hi - lo)

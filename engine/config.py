@@ -59,7 +59,8 @@ class Access(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
     label: Annotated[list[str], Meta(description="Who may label.")] = []
     admin: Annotated[
-        list[str], Meta(description="Who may add, switch and remove models, measure, and store events of any time.")
+        list[str],
+        Meta(description="Who may add, switch, remove models, measure, scrub, purge, compact, store old events."),
     ] = []
 
 
@@ -103,6 +104,22 @@ class Store(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(ge=1, le=8_760, description="So long after a scrub (everything against its checksums) the next."),
     ] = 24
+
+
+class Retention(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When stored events leave by themselves: whole row files, the oldest first; never the one that is written to."""
+
+    days: Annotated[
+        float,
+        Meta(ge=0, le=36_500, description="Row files that have been full for longer than so many days leave; 0: none."),
+    ] = 0.0
+    bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0, le=1 << 60,
+            description="The oldest leave while row files, indexes and used catalog pages take more; 0: no limit.",
+        ),
+    ] = 0  # fmt: skip
 
 
 class Network(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,6 +214,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     readers: Readers = Readers()
     ingest: Ingest = Ingest()
     store: Store = Store()
+    retention: Retention = Retention()
     network: Network = Network()
     flows: Flows = Flows()
     join: Join = Join()

@@ -31,6 +31,7 @@ class QueryContext:
         self.catalog, self.internal = catalog, internal
         self._tracker: Tracker | None = None
         self._seq = 0
+        self._purges = 0  # of the manifest, as the state is
         self._sessions: dict[Session, tuple[Tracker, float]] = {}
 
     def fill(self, events: Sequence[Event], features: F32, session: Session | None) -> None:
@@ -56,7 +57,13 @@ class QueryContext:
         if self._tracker is None:
             self._tracker, self._seq = replayed(self.catalog, Tracker(self.internal), self.internal)
         elif not self._sessions:
-            done = False
+            begun, done = self._seq, False
             while not done:
                 self._seq, done = catch_up(self.catalog, self._tracker, self._seq)
+            with self.catalog.read() as view:
+                manifest = view.manifest()
+            if manifest is not None and (begun < manifest.first_seq or manifest.purges != self._purges):
+                # events left that this state has not seen, or that it shall not remember
+                self._purges = manifest.purges
+                self._tracker, self._seq = replayed(self.catalog, Tracker(self.internal), self.internal)
         return self._tracker

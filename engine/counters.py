@@ -43,6 +43,7 @@ class Counters(msgspec.Struct):
     late: int = 0  # flows too late for a context
     unplaced: int = 0  # flows whose windows were no longer held
     counted: int = 0  # events, from the first on, that the stored coverage counts
+    uncounted: int = 0  # of these, removed before they were counted
     letter_bytes: int = -1  # of the dead-letter file that belong to commits; below 0: older than the counting
 
 

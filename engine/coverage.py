@@ -4,8 +4,9 @@ Always true
   - Stored for each source (meta, "coverage" NUL source) is what the first `counted` events hold; the fewer than
     COUNT_EVENTS after them are counted from the row files by whoever asks. Together they are what a recount gives: only
     sums and extremes are kept, so order and cut of the batches change nothing.
-  - The events of all sources add up to `counted`. Where they do not, or a value is damaged, nothing of it is believed
-    and the next start counts again.
+  - It is of all that ever came: what is removed later stays counted. The events of all sources add up to `counted`, but
+    for the `uncounted` that were removed before they were counted. Where they do not, or a value is damaged, nothing of
+    it is believed and the next start counts again what is left.
   - A feature is constant where at least two events bear it, all with one value; one that is never there is not.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.catalog import Batch, View
+from engine.columns import GONE
 from engine.counters import Counters, Names, counted_as
 from engine.errors import CorruptionError
 from engine.features import F32, FEATURES
@@ -95,12 +97,16 @@ def grown(
     Raises OSError, CorruptionError: a row file is not to be had, or not to be believed."""
     out: dict[str, Coverage] = {}
     size = manifest.row_file_rows
-    for file in range(first // size, manifest.row_files):
+    for file in range(max(first // size, manifest.first), manifest.row_files):
         rows = RowMap(layout.row_file(*manifest.row_file(file)), file, size)
         part = slice(max(0, first - rows.first_seq), min(size, manifest.count - rows.first_seq))
         if part.start == part.stop:
             continue
-        for number, new in by_source(rows.features[part], rows.columns["source"][part]).items():
+        features, sources = rows.features[part], rows.columns["source"][part]
+        if file in manifest.purged:
+            there = rows.columns["kind"][part] != GONE
+            features, sources = features[there], sources[there]
+        for number, new in (by_source(features, sources) if len(sources) else {}).items():
             if number >= len(names.sources):
                 raise CorruptionError(str(rows.path), f"a row names source {number}, which there is not")
             source = counted_as(counters, names.sources[number][0])
@@ -128,7 +134,7 @@ def stored(view: View, counters: Counters) -> tuple[dict[str, Coverage], int]:
         log.error("%s", e)
         return {}, 0
     events = sum(c.events for c in found.values())
-    return (found, events) if events == counters.counted else ({}, 0)
+    return (found, counters.counted) if events + counters.uncounted == counters.counted else ({}, 0)
 
 
 def load(layout: Layout, view: View, counters: Counters) -> dict[str, Coverage]:

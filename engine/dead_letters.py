@@ -15,7 +15,7 @@ import base64
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import xxhash
 from engine.catalog import Batch, View
 from engine.counters import Counters
 from engine.errors import CorruptionError
-from engine.files import open_ours, sync_directory
+from engine.files import open_ours, sync_directory, write_new
 from ipc.messages import Reject
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,14 @@ class Letter(msgspec.Struct):
     def line(self) -> bytes:
         body = msgspec.json.encode(self)[:-1]
         return b'%s,"sum":"%016x"}\n' % (body, xxhash.xxh3_64_intdigest(body))
+
+    @property
+    def data(self) -> bytes:
+        return base64.b64decode(self.record)
+
+    @property
+    def at_ns(self) -> int:
+        return round(datetime.fromisoformat(self.at).timestamp() * 1e6) * 1_000
 
 
 Tallies = dict[str, Tally]
@@ -157,6 +165,32 @@ def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) 
         return os.fstat(fd).st_size
     finally:
         os.close(fd)
+
+
+def rewritten(path: Path, goes: Callable[[Letter], bool] | None, alive: Callable[[], None]) -> tuple[int, int, int]:
+    """The file without the letters that go, in its place; (letters removed, letters left, its size). A line that is
+    none goes, too, where anything is looked for. alive: called at times. Raises OSError; then the file is as it was."""
+    removed = left = size = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal removed, left, size
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not number % 1_000:
+                    alive()
+                letter = next(_read(line.strip()), None)
+                if goes is not None and (letter is None or goes(letter)):
+                    removed += 1
+                    continue
+                left, size = left + 1, size + len(line)
+                yield line
+
+    if goes is None:
+        for _ in lines():
+            pass
+        return 0, left, size
+    write_new(path, lines())
+    return removed, left, size
 
 
 def newest(path: Path) -> Iterator[Letter]:

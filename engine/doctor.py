@@ -155,16 +155,16 @@ def _files(layout: Layout, *, deep: bool) -> Iterator[Finding]:
             with catalog.read() as view:
                 manifest, counters, names = view.manifest(), view.counters(), view.names()
                 covered, tallies = coverage.load(layout, view, counters), dead_letters.load(view, counters)
-                records = int(view.txn.stat(catalog.tables["records"])["entries"])
+                records = view.count_from(manifest.first_seq) if manifest is not None else 0
         except EngineError as e:
             yield Finding("problem", "manifest", str(e))
             return
         if manifest is None:
             yield Finding("problem", "manifest", "there is none: the first start did not finish; start again")
             return
-        if records != manifest.count:
-            yield Finding("problem", "catalog records", f"{records} are stored, the manifest counts {manifest.count}")
-        yield Finding("ok", "manifest", f"generation {manifest.generation}, {manifest.count} events")
+        if records != manifest.events:
+            yield Finding("problem", "catalog records", f"{records} are stored, the manifest counts {manifest.events}")
+        yield Finding("ok", "manifest", f"generation {manifest.generation}, {manifest.events} events")
         yield from _models(layout, catalog, manifest)
         yield from _derived(layout, manifest, deep=deep)
         yield from _sources(names, counters, covered)
@@ -194,7 +194,7 @@ def _derived(layout: Layout, manifest: Manifest, *, deep: bool) -> Iterator[Find
     sealed, pace = {s.number: s.checksum for s in manifest.sealed}, scrub.Pace()
     size = rows.file_bytes(manifest.row_file_rows)
     bad: list[tuple[Path, str]] = []
-    for number in range(manifest.row_files):
+    for number in manifest.numbers:
         path = layout.row_file(*manifest.row_file(number))
         wrong = _misshapen(path, size)
         if deep:
@@ -208,7 +208,7 @@ def _derived(layout: Layout, manifest: Manifest, *, deep: bool) -> Iterator[Find
         detail = f"{wrong}; its events are safe in the records; --fix, or the next scrub of an engine, builds it again"
         yield Finding("problem", str(path), detail)
     how = "every checksum compared" if deep else "names and sizes; --deep compares checksums"
-    checked = manifest.row_files + len(manifest.indexes)
+    checked = len(manifest.numbers) + len(manifest.indexes)
     yield Finding("ok", "row files and indexes", f"{checked} looked at ({how})")
 
 
@@ -269,7 +269,9 @@ def _letters(tallies: dict[str, dead_letters.Tallies]) -> Iterator[Finding]:
 def _recounted(
     layout: Layout, manifest: Manifest, names: Names, counters: Counters, covered: dict[str, coverage.Coverage]
 ) -> Iterator[Finding]:
-    """The coverage that was counted against the row files."""
+    """The coverage that was counted against the row files, where these are of all that ever came."""
+    if manifest.first or manifest.purged:
+        return
     try:
         found = coverage.grown(layout, manifest, names, counters, {}, 0)
     except (OSError, CorruptionError):

@@ -158,40 +158,45 @@ def export_legacy(layout: Layout, folder: Path, advance: Callable[[int], None] =
         with contextlib.closing(sqlite3.connect(folder / f"metadata.db.{mark}")) as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(LEGACY_SCHEMA)
-            for lo in range(0, manifest.count, LEGACY_ROWS):
+            position = 0
+            for lo in range(manifest.first_seq, manifest.count, LEGACY_ROWS):
                 hi = min(lo + LEGACY_ROWS, manifest.count)
                 with catalog.read() as view, db:
                     for seq, record in view.records(lo, hi):
                         event = msgspec.msgpack.decode(record.head, type=Event)
-                        _legacy_row(db, seq, event, view.annotation(seq) or Annotation())
+                        _legacy_row(db, position, event, view.annotation(seq) or Annotation())
+                        position += 1
                 advance(hi - lo)
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for space in SPACES:
             index = faiss.IndexFlatL2(DIMS[space])
-            for number in range(manifest.row_files):
+            for number in manifest.numbers:
                 rows = RowMap(layout.row_file(*manifest.row_file(number)), number, manifest.row_file_rows)
                 stored = min(rows.rows, manifest.count - rows.first_seq)
                 if rows.bad_rows(stored):
                     raise CorruptionError(str(rows.path), "rows disagree with their checksums; nothing was written; "
                                           "restart the engine, it builds them again")  # fmt: skip
-                index.add(np.ascontiguousarray(rows.vectors[space][:stored]))
+                vectors = rows.vectors[space][:stored]
+                if number in manifest.purged:
+                    vectors = np.delete(vectors, rows.gone - rows.first_seq, 0)
+                index.add(np.ascontiguousarray(vectors))
             faiss.write_index(index, str(folder / f"{space}.faiss.{mark}"))
         for name in names:
             (folder / f"{name}.{mark}").rename(folder / name)
-        return manifest.count
+        return position
     finally:
         catalog.close()
         for path in folder.glob(f"*.{mark}*"):
             path.unlink()
 
 
-def _legacy_row(db: sqlite3.Connection, seq: int, event: Event, note: Annotation) -> None:
+def _legacy_row(db: sqlite3.Connection, position: int, event: Event, note: Annotation) -> None:
     taken = db.execute("SELECT 1 FROM events WHERE event_id = ?", (event.event_id,)).fetchone()
     event_id = f"{event.source}/{event.event_id}" if taken else event.event_id
     db.execute(
         "INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
-            seq, event_id, event.classification, event.discrepancy, event.ts, event.trace_id or None,
+            position, event_id, event.classification, event.discrepancy, event.ts, event.trace_id or None,
             event.src_ip or None, event.dst_ip or None, event.ts // 1_000_000, None, note.firewall_action or None,
             note.firewall_ts // 1_000_000_000 or None, event.final_score, event.ts // 1_000_000_000,
         ),

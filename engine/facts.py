@@ -55,7 +55,7 @@ def info(view: View, config: Config) -> dict[str, Any]:
     return {
         "version": VERSION, "format_version": FORMAT_VERSION, "features_version": FEATURES_VERSION,
         "features": FEATURE_COUNT, "spaces": list(SPACES), "generation": manifest.generation,
-        "events": manifest.count, "model": manifest.model, "switch": progress(manifest),
+        "events": manifest.events, "model": manifest.model, "switch": progress(manifest),
         "row_file_rows": manifest.row_file_rows,
         "internal": config.network.internal,
         "families": view.names().families[1:], "sources": [s for s, _ in view.names().sources],
@@ -70,11 +70,13 @@ def stats(
     manifest, counters = _manifest(view), view.counters()
     covered = coverage.load(layout, view, counters)
     readers = [worker_facts(p) for p in sorted(layout.run.glob("reader-*.heartbeat"))]
-    indexed = sum(i.hi - i.lo for i in manifest.indexes if i.space == SPACES[0])
+    indexed = sum(i.hi - max(i.lo, manifest.first_seq) for i in manifest.indexes if i.space == SPACES[0])
     environment = view.catalog.env
     return {
         "generation": manifest.generation,
-        "events": manifest.count,
+        "events": manifest.events,
+        "removed": manifest.count - manifest.events,
+        "stale_indexes": len(manifest.stale),
         "model": manifest.model,
         "switch": progress(manifest),
         "readers": [r for r in readers if r],
@@ -92,7 +94,7 @@ def stats(
         "labelled": environment_entries(view, "annotations"),
         "indexes": len(manifest.indexes),
         "rows_indexed": indexed,
-        "rows_exact": manifest.count - indexed,
+        "rows_exact": manifest.events - indexed,
         "disk_bytes": disk_bytes(layout.data_dir),
         "catalog": {
             "used_bytes": environment.info()["last_pgno"] * environment.stat()["psize"],
@@ -172,5 +174,4 @@ def environment_entries(view: View, table: str) -> int:
 
 def _free_pages(view: View) -> int:
     """Pages of the catalog that hold nothing now: a measure of what compacting would give back."""
-    env = view.catalog.env
-    return max(0, int(env.info()["last_pgno"]) + 1 - view.used_bytes() // int(env.stat()["psize"]))
+    return max(0, int(view.env.info()["last_pgno"]) + 1 - view.used_bytes() // int(view.env.stat()["psize"]))

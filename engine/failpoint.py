@@ -17,6 +17,17 @@ POINTS = (
     "row_file.created",  # a new row file is written and renamed, not yet in a manifest
     "index.built",  # the child's files are in place, not yet in a manifest
     "index.committed",
+    "leave.hidden",  # the oldest row files are in no manifest any more, and still there
+    "leave.unlinked",  # their records are still there
+    "leave.swept",  # a slice of the records is gone
+    "compact.copied",  # another catalog is there, as of when the copy began
+    "compact.caught_up",  # it has all that came since
+    "compact.named",  # CURRENT names it; this process still has the old one open
+    "compact.followed",  # the old one is still there
+    "compact.removed",
+    "purge.forgotten",  # the context, waiting actions and dead letters hold nothing of it; events are still there
+    "purge.emptied",  # a row file without the rows is there, in no manifest
+    "purge.committed",  # these events are gone; the old row file is still there
     "model.begun",  # a switch is in the manifest; from now on events are embedded by both versions
     "model.both",  # an event's rows of both versions durable, nothing committed
     "model.filled",  # rows of stored events are written for the new version, not yet counted

@@ -1,7 +1,8 @@
 """A filter as a mask over the rows of a snapshot.
 
 Always true
-  - A mask is bool [count]; True where all that the filter names holds. A word that no event bears matches nothing.
+  - A mask is bool, of the seqs from first_seq to count; True where all that the filter names holds. A word that no
+    event bears matches nothing.
   - Columns answer all but annotations, which resolve through their index in the catalog.
 """
 
@@ -161,10 +162,10 @@ def marks(wanted: Filter | None) -> Marks:
 
 
 def mask(snapshot: Snapshot, wanted: Sequence[Test], said: Marks | None = None, view: View | None = None) -> Mask:
-    """bool [snapshot.count]: the rows that pass all tests and of which all that `marks` gave is said."""
-    out = np.ones(snapshot.count, np.bool_)
+    """bool [snapshot.span]: the events that pass all tests and of which all that `marks` gave is said."""
+    out = snapshot.everything()
     for first, columns in snapshot.columns():
-        part = out[first : first + len(columns)]
+        part = out[first - snapshot.first_seq :][: len(columns)]
         for test in wanted:
             part &= test(columns)
     for field, words in (said or {}).items():
@@ -174,15 +175,15 @@ def mask(snapshot: Snapshot, wanted: Sequence[Test], said: Marks | None = None, 
 
 
 def _marked(snapshot: Snapshot, field: str, words: Sequence[str], view: View) -> Mask:
-    out = np.zeros(snapshot.count, np.bool_)
+    first, out = snapshot.first_seq, np.zeros(snapshot.span, np.bool_)
     for word in words:
         if word:
-            out[[seq for seq in view.marked(field, word) if seq < snapshot.count]] = True
+            out[[seq - first for seq in view.marked(field, word) if snapshot.has(seq)]] = True
         else:
-            bare = np.ones(snapshot.count, np.bool_)
+            bare = np.ones(snapshot.span, np.bool_)
             for key, _ in view.scan("marks", prefix=f"{field}\0".encode()):
                 seq = int.from_bytes(key[-8:], "big")
-                if seq < snapshot.count:
-                    bare[seq] = False
+                if snapshot.has(seq):
+                    bare[seq - first] = False
             out |= bare
     return out

@@ -12,6 +12,8 @@ import logging
 import re
 import shutil
 
+from engine.catalog import CURRENT
+from engine.catalog import named as catalog_named
 from engine.embed.models import SCRATCH_PREFIX
 from engine.files import TMP_SUFFIX
 from engine.layout import Layout
@@ -19,6 +21,7 @@ from engine.manifest import Embedded, Manifest
 
 log = logging.getLogger(__name__)
 
+_CATALOG = re.compile(r"catalog\.\d+(-lock)?")
 OURS = re.compile(r"(\d{4}-\d{8}(\.\d+)?|(chronos|sbert|attack)-\d{4}-\d{12}-\d{12}-[0-9a-f]{8})")
 
 
@@ -34,7 +37,8 @@ def named(layout: Layout, manifest: Manifest) -> set[str]:
         name
         for one, files in of
         for name in (
-            *(layout.row_file(*one.row_file(n)).name for n in range(files)), *(i.file for i in one.indexes),
+            *(layout.row_file(*one.row_file(n)).name for n in range(manifest.first, files)),
+            *(i.file for i in one.indexes),
         )
     }  # fmt: skip
 
@@ -66,9 +70,12 @@ def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[s
             elif not path.name.endswith(TMP_SUFFIX):
                 log.warning("%s is not a file of the engine; it is left alone", path)
     if boot:
-        for path in layout.catalog.glob(f"*{TMP_SUFFIX}*"):
-            path.unlink()
-            removed.append(path.name)
+        current = catalog_named(layout.catalog / CURRENT)
+        for path in layout.catalog.iterdir():
+            other = _CATALOG.fullmatch(path.name) and path.name not in (current, f"{current}-lock")
+            if TMP_SUFFIX in path.name or other:
+                path.unlink()
+                removed.append(path.name)
         for path in layout.models.glob(f"{SCRATCH_PREFIX}*"):
             shutil.rmtree(path)
             removed.append(path.name)

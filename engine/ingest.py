@@ -24,7 +24,8 @@ from typing import Any
 
 import msgspec
 
-from engine import access, facts, gauges, heartbeat, lag, listen, lock, switch
+from engine import access, facts, gauges, heartbeat, lag, listen, lock, purge, switch
+from engine.compact import Compacting
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
@@ -51,6 +52,7 @@ from engine.version import VERSION
 from engine.worker import Worker
 from ipc.messages import (
     AddModel,
+    Compact,
     Done,
     Facts,
     ForgetModel,
@@ -61,6 +63,7 @@ from ipc.messages import (
     Measure,
     Ping,
     Pong,
+    Purge,
     Request,
     RollbackModel,
     Scrub,
@@ -93,8 +96,10 @@ class IngestWorker:
         self.upkeep = Upkeep(worker.layout, worker.config, publisher, worker.stamp)
         self.scrubbing = Scrubbing(worker, self.upkeep)
         self.measuring = Measuring(worker, lambda: self.publisher.manifest)
+        self.compacting = Compacting(worker, publisher)
         self.access = access.access(self.config)
         self.guard = Guard(self.config.sources)
+        self.purging = asyncio.Lock()
         self.tasks: set[asyncio.Task[None]] = set()
         self.followers: dict[str, Follower] = {}
         self.listeners: dict[str, listen.Listener] = {}
@@ -117,12 +122,13 @@ class IngestWorker:
         self._start_sources()
         await asyncio.sleep(0)  # now its sockets are bound
         worker.ready()
-        log.info("ready: generation %d, %d events", self.publisher.manifest.generation, self.publisher.manifest.count)
+        log.info("ready: generation %d, %d events", self.publisher.manifest.generation, self.publisher.manifest.events)
         await worker.stopping.wait()
         await self._stop_listening()
         self.upkeep.kill()
         self.measuring.kill()
         self.scrubbing.kill()
+        self.compacting.kill()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -227,6 +233,11 @@ class IngestWorker:
                 self._spawn(self._on_measure(connection, request))
             case Scrub():
                 self._spawn(self._on_scrub(connection, request))
+            case Compact():
+                self._spawn(self._on_compact(connection, request))
+            case Purge():
+                self.save_all()
+                self._spawn(self._on_purge(connection, request))
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
 
@@ -248,8 +259,7 @@ class IngestWorker:
         try:
             measured = await self.measuring.ask(request.sample, request.seed)
         except EngineError as e:
-            self._audit(connection, request, outcome_of(e))
-            connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
+            self._failed(connection, request, e)
             return
         self._audit(connection, request, "done")
         found = gauges.facts(self.worker.layout, measured, self.config.upgrade, whole=True)
@@ -259,9 +269,43 @@ class IngestWorker:
         try:
             found = await self.scrubbing.ask()
         except EngineError as e:
-            connection.fail(request.request_id, e, retry_after_ms=RETRY_AFTER_MS)
+            self._failed(connection, request, e)
             return
+        self._audit(connection, request, "done")
         connection.reply(Done(request.request_id, self.publisher.manifest.generation, found))
+
+    async def _on_compact(self, connection: Connection, request: Compact) -> None:
+        try:
+            found = await self.compacting.run()
+        except (EngineError, OSError) as e:
+            error = e if isinstance(e, EngineError) else EngineError(f"{e}; nothing was changed")
+            self._failed(connection, request, error)
+            return
+        self._audit(connection, request, "done")
+        connection.reply(Done(request.request_id, found["generation"], found))
+
+    async def _on_purge(self, connection: Connection, request: Purge) -> None:
+        if self.purging.locked():
+            self._failed(connection, request, OverloadedError("a purge is under way; try again"))
+            return
+        async with self.purging, self.upkeep.rewriting:
+            try:
+                told = await purge.purge(
+                    self.publisher, request.filter, request.ids, dry_run=request.dry_run, alive=self.worker.stamp
+                )
+            except (EngineError, OSError) as e:
+                error = e if isinstance(e, EngineError) else EngineError(f"{e}; ask for the purge again")
+                self._failed(connection, request, error)
+                return
+            finally:
+                self.upkeep.replace_indexes()
+        self._audit(connection, request, "done", events=told["events"])
+        connection.reply(Done(request.request_id, self.publisher.manifest.generation, told))
+
+    def _failed(self, connection: Connection, request: Request, error: EngineError) -> None:
+        """An order that took a while."""
+        self._audit(connection, request, outcome_of(error))
+        connection.fail(request.request_id, error, retry_after_ms=RETRY_AFTER_MS)
 
     def _on_ingest(self, connection: Connection, request: Ingest) -> None:
         size = len(request.events) + len(request.actions)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ipc.messages import EVENTS_PER_MESSAGE_MAX, FRAME_BYTES_MAX
 
-FORMAT_VERSION = 1  # of a data directory
+FORMAT_VERSION = 2  # of a data directory: the newest that is read
+FORMAT_BORN = 1  # what a new one has; 2 from the first removal on: an older flowkin would look for what is gone
 FEATURES_VERSION = 1  # of the 105 features' definitions
 
 ROW_FILE_ROWS = 16_384  # events in a row file; a data directory keeps the value it was born with

@@ -2,7 +2,8 @@
 
 Always true
   - Generation numbers only grow; one that a reader could have seen is never given to other content.
-  - Rows [0, count) of the row files are committed; bytes past them are garbage, overwritten after a crash.
+  - Rows [first_seq, count) of the row files are committed; bytes past them are garbage, overwritten after a crash. What
+    lay before was removed (engine/retention.py); its seqs are never given again.
   - A file named here never changes again, but for rows past `count` in the last row file; gc.py deletes what no kept
     manifest names.
 """
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from engine.errors import FormatError
-from engine.limits import FEATURES_VERSION, FORMAT_VERSION
+from engine.limits import FEATURES_VERSION, FORMAT_BORN, FORMAT_VERSION
 
 
 class IndexFile(Struct, frozen=True, array_like=True):
@@ -32,6 +33,9 @@ class IndexFile(Struct, frozen=True, array_like=True):
         """All that the other does?"""
         return self.space == other.space and self.lo <= other.lo and other.hi <= self.hi
 
+    def overlaps(self, other: IndexFile) -> bool:
+        return self.space == other.space and self.lo < other.hi and other.lo < self.hi
+
 
 class SealedRows(Struct, frozen=True, array_like=True):
     """A full row file, checksummed once: xxh3_128 of the whole file."""
@@ -41,7 +45,8 @@ class SealedRows(Struct, frozen=True, array_like=True):
 
 
 class Embedded(Struct, frozen=True, array_like=True):
-    """Row files and indexes of a model version that is not in use: its rows [0, count). The rest as in Manifest."""
+    """Row files and indexes of a model version that is not in use: its rows [first_seq, count). The rest as in
+    Manifest."""
 
     model: str
     epoch: int
@@ -55,8 +60,9 @@ class Embedded(Struct, frozen=True, array_like=True):
 
 
 class Switch(Struct, frozen=True, array_like=True):
-    """A switch of models under way (engine/switch.py). Of the version `to` rows [0, to.count) are there, and those from
-    `since` on, which were published since it began. first: to.count when it began; seconds: spent on it since."""
+    """A switch of models under way (engine/switch.py). Of the version `to` rows [first_seq, to.count) are there, and
+    those from `since` on, which were published since it began. first: to.count when it began; seconds: spent on it
+    since."""
 
     to: Embedded
     since: int
@@ -72,25 +78,44 @@ class Switch(Struct, frozen=True, array_like=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """One generation. epoch: names the row files of the model version in use; a switch of models makes a new one."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_BORN
     features_version: int = FEATURES_VERSION
     generation: int = 0
-    count: int = 0  # events stored = the next seq
+    count: int = 0  # the next seq
+    first: int = 0  # number of the first row file that is left
     row_file_rows: int
     model: str
     epoch: int = 0
     epochs_used: int = 1  # the next switch takes this number
     names_count: int = 0  # entries of the dictionary of families and sources
     revisions: dict[int, int] = {}  # of row files that were built again from the records; 0 where not named
+    filled: dict[int, int] = {}  # row file -> ns, when it was full; not of those that an older flowkin filled
     sealed: list[SealedRows] = []
     indexes: list[IndexFile] = []
+    purged: dict[int, int] = {}  # row file -> how many of its rows a purge emptied (engine/purge.py)
+    purges: int = 0  # with each of them the context forgot something
+    stale: list[str] = []  # of `indexes`, those that were built before a purge of their rows
     kept: Embedded | None = None  # the version before, for a rollback
     switch: Switch | None = None
 
     @property
     def row_files(self) -> int:
-        """How many row files hold committed rows."""
+        """How many row files have ever held committed rows: the number after that of the last one."""
         return -(-self.count // self.row_file_rows)
+
+    @property
+    def numbers(self) -> range:
+        """Of the row files that hold committed rows."""
+        return range(self.first, self.row_files)
+
+    @property
+    def first_seq(self) -> int:
+        return self.first * self.row_file_rows
+
+    @property
+    def events(self) -> int:
+        """How many are stored."""
+        return self.count - self.first_seq - sum(self.purged.values())
 
     def row_file(self, number: int) -> tuple[int, int, int]:
         """(epoch, number, revision): what names the file in layout.row_file."""

@@ -2,8 +2,8 @@
 
 Always true
   - Records and annotations follow from nothing: they stay as they are, refused whenever they are asked for, until a
-    backup or their source brings them back. Everything else follows from them, or from what the writing process holds
-    in memory, or is only remembered to save work.
+    backup or their source brings them back. Of an event that left on purpose nothing is missed. Everything else follows
+    from them, or from what the writing process holds in memory, or is only remembered to save work.
   - Nothing is mended where the structure of the catalog is damaged (Catalog.damage): a write on top might destroy more.
   - One commit for each table, without a generation: answers are the same, or more complete.
 """
@@ -17,9 +17,10 @@ from functools import partial
 import msgspec
 
 from engine import coverage, dead_letters
-from engine.catalog import Batch, card_key, id_key, seq_key
+from engine.catalog import Batch, View, card_key, id_key, seq_key
 from engine.embed.models import CARD
 from engine.errors import CorruptionError
+from engine.manifest import Manifest
 from engine.publish import Publisher, content_hash
 from engine.rebuild import CHUNK_ROWS
 from ipc.event import Annotation, Event, FeaturedEvent
@@ -44,7 +45,8 @@ def values(
     left: list[tuple[str, bytes]] = []
     for table, keys in tables.items():
         if table in PRIMARY:
-            left += [(table, key) for key in keys]
+            with publisher.catalog.read() as view:
+                left += [(table, key) for key in keys if not _gone(publisher.manifest, view, key)]
             continue
         with publisher.catalog.write() as batch:
             kept = list(_MENDERS[table](publisher, batch, keys, alive))
@@ -52,6 +54,13 @@ def values(
         if len(keys) > len(kept):
             log.warning("catalog %s: %d damaged values are mended", table, len(keys) - len(kept))
     return left
+
+
+def _gone(manifest: Manifest, view: View, key: bytes) -> bool:
+    """Did this event leave meanwhile, by retention or a purge?"""
+    seq = int.from_bytes(key, "big")
+    purged = seq // manifest.row_file_rows in manifest.purged and not view.has("records", key)
+    return len(key) == 8 and (seq < manifest.first_seq or purged)
 
 
 def _forget(table: str, publisher: Publisher, batch: Batch, keys: Sequence[bytes], alive: Alive) -> Iterator[bytes]:
@@ -69,7 +78,7 @@ def _ids(publisher: Publisher, batch: Batch, keys: Sequence[bytes], alive: Alive
     """Identities from the records. The hash of an event that came without a source record is not known any more: sent
     again it is a conflict, and still not stored twice."""
     yield from _forget("ids", publisher, batch, keys, alive)
-    for seq in range(publisher.manifest.count):
+    for seq in range(publisher.manifest.first_seq, publisher.manifest.count):
         if seq % CHUNK_ROWS == 0:
             alive()
         try:

@@ -2,7 +2,7 @@
 
 Always true
   - A message that is not named here needs no role beyond that which opens the socket, and is no order.
-  - The audit log names what an order was about, never what is in an event.
+  - The audit log names what an order was about, never what is in an event, nor what a purge is to forget.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from engine.access import Role
 from engine.errors import EngineError
 from ipc.messages import (
     AddModel,
+    Compact,
     ForgetModel,
     Ingest,
     Label,
     Measure,
+    Purge,
     Request,
     RollbackModel,
     Scrub,
@@ -30,6 +32,8 @@ ORDERS: dict[type, tuple[Role, str]] = {  # the role that each needs, and what t
     ForgetModel: ("admin", "models gc"),
     Measure: ("admin", "measure"),
     Scrub: ("admin", "scrub"),
+    Compact: ("admin", "compact"),
+    Purge: ("admin", "purge"),
 }
 MAY = "access.ingest, access.label and access.admin name who may what (sockets.writers, where they do not)"
 
@@ -43,6 +47,8 @@ def about(request: Request) -> str:
             return request.id
         case AddModel() | UseModel():
             return request.version
+        case Purge():  # which addresses would say again what is to be forgotten
+            return "dry run" if request.dry_run else f"{len(request.ids)} ids" if request.ids else "a filter"
     return ""
 
 

@@ -117,6 +117,7 @@ class _Accepted(NamedTuple):
     raw: bytes
     content: bytes
     format: str
+    again: bool  # its identity is still there of an event that retention removed
 
 
 class ConflictError(BadRecordError):
@@ -190,7 +191,7 @@ class Publisher:
         self.other: ModelSet | None = None  # of a switch: it embeds what comes, too
         self.stages = Stages(layout)
         self._rows, self._other_rows = (RowAppender(layout, self.stages.lap) for _ in range(2))
-        self._checkpointed = self.manifest.count  # events in the stored state of the tracker; a start replays the rest
+        self.checkpointed = self.manifest.count  # the next seq of the tracker's stored state; a start goes on there
         self._checkpoint_bytes = 0
         self._compress = zstandard.ZstdCompressor(level=1).compress  # of a record, level 3 saves nothing more
         counter.value = self.manifest.generation
@@ -263,14 +264,16 @@ class Publisher:
             raise BadRecordError(f"event_id is over {ID_BYTES_MAX} or source over {SOURCE_BYTES_MAX} bytes")
         key, content = id_key(event.event_id, event.source), content_hash(item)
         known = batch_ids.get(key)
-        if known is None and (stored := view.get("ids", key)):
-            known = bytes(stored[8:24])
+        again = False
+        if known is None and (stored := view.identity(event.event_id, event.source)):
+            again = stored[0] < self.manifest.first_seq
+            known = None if again else stored[1]
         if known == content:
             return None
         if known is not None:
             raise ConflictError(f"event {event.event_id!r} is stored with other content; it was not changed")
         batch_ids[key] = content
-        return _Accepted(key, event, item.features, item.raw, content, format_name)
+        return _Accepted(key, event, item.features, item.raw, content, format_name, again)
 
     def _refuse(
         self, refused: dict[str, list[Reject]], counters: Counters, source: str, rejects: Sequence[Reject]
@@ -326,9 +329,9 @@ class Publisher:
         failpoint("publish.synced")
         manifest = msgspec.structs.replace(
             self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted),
-            names_count=names.count, switch=switch,
+            names_count=names.count, switch=switch, filled=self._filled(first + len(accepted)),
         )  # fmt: skip
-        checkpointed, checkpoint = self._checkpointed, b""
+        checkpointed, checkpoint = self.checkpointed, b""
         if self._checkpoint_due():
             checkpointed, checkpoint = first, seq_key(first) + self.tracker.dump()
             lap("checkpoint")
@@ -339,6 +342,9 @@ class Publisher:
                 for a, blob in zip(accepted, feature_table.pack_rows(features), strict=True)
             ]
             batch.put_new("records", list(zip(seqs, records, strict=True)), append=True)
+            for a in accepted:
+                if a.again:
+                    batch.delete("ids", a.key)
             ids = [(a.key, seq + a.content) for a, seq in zip(accepted, seqs, strict=True)]
             batch.put_new("ids", sorted(ids))  # random keys double the cost of a commit; sorted they do not
             counters.record_bytes += sum(map(len, records))
@@ -376,11 +382,11 @@ class Publisher:
         self.tracker.merge(overlay)
         lap("context")
         self.actions.adopt(plan)
-        self.names, self.counters, self._checkpointed = names, counters, checkpointed
+        self.names, self.counters, self.checkpointed = names, counters, checkpointed
         self._checkpoint_bytes = len(checkpoint) or self._checkpoint_bytes
         self.coverage |= covered
         self.letters |= letters
-        self._adopt(manifest)
+        self.adopt(manifest)
         self.stages.stored(len(accepted))
         lap("publish")
         return joined
@@ -388,16 +394,22 @@ class Publisher:
     def _checkpoint_due(self) -> bool:
         """At the first commit after a full row file; where the state is large, after more of them."""
         first, rows = self.manifest.count, self.manifest.row_file_rows
-        full = first // rows - self._checkpointed // rows
-        small = self._checkpoint_bytes <= (first - self._checkpointed) * CHECKPOINT_BYTES_MAX
+        full = first // rows - self.checkpointed // rows
+        small = self._checkpoint_bytes <= (first - self.checkpointed) * CHECKPOINT_BYTES_MAX
         return full >= CHECKPOINT_FILES_MAX or (full > 0 and small)
+
+    def _filled(self, count: int) -> dict[int, int]:
+        """When row files were full, with those that become it when there are `count` events."""
+        rows, now_ns = self.manifest.row_file_rows, time.time_ns()
+        fresh = range(self.manifest.count // rows, count // rows)
+        return {**self.manifest.filled, **dict.fromkeys(fresh, now_ns)} if fresh else self.manifest.filled
 
     def _cover(
         self, batch: Batch, manifest: Manifest, names: Names, counters: Counters,
-        alive: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None, least: int = 0,
     ) -> dict[str, coverage.Coverage]:  # fmt: skip
         """Count and store what the sources fill, where enough events are not yet counted; what changed."""
-        if manifest.count - counters.counted < coverage.COUNT_EVENTS:
+        if manifest.count - counters.counted < (least or coverage.COUNT_EVENTS):
             return {}
         try:
             found = coverage.grown(self.layout, manifest, names, counters, self.coverage, counters.counted, alive)
@@ -406,16 +418,20 @@ class Publisher:
             return {}
         for source, value in found.items():
             coverage.put(batch, source, value)
+        if not counters.counted:
+            counters.uncounted = sum(manifest.purged.values())
+        counters.uncounted += max(0, manifest.first_seq - counters.counted)
         counters.counted = manifest.count
         return found
 
-    def count_coverage(self, alive: Callable[[], None]) -> None:
-        """Where many are not counted: the directory is older than the counting, or a value of it is damaged."""
-        if self.manifest.count - self.counters.counted < coverage.COUNT_EVENTS:
+    def count_coverage(self, alive: Callable[[], None], least: int = 0) -> None:
+        """Where so many are not counted: the directory is older than the counting, a value of it is damaged, or some
+        are about to be removed."""
+        if self.manifest.count - self.counters.counted < (least or coverage.COUNT_EVENTS):
             return
         counters = msgspec.structs.replace(self.counters)
         with self.catalog.write() as batch:
-            covered = self._cover(batch, self.manifest, self.names, counters, alive)
+            covered = self._cover(batch, self.manifest, self.names, counters, alive, least)
             batch.put_counters(counters)
         self.counters = counters
         self.coverage |= covered
@@ -469,7 +485,8 @@ class Publisher:
     def _count(counters: Counters, source: str) -> SourceCounters:
         return counters.sources.setdefault(counted_as(counters, source), SourceCounters())
 
-    def _adopt(self, manifest: Manifest) -> None:
+    def adopt(self, manifest: Manifest) -> None:
+        """It is committed."""
         self.manifest = manifest
         self.counter.value = manifest.generation
         failpoint("publish.bumped")
@@ -483,7 +500,7 @@ class Publisher:
         now = time.time_ns()
         with self.catalog.write() as batch:
             seq = batch.find(name)
-            if seq is None:
+            if seq is None or seq < self.manifest.first_seq:
                 raise NotFoundError(f"no event {name!r}; nothing was changed; `flowkin recent` lists some")
             old = batch.annotation(seq)
             new = msgspec.structs.replace(old or Annotation())
@@ -492,43 +509,54 @@ class Publisher:
             batch.put_annotation(seq, old, new)
             manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1)
             batch.put_manifest(manifest)
-        self._adopt(manifest)
+        self.adopt(manifest)
         return manifest.generation
 
     # ---- derived files and models ---------------------------------------------------------------------------------
 
     def swap_in(self, indexes: Sequence[IndexFile], sealed: Sequence[SealedRows] = ()) -> None:
-        """Name new index files (in place, durable) in a new generation; they replace those that they cover. Not those
-        that one which was merged meanwhile covers."""
+        """Name new index files (in place, durable) in a new generation; they replace those that they cover, and those
+        that reach below what is left. Not those that one which was merged meanwhile covers."""
         failpoint("index.built")
-        named = self.manifest.indexes
-        indexes = [new for new in indexes if not any(old.covers(new) for old in named)]
-        kept = [old for old in named if not any(new.covers(old) for new in indexes)]
+        named, begin = self.manifest.indexes, self.manifest.first_seq
+        whole = [old for old in named if old.lo >= begin and old.file not in self.manifest.stale]
+        indexes = [new for new in indexes if new.hi > begin and not any(old.covers(new) for old in whole)]
+        kept = [old for old in whole if not any(new.covers(old) for new in indexes)]
+        kept += [old for old in named if old not in whole and not any(new.overlaps(old) for new in indexes)]
+        sealed = [s for s in sealed if s.number >= self.manifest.first]
         numbers = {s.number for s in sealed}
+        left = {i.file for i in kept}
         self.commit_manifest(
             indexes=sorted([*kept, *indexes], key=lambda i: (i.space, i.lo)),
+            stale=[file for file in self.manifest.stale if file in left],
             sealed=[*(s for s in self.manifest.sealed if s.number not in numbers), *sealed],
         )
         failpoint("index.committed")
 
     def drop_indexes(self, files: Sequence[str]) -> None:
         """Stop naming damaged index files; their rows are served exactly until they are indexed again."""
-        self.commit_manifest(indexes=[i for i in self.manifest.indexes if i.file not in set(files)])
+        gone = set(files)
+        self.commit_manifest(
+            indexes=[i for i in self.manifest.indexes if i.file not in gone],
+            stale=[file for file in self.manifest.stale if file not in gone],
+        )
 
     def replace_rows(self, number: int, revision: int, sealed: Sequence[SealedRows]) -> None:
         """Name a row file that was built again; the indexes over its rows are made anew."""
         self.close()
         lo, hi = number * self.manifest.row_file_rows, (number + 1) * self.manifest.row_file_rows
+        left = [i for i in self.manifest.indexes if i.hi <= lo or hi <= i.lo]
         self.commit_manifest(
             revisions={**self.manifest.revisions, number: revision},
             sealed=[*(s for s in self.manifest.sealed if s.number != number), *sealed],
-            indexes=[i for i in self.manifest.indexes if i.hi <= lo or hi <= i.lo],
-        )
+            indexes=left, stale=[file for file in self.manifest.stale if file in {i.file for i in left}],
+        )  # fmt: skip
 
     def embed_also(self, models: ModelSet, switch: Switch) -> None:
         """From the next event on write rows in the version of a switch, too. Its row file is there on return, so that
         nobody else makes it. Raises OSError, CorruptionError."""
-        self._other_rows.open(switch.to, self.manifest.row_file_rows, switch.since // self.manifest.row_file_rows)
+        number = max(self.manifest.first, switch.since // self.manifest.row_file_rows)
+        self._other_rows.open(switch.to, self.manifest.row_file_rows, number)
         self.other = models
 
     def embed_alone(self) -> None:
@@ -549,7 +577,7 @@ class Publisher:
             self.put_checkpoint(batch)
 
     def put_checkpoint(self, batch: Batch) -> None:
-        self._checkpointed = self.manifest.count
+        self.checkpointed = self.manifest.count
         batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
 
     def know_cards(self) -> None:
@@ -572,4 +600,4 @@ class Publisher:
         manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1, **changes)
         with self.catalog.write() as batch:
             batch.put_manifest(manifest)
-        self._adopt(manifest)
+        self.adopt(manifest)

@@ -47,8 +47,8 @@ Numbers = NDArray[np.int64]
 
 
 class Subject(NamedTuple):
-    """What is measured. exact: the same generation without its indexes. families: number of each event's family, as an
-    analyst or its detector said, 0 where nobody knows."""
+    """What is measured. exact: the same generation without its indexes. families: number of each event's family from
+    first_seq on, as an analyst or its detector said, 0 where nobody knows."""
 
     live: Snapshot
     exact: Snapshot
@@ -63,7 +63,7 @@ def measure(layout: Layout, catalog: Catalog, *, window: int, sample: int, seed:
     start, cpu_start = time.monotonic(), time.process_time()
     subject = _opened(layout, catalog)
     live, count = subject.live, subject.live.count
-    seqs = np.arange(max(0, count - window), count)
+    seqs = np.array(live.some(max(live.first_seq, count - window), window), np.int64)
     rng = np.random.default_rng(seed)
     asked = np.sort(rng.choice(seqs, min(sample, len(seqs)), replace=False))
     drift, unmeasured = _drift(subject, seqs)
@@ -85,7 +85,7 @@ def measure(layout: Layout, catalog: Catalog, *, window: int, sample: int, seed:
             unmeasured.setdefault(metric, WHY_NOT.get(metric, "too few events"))
     return Measured(
         measured_at=time.time_ns(), seconds=round(time.monotonic() - start, 3),
-        cpu_s=round(time.process_time() - cpu_start, 3), generation=live.generation, events=count,
+        cpu_s=round(time.process_time() - cpu_start, 3), generation=live.generation, events=live.events,
         model=subject.models.version, window=len(seqs), sample=len(asked), seed=seed, gauges=gauges, spaces=spaces,
         drift=drift.features, unmeasured=unmeasured,
     )  # fmt: skip
@@ -105,14 +105,14 @@ def _subject(layout: Layout, view: View) -> Subject:
     if manifest is None:
         raise NotReadyError("the data directory is not born yet; try again")
     names, rows = view.names(), manifest.row_file_rows
-    files = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in range(manifest.row_files)]
+    files = [RowMap(layout.row_file(*manifest.row_file(n)), n, rows) for n in manifest.numbers]
     live = Snapshot(manifest, names, files, dict(_indexes(layout, manifest.indexes)))
     path = layout.model(manifest.model)
     models, reference = embed_models.load(path), embed_models.reference_of(path)
     families = np.concatenate([c["family"] for _, c in live.columns()] or [np.empty(0)]).astype(np.int64)
     number = {name: i for i, name in enumerate(names.families)}
     for seq, family in Classifying(live, models, view).labels.items():
-        families[seq] = number.setdefault(family, len(number))
+        families[seq - live.first_seq] = number.setdefault(family, len(number))
     return Subject(live, Snapshot(manifest, names, files, {}), families, view.counters(), models, reference)
 
 
@@ -132,7 +132,7 @@ def _space(subject: Subject, space: str, asked: Seqs, drift: Sequence[Shift]) ->
     known = [s.psi for s in drift if s.psi is not None]
     chances = [s.p for s in drift if s.p is not None]
     return SpaceFigures(
-        recall_at_10=found, indexed=subject.live.count - subject.live.unindexed(space), near_duplicate_share=near,
+        recall_at_10=found, indexed=subject.live.events - subject.live.unindexed(space), near_duplicate_share=near,
         novel_share=novel, psi_mean=float(np.mean(known)) if known else None, psi_max=max(known, default=None),
         psi_p=min(1.0, min(chances) * len(chances)) if chances else None,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def _neighbours(
     subject: Subject, space: str, asked: Seqs, calibration: Calibration
 ) -> tuple[float | None, float | None, float | None]:
     """(recall@10, share in one place with another event, share beyond the precedent bound) of these events."""
-    k = min(TOP, subject.live.count - 1)
+    k = min(TOP, subject.live.events - 1)
     if k < 1:
         return None, None, None
     queries = subject.models.embedders[space].asked(subject.exact.vectors(space, asked))
@@ -166,22 +166,23 @@ def _others(asked: Seqs, found: Sequence[Candidates], k: int) -> list[NDArray[np
 def _same_family(subject: Subject, seqs: Seqs, sample: int, rng: np.random.Generator) -> Gauge:
     """The share of an event's own family among its nearest places, of which each divides as its events do; the mean of
     the families' means."""
-    families, exact = subject.families, subject.exact
-    kinds, sizes = np.unique(families[seqs], return_counts=True)
+    families, exact, first = subject.families, subject.exact, subject.exact.first_seq
+    kinds, sizes = np.unique(families[seqs - first], return_counts=True)
     kinds = kinds[(kinds > 0) & (sizes >= FAMILY_MIN)]
     if len(kinds) < 2:
         return Gauge(None, 0)
     near, known = within(subject.models.embedders["attack"].calibration), families > 0
     means, n = [], 0
     for kind in kinds:
-        own = seqs[families[seqs] == kind]
+        own = seqs[families[seqs - first] == kind]
         asked = rng.choice(own, min(len(own), max(FAMILY_MIN, sample // len(kinds))), replace=False)
         shares = []
         queries = subject.models.embedders["attack"].asked(exact.vectors("attack", asked))
         for seq, found in zip(asked, exact.search("attack", queries, FETCH, known), strict=True):
             others = found.seqs[found.seqs != seq]
             here = places([(exact.vectors("attack", others), near)], VOTERS) if len(others) else []
-            shares += [np.mean([parts_of(families[others[p]].tolist()).get(kind, 0.0) for p in here])] if here else []
+            parts = [parts_of(families[others[p] - first].tolist()) for p in here]
+            shares += [np.mean([part.get(kind, 0.0) for part in parts])] if parts else []
         n += len(shares)
         means += [np.mean(shares)] if shares else []
     return Gauge(float(np.mean(means)) if means else None, n)

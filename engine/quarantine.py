@@ -53,6 +53,12 @@ def listed(layout: Layout) -> list[tuple[Path, int]]:
     return []
 
 
+def clear(layout: Layout) -> None:
+    """Remove all that is here. Raises OSError."""
+    for path, _ in listed(layout):
+        _remove(path)
+
+
 def _size(path: Path) -> int:
     return sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size
 

@@ -96,7 +96,7 @@ def stored_question(name: str, options: Options, snapshot: Snapshot, view: View,
     """Raises NotFoundError, CorruptionError, UnknownSpaceError."""
     spaces = spaces_of(options)
     seq = view.find(name)
-    if seq is None or seq >= snapshot.count:
+    if seq is None or not snapshot.has(seq):
         raise NotFoundError(f"no event {name!r} in generation {snapshot.generation}; `flowkin recent` lists some")
     head = view.stored(seq)
     snapshot.check(seq, spaces)
@@ -183,9 +183,9 @@ class Answering:
                 wanted.append(self._other_episodes(question.event))
         said = filters.marks(options.filter)
         allowed = filters.mask(snapshot, wanted, said, self.view) if wanted or said else None
-        if allowed is not None and 0 <= question.seq < snapshot.count:
-            allowed[question.seq] = False
-        matched = int(allowed.sum()) if allowed is not None else snapshot.count - (question.seq >= 0)
+        if allowed is not None and snapshot.has(question.seq):
+            allowed[question.seq - snapshot.first_seq] = False
+        matched = int(allowed.sum()) if allowed is not None else snapshot.events - (question.seq >= 0)
         fetch = options.top_k * (4 if options.collapse else 1) + (question.seq >= 0)
         return Plan(allowed, matched, max(fetch, FUSED_FETCH_MIN if options.space == FUSED else 0), weights)
 
@@ -371,8 +371,8 @@ class Answering:
         if plan.allowed is None:
             how = "no filter"
         else:
-            share = plan.matched / max(1, snapshot.count)
-            how = f"filter matches {plan.matched} of {snapshot.count} ({share:.4%})"
+            share = plan.matched / max(1, snapshot.events)
+            how = f"filter matches {plan.matched} of {snapshot.events} ({share:.4%})"
         parts = []
         for space, candidates in sought.found.items():
             way = f"exact, {snapshot.ways[space]}" if candidates.exact else snapshot.ways[space]

@@ -87,6 +87,7 @@ log = logging.getLogger(__name__)
 
 BATCH_REQUESTS_MAX = 64  # answered in one read transaction
 WATCH_S = 0.020
+KEEP_UP_S = 0.25  # how often an idle reader looks for a new generation, so that it holds nothing that is gone
 WAIT_S = 0.002  # how often a request for a later generation looks again
 RETRY_AFTER_MS = 20
 
@@ -116,6 +117,7 @@ class Reader:
         self.worker, self.config = worker, worker.config
         self.catalog = Catalog(worker.layout.catalog, write=False, map_size=map_size(self.config))
         self.counter = Counter(worker.layout.generation, write=False)
+        self.counted = 0  # what the counter was when CURRENT was last looked at
         self.snapshots = Snapshots(worker.layout)
         self.models: ModelSet | None = None
         self.context = QueryContext(self.catalog, self.config.network.internal)
@@ -138,25 +140,24 @@ class Reader:
     async def run(self) -> None:
         self._confine()  # before the first thread
         try:
-            with self.catalog.read() as view:
-                snapshot, _ = self._take_over(view)
+            self._answer([])
         except FileNotFoundError:  # as in _serve
-            with self.catalog.read() as view:
-                snapshot, _ = self._take_over(view)
-        self.worker.stamp(generation=snapshot.generation)
+            self._answer([])
         gc.freeze()  # the collector need not go through what stays
         gc.set_threshold(YOUNG_OBJECTS_MAX)  # answers hold no cycles
         self.worker.serve(self.server)
         self.worker.ready()
+        keeping_up = self.worker.loop.create_task(self._keep_up())
         await self.worker.stopping.wait()
         await self.server.drain()
+        keeping_up.cancel()
         self.thread.shutdown(wait=True, cancel_futures=True)
         self.snapshots.close()
         self.catalog.close()
 
     def _confine(self) -> None:
         """Before anything is read that a peer or a source could have made, and before the first thread. Open by now:
-        the heartbeat, the channel, the catalog with its lock file, the generation."""
+        the heartbeat, the channel, the generation, the catalog with its lock file."""
         how = self.config.readers.confine
         if how == "off":
             return
@@ -180,6 +181,16 @@ class Reader:
             return ""
         self.worker.audit.add(connection.uid, connection.pid, "read", "connect", "DENIED")
         return f"user {access.user(connection.uid)} may not ask here; access.read names who may"
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_UP_S)
+            current = self.snapshots.current
+            if not self.pending and (current is None or self.counter.value != current.generation):
+                try:
+                    self._answer([])
+                except Exception as e:  # a request would hear of it; the next look comes
+                    log.warning("generation %d is not taken over yet: %s", self.counter.value, e)
 
     # ---- arrival --------------------------------------------------------------------------------------------------
 
@@ -301,6 +312,9 @@ class Reader:
                 pending.connection.fail(pending.request.request_id, _told(e))
 
     def _answer(self, batch: list[Pending]) -> None:
+        if self.counted != (counted := self.counter.value):
+            self.catalog.follow()  # a compaction is a generation, too
+            self.counted = counted
         with self.catalog.read() as view:
             snapshot, models = self._take_over(view)
             self.worker.stamp(generation=snapshot.generation, searching=f"generation {snapshot.generation}")
@@ -397,7 +411,7 @@ class Reader:
                 options = Options(space=request.space)
                 question = stored_question(request.query, options, snapshot, view, models)
                 seq = view.find(request.hit)
-                if seq is None or seq >= snapshot.count:
+                if seq is None or not snapshot.has(seq):
                     raise NotFoundError(f"no event {request.hit!r}; `flowkin recent` lists some")
                 if len(question.vectors) > 1:
                     raise BadRequestError("explain takes one space: chronos, sbert or attack")
@@ -459,7 +473,7 @@ def _sought(questions: list[Question], snapshot: Snapshot, view: View) -> list[Q
     for question in questions:
         if question.event is not None:
             known = view.identity(question.event.event_id, question.event.source)
-            question.seq = known[0] if known and known[0] < snapshot.count else -1
+            question.seq = known[0] if known and snapshot.has(known[0]) else -1
     return questions
 
 
@@ -499,9 +513,7 @@ def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored:
         return Stored(seq, Raw(head), annotation)
     record = view.record(seq)
     assert record is not None
-    return Stored(
-        seq, Raw(record.head), annotation, record.features if features else b"", record.raw if raw else b""
-    )
+    return Stored(seq, Raw(record.head), annotation, record.features if features else b"", record.raw if raw else b"")
 
 
 def _readable(seqs: list[int], view: View, features: bool, raw: bool, by: Snapshot | None = None) -> list[Stored]:
@@ -523,7 +535,7 @@ def _get(request: Get, snapshot: Snapshot, view: View) -> Found:
     missing: list[str] = []
     for name in request.ids:
         seq = view.find(name)
-        if seq is None:
+        if seq is None or not snapshot.has(seq):
             missing.append(name)
         else:
             events.append(_stored(seq, view, request.features, request.raw))
@@ -533,14 +545,14 @@ def _get(request: Get, snapshot: Snapshot, view: View) -> Found:
 def _matching(wanted: Filter | None, snapshot: Snapshot, view: View) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Seqs that pass a filter, ascending."""
     if wanted is None:
-        return np.arange(snapshot.count)
-    return np.flatnonzero(filters.mask(snapshot, filters.tests(wanted, snapshot), filters.marks(wanted), view))
+        return np.flatnonzero(snapshot.everything()) + snapshot.first_seq
+    mask = filters.mask(snapshot, filters.tests(wanted, snapshot), filters.marks(wanted), view)
+    return np.flatnonzero(mask) + snapshot.first_seq
 
 
 def _list(request: List, snapshot: Snapshot, view: View) -> Found:
     if request.filter is None:
-        first = request.after_seq + 1
-        seqs = list(range(first, min(first + request.limit, snapshot.count)))
+        seqs = snapshot.some(max(request.after_seq + 1, snapshot.first_seq), request.limit)
     else:
         matching = _matching(request.filter, snapshot, view)
         seqs = matching[matching > request.after_seq][: request.limit].tolist()
@@ -553,10 +565,11 @@ def _list(request: List, snapshot: Snapshot, view: View) -> Found:
 def _recent(request: Recent, snapshot: Snapshot, view: View) -> Found:
     if request.by_event_time:
         matching = _matching(request.filter, snapshot, view)
-        times = np.concatenate([_ts(c) for _, c in snapshot.columns()] or [np.empty(0, np.int64)])[matching]
+        times = np.concatenate([_ts(c) for _, c in snapshot.columns()] or [np.empty(0, np.int64)])
+        times = times[matching - snapshot.first_seq]
         seqs = matching[np.lexsort((-matching, -times))][: request.limit].tolist()
     elif request.filter is None:
-        seqs = list(range(snapshot.count - 1, max(-1, snapshot.count - 1 - request.limit), -1))
+        seqs = snapshot.newest(request.limit)
     else:
         seqs = _matching(request.filter, snapshot, view)[::-1][: request.limit].tolist()
     chosen = request.filter is not None or request.by_event_time

@@ -15,16 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from engine import features as feature_table
 from engine.catalog import Catalog, Record, View
-from engine.columns import COLUMNS, to_columns
+from engine.columns import to_columns
 from engine.embed.base import ModelSet
 from engine.errors import CorruptionError
 from engine.files import TMP_SUFFIX, sync_directory
 from engine.publish import content_hash
-from engine.rows import Rows, RowWriter
+from engine.rows import Rows, RowWriter, empty_rows
 from ipc.event import Event, FeaturedEvent
 
 log = logging.getLogger(__name__)
@@ -40,10 +39,13 @@ def rows_of(catalog: Catalog, models: ModelSet, lo: int, hi: int) -> Rows:
     contents: list[bytes] = []
     events: list[Event] = []
     with catalog.read() as view:
-        names = view.names()
+        names, manifest = view.names(), view.manifest()
+        purged = {} if manifest is None else manifest.purged
         for seq in range(lo, hi):
             try:
                 record = view.record(seq)
+                if record is None and manifest is not None and seq // manifest.row_file_rows in purged:
+                    continue
                 if record is None:
                     raise CorruptionError(
                         f"catalog records[{seq}]",
@@ -58,10 +60,7 @@ def rows_of(catalog: Catalog, models: ModelSet, lo: int, hi: int) -> Rows:
             events.append(event)
             contents.append(_content(view, event, record))
     features = feature_table.unpack([r.features for r in records])
-    out = Rows(
-        {space: np.zeros((hi - lo, e.dim), np.float32) for space, e in models.embedders.items()},
-        feature_table.empty(hi - lo), np.zeros(hi - lo, COLUMNS),
-    )  # fmt: skip
+    out = empty_rows(hi - lo)
     if at:
         for space, embedder in models.embedders.items():
             out.vectors[space][at] = embedder.embed(events, features)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -84,9 +84,7 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     ]
     if missing:
         log.warning("index files gone or misshapen, to be built again: %s", ", ".join(missing))
-        publisher.drop_indexes(missing)
-        for file in missing:
-            quarantine.put(layout, layout.index_file(file))
+        drop_indexes(publisher, missing)
     switch.resume(
         publisher, lambda version: load_models(layout.model(version), catalog, config.network.internal, alive)
     )
@@ -161,7 +159,7 @@ def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
 def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:
     layout, rows = publisher.layout, publisher.manifest.row_file_rows
     sealed = {s.number for s in publisher.manifest.sealed}
-    for number in range(publisher.manifest.row_files):
+    for number in publisher.manifest.numbers:
         manifest = publisher.manifest
         stored = min(rows, manifest.count - number * rows)
         try:
@@ -178,6 +176,18 @@ def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:
     if ahead.exists() and ahead.stat().st_size != file_bytes(rows):
         log.warning("%s is misshapen and holds nothing yet: removed", ahead)
         ahead.unlink()
+
+
+def drop_indexes(publisher: Publisher, files: Sequence[str]) -> None:
+    """No longer name damaged indexes, and keep them aside; not those that hold what was purged since."""
+    stale = set(publisher.manifest.stale)
+    publisher.drop_indexes(files)
+    for file in files:
+        path = publisher.layout.index_file(file)
+        if file in stale:
+            path.unlink(missing_ok=True)
+        else:
+            quarantine.put(publisher.layout, path)
 
 
 def mend_rows(publisher: Publisher, number: int, alive: Callable[[], None] = lambda: None) -> None:
@@ -222,6 +232,7 @@ def catch_up(catalog: Catalog, tracker: Tracker, seq: int) -> tuple[int, bool]:
     with catalog.read() as view:
         manifest = view.manifest()
         assert manifest is not None
+        seq = max(seq, manifest.first_seq)
         end = min(seq + CHUNK_ROWS, manifest.count)
         records: list[Record] = []
         for at in range(seq, end):

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from engine.columns import COLUMNS, Columns
+from engine.columns import COLUMNS, GONE, Columns
+from engine.columns import empty as empty_columns
 from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError
 from engine.features import F32
+from engine.features import empty as empty_features
 from engine.files import write_new
 from ipc.event import FEATURE_COUNT
 
@@ -87,6 +90,11 @@ def _cells(rows: Rows, region: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(found).view(np.uint8).reshape(-1, REGION_BYTES[region])
 
 
+def empty_rows(n: int) -> Rows:
+    """Of events that are gone."""
+    return Rows({s: np.zeros((n, DIMS[s]), np.float32) for s in SPACES}, empty_features(n), empty_columns(n))
+
+
 def create(path: Path, rows: int) -> None:
     """A new row file, full of zeros so that later writes allocate nothing; durable on return. Raises OSError."""
 
@@ -144,6 +152,25 @@ def _pwrite_all(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
+def emptied(
+    source: Path, target: Path, number: int, rows: int, seqs: NDArray[np.int64], sealed: bytes | None = None
+) -> bytes | None:
+    """Row file `number` written anew as `target`, without what these seqs hold; durable on return. sealed: the checksum
+    of `source` as a whole; where it agrees, that of `target` is returned. Raises OSError, CorruptionError: there is no
+    `target`."""
+    old = RowMap(source, number, rows)
+    whole = sealed is not None and old.checksum() == sealed
+    data, offsets, at = bytearray(old.data), _offsets(rows), seqs - old.first_seq
+    nothing = empty_rows(1)
+    sums = np.concatenate([row_sums(nothing, seq) for seq in seqs.tolist()])
+    for region in REGIONS:
+        cells = np.frombuffer(data, np.uint8, rows * REGION_BYTES[region], offsets[region])
+        cells.reshape(rows, -1)[at] = _cells(nothing, region)
+    np.frombuffer(data, "<u4", rows * len(SUM_COLUMNS), offsets["sums"]).reshape(rows, -1)[at] = sums
+    write_new(target, [memoryview(data)])
+    return xxhash.xxh3_128_digest(data) if whole else None
+
+
 class RowMap:
     """A row file mapped for reading. Views stay valid as long as this object lives; keep it with them.
 
@@ -194,6 +221,15 @@ class RowMap:
                 return "features or columns"
         return ""
 
+    @property
+    def data(self) -> memoryview:
+        return self._bytes
+
+    @cached_property
+    def gone(self) -> NDArray[np.int64]:
+        """Seqs of rows without an event, as of the revision: none comes to be in it."""
+        return np.flatnonzero(self.column["kind"] == GONE) + self.first_seq
+
     def bad_rows(self, count: int) -> list[int]:
         """Rows below `count` that disagree with a checksum."""
         part = Rows({s: v[:count] for s, v in self.vectors.items()}, self.features[:count], self.columns[:count])
@@ -214,8 +250,10 @@ class RowMap:
 class AbsentRows(RowMap):
     """In the place of a row file that is damaged or gone, until it is built again: rows of which each is refused."""
 
-    def __init__(self, path: Path, number: int, rows: int) -> None:
+    def __init__(self, path: Path, number: int, rows: int, gone: Sequence[int] = ()) -> None:
+        """gone: seqs without an event, ascending."""
         self.path, self.number, self.rows, self.first_seq = path, number, rows, number * rows
+        self.gone = np.array(gone, np.int64)
         missing = np.float32(np.nan)
         self.vectors = {s: np.broadcast_to(missing, (rows, DIMS[s])) for s in SPACES}
         self.features = np.broadcast_to(missing, (rows, FEATURE_COUNT))

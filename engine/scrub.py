@@ -108,19 +108,26 @@ def _values(catalog: Catalog, pace: Pace, report: Report) -> None:
 
 
 def _files(layout: Layout, catalog: Catalog, manifest: Manifest, pace: Pace, report: Report) -> None:
-    report.files = len(manifest.indexes) + manifest.row_files
+    report.files = len(manifest.indexes) + len(manifest.numbers)
     for file in manifest.indexes:
         if index_damage(layout, file, pace) and file in _manifest(catalog).indexes:
             report.bad_indexes.append(file.file)
     sealed = {s.number: s.checksum for s in manifest.sealed}
-    for number in range(manifest.row_files):
+    for number in manifest.numbers:
         name = manifest.row_file(number)
         wrong = rows_damage(layout, manifest, number, sealed.get(number), pace)
-        if wrong and name == _manifest(catalog).row_file(number):
+        if wrong and _names_rows(_manifest(catalog), name):
             report.bad_rows.append(name)
 
 
+def _names_rows(manifest: Manifest, of: tuple[int, int, int]) -> bool:
+    """Is this row file still there?"""
+    return of[1] in manifest.numbers and manifest.row_file(of[1]) == of
+
+
 def _manifest(catalog: Catalog) -> Manifest:
+    """The newest, also where the catalog was compacted meanwhile."""
+    catalog.follow()
     with catalog.read() as view:
         manifest = view.manifest()
     if manifest is None:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Seqs = NDArray[np.int64]
 
+_NONE = np.empty(0, np.int64)
 EXACT_MATCHES_MAX = 20_000  # so few allowed rows are compared one by one
 GATHER_ROWS_FEW = 16
 RANK_ROWS = 4_096  # candidates that are ranked at once
@@ -62,18 +63,61 @@ class Snapshot:
         """old: the snapshot before; where it has the very same files and indexes, only the tail is looked at anew, so
         that taking over a generation costs the same however many events there are."""
         self.manifest, self.names, self.files, self.indexes = manifest, names, files, indexes
-        self.generation, self.count = manifest.generation, manifest.count
+        self.generation, self.count, self.first_seq = manifest.generation, manifest.count, manifest.first_seq
         self._plan: dict[str, list[tuple[int, int, MappedIndex | None]]] = {}
-        if old is not None and old.files is files and old.indexes is indexes and old.count:
+        if old is not None and old.files is files and old.indexes is indexes and old.span:
             for space, (*ranges, (lo, _, index)) in old._plan.items():
                 self._plan[space] = [*ranges, (lo, self.count, index)]
         else:
             for space in SPACES:
                 self._plan[space] = list(self._cover(space))
+        if old is not None and old.files is files:
+            self.gone: Seqs = old.gone  # purged, ascending
+        else:
+            self.gone = np.concatenate([_NONE, *(f.gone for f in files if f.number in manifest.purged)])
+
+    @property
+    def events(self) -> int:
+        """How many there are."""
+        return self.span - len(self.gone)
+
+    @property
+    def span(self) -> int:
+        """From first_seq to count; as long as a mask is."""
+        return self.count - self.first_seq
+
+    def has(self, seq: int) -> bool:
+        if not self.first_seq <= seq < self.count:
+            return False
+        at = int(np.searchsorted(self.gone, seq)) if len(self.gone) else 0
+        return at == len(self.gone) or int(self.gone[at]) != seq
+
+    def alive(self, lo: int, hi: int) -> Mask | None:
+        """Of seqs [lo, hi): which are there; None where all are."""
+        first, end = np.searchsorted(self.gone, (lo, hi)) if len(self.gone) else (0, 0)
+        if first == end:
+            return None
+        out = np.ones(hi - lo, np.bool_)
+        out[self.gone[first:end] - lo] = False
+        return out
+
+    def everything(self) -> Mask:
+        """The mask of all events."""
+        alive = self.alive(self.first_seq, self.count)
+        return np.ones(self.span, np.bool_) if alive is None else alive
+
+    def some(self, lo: int, limit: int) -> list[int]:
+        """The first seqs from `lo` on."""
+        seqs = np.arange(max(lo, self.first_seq), min(lo + limit + len(self.gone), self.count))
+        return np.setdiff1d(seqs, self.gone, assume_unique=True)[:limit].tolist() if len(self.gone) else seqs.tolist()
+
+    def newest(self, limit: int) -> list[int]:
+        """The last seqs, the newest first."""
+        return self.some(self.count - limit - len(self.gone), limit + len(self.gone))[: -limit - 1 : -1]
 
     def at(self, seq: int) -> tuple[RowMap, int]:
-        number, row = divmod(seq, self.manifest.row_file_rows)
-        return self.files[number], row
+        place, row = divmod(seq - self.first_seq, self.manifest.row_file_rows)
+        return self.files[place], row
 
     def check(self, seq: int, spaces: Iterable[str]) -> None:
         """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
@@ -101,20 +145,20 @@ class Snapshot:
 
     def cell(self, name: str, seq: int) -> Any:
         """One column of one row, as Python has it."""
-        number, row = divmod(seq, self.manifest.row_file_rows)
-        return self.files[number].column[name].item(row)
+        place, row = divmod(seq - self.first_seq, self.manifest.row_file_rows)
+        return self.files[place].column[name].item(row)
 
     def _gather(self, seqs: Seqs, region: Callable[[RowMap], NDArray[Any]]) -> NDArray[Any]:
-        numbers, rows = np.divmod(seqs, self.manifest.row_file_rows)
-        first = region(self.files[int(numbers[0])])
+        places, rows = np.divmod(seqs - self.first_seq, self.manifest.row_file_rows)
+        first = region(self.files[int(places[0])])
         out = np.empty((len(seqs), *first.shape[1:]), first.dtype)
         if len(seqs) <= GATHER_ROWS_FEW:  # row by row costs less than finding those of each file
-            for i, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-                out[i] = region(self.files[number])[row]
+            for i, (place, row) in enumerate(zip(places.tolist(), rows.tolist(), strict=True)):
+                out[i] = region(self.files[place])[row]
             return out
-        for number in np.flatnonzero(np.bincount(numbers)).tolist():
-            here = np.flatnonzero(numbers == number)
-            out[here] = region(self.files[number])[rows[here]]
+        for place in np.flatnonzero(np.bincount(places)).tolist():
+            here = np.flatnonzero(places == place)
+            out[here] = region(self.files[place])[rows[here]]
         return out
 
     def columns(self) -> Iterator[tuple[int, Columns]]:
@@ -123,17 +167,19 @@ class Snapshot:
             yield file.first_seq, file.columns[: self.count - file.first_seq]
 
     def _cover(self, space: str) -> Iterator[tuple[int, int, MappedIndex | None]]:
-        """Rows [lo, hi) and the index over them, or None; together they cover [0, count), row files apart."""
-        at = 0
+        """Rows [lo, hi) and the index over them, or None; together they cover [first_seq, count), row files
+        apart."""
+        at = self.first_seq
         covered = sorted((m for f, m in self.indexes.items() if f.space == space), key=lambda m: m.lo)
         for index in [*covered, None]:
-            end = index.lo if index else self.count
+            begin = max(index.lo, self.first_seq) if index else self.count
+            end = begin
             while at < end:
                 hi = min(end, (at // self.manifest.row_file_rows + 1) * self.manifest.row_file_rows)
                 yield at, hi, None
                 at = hi
-            if index and index.hi <= self.count:
-                yield index.lo, index.hi, index
+            if index and begin >= at and index.hi <= self.count:  # or else one that it replaces still serves
+                yield begin, index.hi, index
                 at = index.hi
 
     @cached_property
@@ -150,21 +196,23 @@ class Snapshot:
         return sum(hi - lo for lo, hi, index in self._plan[space] if index is None)
 
     def search(self, space: str, queries: F32, k: int, allowed: Mask | None = None) -> list[Candidates]:
-        """The k nearest rows for each query, float32 [n, dim], NaN as in Embedder.asked. allowed: bool [count]; never
-        fewer than min(k, rows allowed) are found."""
+        """The k nearest rows for each query, float32 [n, dim], NaN as in Embedder.asked. allowed: bool, from
+        first_seq to count; never fewer than min(k, rows allowed) are found."""
         if allowed is not None:
             matched = int(allowed.sum())
             if matched <= max(EXACT_MATCHES_MAX, k):
-                return self._search_among(space, queries, k, np.flatnonzero(allowed))
+                return self._search_among(space, queries, k, np.flatnonzero(allowed) + self.first_seq)
         parts: list[tuple[F32, Seqs]] = []
         exact, scanned, sought = True, 0, _sought(queries)
         for lo, hi, index in self._plan[space]:
-            part_allowed = None if allowed is None else allowed[lo:hi]
+            part_allowed = None if allowed is None else allowed[lo - self.first_seq : hi - self.first_seq]
+            if part_allowed is None and len(self.gone):
+                part_allowed = self.alive(lo, hi)
             matched = hi - lo if part_allowed is None else int(part_allowed.sum())
             if not matched:
                 continue
             if index is not None:
-                found = index.search(sought, k, part_allowed, matched)
+                found = index.search(sought, k, self._left(index, part_allowed), matched)
                 if found is not None:
                     parts.append(found)
                     exact, scanned = exact and index.exact, scanned + index.scanned(matched)
@@ -182,6 +230,15 @@ class Snapshot:
                         parts.append((distances, picked[positions] + at))
                 scanned += len(rows)
         return self._ranked(space, queries, k, parts, exact, scanned)
+
+    def _left(self, index: MappedIndex, allowed: Mask | None) -> Mask | None:
+        """`allowed`, which begins at the first seq that is left, for an index that may reach below it."""
+        below = self.first_seq - index.lo
+        if below <= 0:
+            return allowed
+        out = np.zeros(index.hi - index.lo, np.bool_)
+        out[below:] = True if allowed is None else allowed
+        return out
 
     def _search_among(self, space: str, queries: F32, k: int, seqs: Seqs) -> list[Candidates]:
         if not len(seqs):
@@ -273,32 +330,32 @@ class Snapshots:
             indexes = old.indexes
         else:
             indexes = self._indexes(manifest, old)
-        self.current = Snapshot(manifest, self._names, self._files(manifest, old), indexes, old)
+        self.current = Snapshot(manifest, self._names, self._files(view, manifest, old), indexes, old)
         self._blob = bytes(blob)
         return self.current
 
     def _arrived(self) -> bool:
         return any(f.done() for f in self._opening.values())
 
-    def _files(self, manifest: Manifest, old: Snapshot | None) -> list[RowMap]:
+    def _files(self, view: View, manifest: Manifest, old: Snapshot | None) -> list[RowMap]:
         """Mapped row files; what the old snapshot has open already is shared."""
-        if old is not None and (manifest.row_files, manifest.epoch, manifest.revisions) == (
-            len(old.files), old.manifest.epoch, old.manifest.revisions,
+        if old is not None and (manifest.numbers, manifest.epoch, manifest.revisions) == (
+            old.manifest.numbers, old.manifest.epoch, old.manifest.revisions,
         ):  # fmt: skip
             return old.files
         files: list[RowMap] = []
-        for number in range(manifest.row_files):
+        for number in manifest.numbers:
             name = manifest.row_file(number)
-            if old is not None and number < len(old.files) and old.manifest.row_file(number) == name:
-                files.append(old.files[number])
+            if old is not None and number in old.manifest.numbers and old.manifest.row_file(number) == name:
+                files.append(old.files[number - old.manifest.first])
             else:
-                files.append(self._map(name, manifest.row_file_rows))
+                files.append(self._map(name, view, manifest))
         return files
 
-    def _map(self, name: tuple[int, int, int], rows: int) -> RowMap:
+    def _map(self, name: tuple[int, int, int], view: View, manifest: Manifest) -> RowMap:
         """A row file; rows that are refused in the place of one that is damaged. Raises FileNotFoundError the first
         time one is gone: the newest manifest may name another."""
-        path, number = self.layout.row_file(*name), name[1]
+        path, number, rows = self.layout.row_file(*name), name[1], manifest.row_file_rows
         try:
             return RowMap(path, number, rows)
         except FileNotFoundError:
@@ -309,11 +366,12 @@ class Snapshots:
         except (OSError, CorruptionError) as e:
             damage = e if isinstance(e, CorruptionError) else CorruptionError(str(path), str(e))
         log.error("%s; its events are left out of answers until it is built again", damage)
-        return AbsentRows(path, number, rows)
+        lo, hi = number * rows, min((number + 1) * rows, manifest.count)
+        return AbsentRows(path, number, rows, view.without_record(lo, hi) if number in manifest.purged else ())
 
     def _indexes(self, manifest: Manifest, old: Snapshot | None) -> dict[IndexFile, MappedIndex]:
-        """Those that are open and touched; the others are being opened and are taken over later. Until a merged one is,
-        those that it replaces go on serving its rows."""
+        """Those that are open and touched; the others are being opened and are taken over later. Until they are, those
+        that they replace go on serving their rows."""
         named = set(manifest.indexes)
         opened = {f: m for f, m in (old.indexes if old else {}).items() if f in named}
         for file in [f for f, future in self._opening.items() if future.done() or f not in named]:
@@ -330,7 +388,7 @@ class Snapshots:
                 self._opening[file] = self._opener.submit(self._open, file)
         if old is not None and (old.manifest.epoch, old.manifest.revisions) == (manifest.epoch, manifest.revisions):
             awaited = [file for file in manifest.indexes if file not in opened]
-            opened |= {f: m for f, m in old.indexes.items() if any(file.covers(f) for file in awaited)}
+            opened |= {f: m for f, m in old.indexes.items() if any(file.overlaps(f) for file in awaited)}
         return opened
 
     def _open(self, file: IndexFile) -> MappedIndex:

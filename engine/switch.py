@@ -39,7 +39,7 @@ def target(layout: Layout, manifest: Manifest, version: str) -> Embedded:
     kept = manifest.kept
     if kept is not None and kept.model == version and kept.count and whole(layout, manifest, kept):
         return kept
-    return Embedded(version, manifest.epochs_used)
+    return Embedded(version, manifest.epochs_used, manifest.first_seq)
 
 
 def needed_bytes(manifest: Manifest, to: Embedded) -> int:
@@ -143,7 +143,7 @@ def resume(publisher: Publisher, load: Callable[[str], ModelSet]) -> None:
         if not whole(layout, manifest, switch.to, switch.since):
             log.warning("row files of the switch to %s are gone or misshapen: it begins anew", switch.to.model)
             publisher.commit_manifest(switch=None)
-            begin(publisher, models, Embedded(switch.to.model, manifest.epochs_used))
+            begin(publisher, models, Embedded(switch.to.model, manifest.epochs_used, manifest.first_seq))
         else:
             publisher.embed_also(models, switch)
             log.info("the switch to %s goes on at event %d", switch.to.model, switch.to.count)
@@ -157,9 +157,9 @@ def whole(layout: Layout, manifest: Manifest, of: Embedded, since: int | None = 
     """Are the files of a version that is not in use there, with their sizes? Of its rows [0, count), and those from
     `since` on."""
     rows = manifest.row_file_rows
-    numbers = set(range(-(-of.count // rows)))
+    numbers = set(range(manifest.first, -(-of.count // rows)))
     if since is not None:
-        numbers |= set(range(since // rows, manifest.row_files))
+        numbers |= set(range(max(manifest.first, since // rows), manifest.row_files))
     sizes = {layout.row_file(*of.row_file(n)): file_bytes(rows) for n in numbers}
     sizes |= {layout.index_file(i.file): i.size for i in of.indexes}
     return all(path.exists() and path.stat().st_size == size for path, size in sizes.items())

@@ -3,10 +3,10 @@
 Always true
   - Whoever writes waits for nothing. Manifest and catalog are of one read transaction; the files that the manifest
     names are open before the catalog is copied, so that what is merged away or built again meanwhile is still there.
-  - A backup shares no file with the data directory. A purge zeroes rows of a live file in place, and a bad write or a
-    bad sector hits every name that a file has: a link would take the backup along. What an earlier backup beside it has
-    of full row files and indexes is linked from there, after its bytes were compared with the checksum. All else is
-    copied.
+  - A backup shares no file with the data directory: a bad write or a bad sector hits every name that a file has, and a
+    link would take the backup along. A purge does not reach it: what left is in it until it is deleted. What an earlier
+    backup beside it has of full row files and indexes is linked from there, after its bytes were compared with the
+    checksum. All else is copied.
   - What is derived and damaged is left out and named: a start builds it again. A damaged record is kept and named.
 In this order, each step durable before the next
   1. the files are opened; the catalog; then row files, indexes, models, dead letters, settings: each is read back
@@ -197,7 +197,7 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
     backup = Backup(
         created_at=at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         format_version=manifest.format_version, features_version=manifest.features_version,
-        generation=manifest.generation, events=manifest.count, model=manifest.model, files=files,
+        generation=manifest.generation, events=manifest.events, model=manifest.model, files=files,
         copied_bytes=sum(file.size for file in files) - linked, linked_bytes=linked, left_out=sorted(left_out),
         damaged=[],
     )  # fmt: skip
@@ -210,6 +210,7 @@ def _take_store(taking: _Taking, catalog: Catalog) -> tuple[Manifest, int, list[
     what is left out."""
     layout, missed = taking.layout, set[Wanted]()
     for _ in range(TRIES_MAX):
+        catalog.follow()  # the newest manifest is in the one that CURRENT names
         with ExitStack() as held:
             with catalog.read() as view:
                 manifest, letter_bytes = view.manifest(), view.counters().letter_bytes

@@ -5,6 +5,8 @@ Always true
     So a million rows are searched in at most six indexes, three on average, and each row is indexed at most seven
     times.
   - A range is merged only when all of it is indexed in every space: what is searched exactly comes first.
+  - An index that reaches below the first row file that is left, or was built before a purge, is searched without what
+    is gone (engine/snapshot.py), until indexes over the rest of it take its place, all at once.
 """
 
 from __future__ import annotations
@@ -17,24 +19,43 @@ FILES = (64, 32, 16, 8, 4, 2)  # of a merged index; twice its vectors is what a 
 
 def unindexed(manifest: Manifest) -> list[int]:
     """Numbers of full row files that have not an index in every space."""
-    full = manifest.count // manifest.row_file_rows
-    if sum(i.hi - i.lo for i in manifest.indexes) == len(SPACES) * full * manifest.row_file_rows:
+    full = range(manifest.first, manifest.count // manifest.row_file_rows)
+    begin = manifest.first_seq
+    if sum(i.hi - max(i.lo, begin) for i in manifest.indexes) == len(SPACES) * len(full) * manifest.row_file_rows:
         return []
     covered = [_covered(manifest, space) for space in SPACES]
-    return [n for n in range(full) if any(n not in of for of in covered)]
+    return [n for n in full if any(n not in of for of in covered)]
 
 
 def mergeable(manifest: Manifest) -> range | None:
     """Numbers of row files over which one index in each space shall take the place of several; None where no."""
     covered = [_covered(manifest, space) for space in SPACES]
     for files in FILES:
-        for first in range(0, manifest.count // manifest.row_file_rows - files + 1, files):
+        begin = -(-manifest.first // files) * files
+        for first in range(begin, manifest.count // manifest.row_file_rows - files + 1, files):
             numbers = range(first, first + files)
             if all(n in of for of in covered for n in numbers) and any(
                 of[n] != of[first] for of in covered for n in numbers
             ):
                 return numbers
     return None
+
+
+def split(manifest: Manifest) -> list[range]:
+    """Numbers of row files, over each range of which one index in each space shall take the place of one that reaches
+    below what is left, or holds what was purged."""
+    rows, begin = manifest.row_file_rows, manifest.first_seq
+    old = [i for i in manifest.indexes if i.lo < begin or i.file in manifest.stale]
+    if not old:
+        return []
+    lo, minus_hi = min((max(i.lo, begin), -i.hi) for i in old)
+    first, end = lo // rows, -minus_hi // rows
+    out: list[range] = []
+    while first < end:
+        files = next(n for n in (*FILES, 1) if first % n == 0 and first + n <= end)
+        out.append(range(first, first + files))
+        first += files
+    return out
 
 
 def _covered(manifest: Manifest, space: str) -> dict[int, str]:

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
-from engine import gc, mend, quarantine, switch, tiers
+from engine import gc, mend, quarantine, retention, switch, tiers
 from engine.build import Built, FillJob, IndexJob, Job, RowsJob
 from engine.catalog import RESTORE
 from engine.config import Config
@@ -26,12 +26,14 @@ from engine.jobs import NICENESS, Jobs
 from engine.layout import Layout
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.publish import Publisher, load_models
-from engine.recover import map_size, mend_rows, mended_models
+from engine.recover import drop_indexes, map_size, mend_rows, mended_models
 from engine.scrub import Report
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 5.0
+RETENTION_S = 60.0  # how often to see whether something leaves
+SWEEP_PAUSE_S = 0.01  # between two slices of what left: events are stored first
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
 FAILURES_MAX = 5  # steps in a row; then a switch is given up, and a scrub ends with that row file left
 
@@ -50,6 +52,8 @@ class Upkeep:
         self._idle, self._merged = asyncio.Event(), asyncio.Event()
         self._bad_rows: list[tuple[int, int, int]] = []  # of row files that wait to be built again
         self._rows_mended = asyncio.Event()
+        self._sweeping = self._retaining = True  # at every start
+        self.rewriting = asyncio.Lock()  # held by who writes stored row files of the version in use anew
         self._switched: list[Switched] = []  # who waits for the end of the switch
         if publisher.manifest.switch is not None:
             self._wanted.set()
@@ -57,16 +61,19 @@ class Upkeep:
     def look(self) -> None:
         """Something may have become due; cheap."""
         if self._unindexed() or self._given_up():
+            self._retaining = True
             self._wanted.set()
+
+    def replace_indexes(self) -> None:
+        """Some may have become stale."""
+        self._mergeable.set()
 
     def drop(self, report: Report) -> int:
         """No longer name the damaged indexes, and have damaged row files built again; how many of these there are."""
         bad = {i.file for i in self.publisher.manifest.indexes} & set(report.bad_indexes)
         if bad:
             log.error("index files disagree with their checksums, built again: %s", ", ".join(sorted(bad)))
-            self.publisher.drop_indexes(sorted(bad))
-            for file in sorted(bad):
-                quarantine.put(self.layout, self.layout.index_file(file))
+            drop_indexes(self.publisher, sorted(bad))
         rows = [of for of in report.bad_rows if self._named(of)]
         self._bad_rows += [of for of in rows if of not in self._bad_rows]
         self._wanted.set()
@@ -107,7 +114,7 @@ class Upkeep:
 
     def _named(self, of: tuple[int, int, int]) -> bool:
         manifest = self.publisher.manifest
-        return of[1] < manifest.row_files and manifest.row_file(of[1]) == of
+        return of[1] in manifest.numbers and manifest.row_file(of[1]) == of
 
     def use_model(self, version: str, done: Switched) -> None:
         """Use a model from now on; done(None) when all stored events are embedded by it and it answers, or done(error)
@@ -170,6 +177,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """For ever."""
+        self._look_at_age()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._again(self._next))
             group.create_task(self._again(self._merge))
@@ -184,15 +192,23 @@ class Upkeep:
                 await asyncio.sleep(AGAIN_S)
 
     async def _next(self) -> None:
+        damaged = bool(self.publisher.catalog.damage)
         if self._bad_rows:
             of = self._bad_rows.pop(0)
             try:
-                if self._named(of) and not await self._build_again(of):
-                    self._bad_rows.append(of)  # others come first
+                async with self.rewriting:
+                    if self._named(of) and not await self._build_again(of):
+                        self._bad_rows.append(of)  # others come first
             finally:
                 self._rows_mended.set()
         elif self._clear_up():
             self._collect()
+        elif self._sweeping and not damaged:
+            self._sweeping = retention.sweep(self.publisher) > 0
+            await asyncio.sleep(SWEEP_PAUSE_S)
+        elif self._retaining and not damaged:
+            self._retaining = False
+            self._retain()
         elif self.publisher.manifest.switch is not None:
             unindexed = self._unindexed()
             if len(unindexed) >= UNINDEXED_FILES_HURRY:  # what is in use comes first, but not alone
@@ -205,6 +221,19 @@ class Upkeep:
             self._idle.set()
             await self._wanted.wait()
             self._idle.clear()
+
+    def _look_at_age(self) -> None:
+        self._retaining = True
+        self._wanted.set()
+        asyncio.get_running_loop().call_later(RETENTION_S, self._look_at_age)
+
+    def _retain(self) -> None:
+        """Let what is due leave; its records follow slice by slice."""
+        gone = retention.retain(self.publisher, self.config.retention)
+        if gone:
+            self._sweeping = True
+            self._mergeable.set()
+            log.info("%d events left by retention, the oldest is now seq %d", gone, self.publisher.manifest.first_seq)
 
     def _load(self, version: str) -> ModelSet:
         return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.alive)
@@ -220,15 +249,18 @@ class Upkeep:
         )  # fmt: skip
 
     async def _merge(self) -> None:
-        """Make one index of several."""
+        """Make one index of several, or several over what is left of one."""
         self._mergeable.clear()
-        numbers = None if self.publisher.manifest.switch else tiers.mergeable(self.publisher.manifest)
-        if numbers is None:
+        manifest = self.publisher.manifest
+        ranges = [] if manifest.switch else tiers.split(manifest)
+        if not ranges and not manifest.switch and (numbers := tiers.mergeable(manifest)):
+            ranges = [numbers]
+        if not ranges:
             self._merged.set()
             await self._mergeable.wait()
             self._merged.clear()
             return
-        built = await self._indexed(numbers, self.merges)
+        built = await self._indexed(ranges, self.merges)
         if built is not None and built.bad_rows:  # they are built again, and their indexes first then
             await self._mergeable.wait()
         else:
@@ -236,37 +268,61 @@ class Upkeep:
 
     async def _index(self, numbers: Sequence[int]) -> None:
         """An index in each space over these row files."""
-        built = await self._indexed(numbers, self.jobs)
+        built = await self._indexed([numbers], self.jobs)
         if built is not None:
             self._mergeable.set()
 
-    async def _indexed(self, numbers: Sequence[int], jobs: Jobs) -> Built | None:
-        """One index in each space over these row files, in the place of what is there. None where that failed or was
-        in vain."""
+    async def _indexed(self, ranges: Sequence[Sequence[int]], jobs: Jobs) -> Built | None:
+        """One index in each space over each of these ranges of row files, in the place of what is there, in one commit.
+        None where that failed or was in vain."""
+        numbers = [number for some in ranges for number in some]
+        names = [self.publisher.manifest.row_file(number) for number in numbers]
+        made = Built()
+        for some in ranges:
+            built = await self._built(some, jobs)
+            if built is None or built.bad_rows:
+                self._unlink(made)
+                if built is not None:
+                    self._bad_rows += [of for of in built.bad_rows if of not in self._bad_rows]
+                    self._wanted.set()
+                return built
+            made.indexes += built.indexes
+            made.sealed += built.sealed
+            made.seconds += built.seconds
+        before = self.publisher.manifest
+        if names != [before.row_file(number) for number in numbers]:  # built for rows of before
+            self._unlink(made)
+            return None
+        self._retaining = True  # there is more than before
+        self._wanted.set()
+        if made.indexes:
+            self.publisher.swap_in([IndexFile(*i) for i in made.indexes], [SealedRows(*s) for s in made.sealed])
+            gc.release(self.layout, before, self.publisher.manifest)
+            self._collect()
+            size = sum(i[4] for i in made.indexes)
+            which = f"row file {numbers[0]}" if len(numbers) == 1 else f"row files {numbers[0]} to {numbers[-1]}"
+            log.info("%s indexed in every space: %d bytes, %.1f s", which, size, made.seconds)
+        return made
+
+    async def _built(self, numbers: Sequence[int], jobs: Jobs) -> Built | None:
+        """One index in each space over these row files, which no manifest names yet; none where they left. None where
+        that failed."""
         manifest = self.publisher.manifest
+        if numbers[-1] < manifest.first:
+            return Built()
         names = [manifest.row_file(number) for number in numbers]
         job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows)
         if jobs is self.merges:  # no hurry
             job.niceness = NICENESS
         built = await jobs.run(job)
-        if built is None:
-            return None
-        self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
-        if names != [self.publisher.manifest.row_file(number) for number in numbers]:  # built for rows of before
-            for of in built.indexes:
-                self.layout.index_file(IndexFile(*of).file).unlink(missing_ok=True)
-            return None
-        self._bad_rows += [of for of in built.bad_rows if of not in self._bad_rows]
-        self._wanted.set()
-        if built.indexes:
-            before = self.publisher.manifest
-            self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
-            gc.release(self.layout, before, self.publisher.manifest)
-            self._collect()
-            size = sum(i[4] for i in built.indexes)
-            which = f"row file {numbers[0]}" if len(numbers) == 1 else f"row files {numbers[0]} to {numbers[-1]}"
-            log.info("%s indexed in every space: %d bytes, %.1f s", which, size, built.seconds)
+        if built is not None:
+            self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
         return built
+
+    def _unlink(self, built: Built) -> None:
+        """Indexes that no manifest will name."""
+        for of in built.indexes:
+            self.layout.index_file(IndexFile(*of).file).unlink(missing_ok=True)
 
     def _collect(self) -> None:
         """Remove what nothing names; not while a child builds what nothing names yet, its end comes by here again."""
@@ -289,6 +345,9 @@ class Upkeep:
             done = await self.jobs.run(job)
             if done is None:
                 return False
+            if not self._named(of):  # it left meanwhile
+                self.layout.row_file(epoch, number, revision + 1).unlink(missing_ok=True)
+                return True
             self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
             quarantine.put(self.layout, self.layout.row_file(*of))
         gc.release(self.layout, manifest, self.publisher.manifest)

@@ -21,6 +21,7 @@ from ipc.messages import (
     Cancel,
     Classified,
     Classify,
+    Compact,
     Done,
     ErrorCode,
     Explain,
@@ -40,6 +41,7 @@ from ipc.messages import (
     Options,
     Ping,
     Pong,
+    Purge,
     QueryEvent,
     QuerySimilar,
     QueryVector,
@@ -209,6 +211,21 @@ def rollback_model(*, timeout_ms: int | None = None) -> Call[Done]:
 
 def forget_model(*, timeout_ms: int | None = None) -> Call[Done]:
     return Call(Done, lambda i, ms: ForgetModel(i), timeout_ms)
+
+
+def purge(
+    *, filter: Filter | None = None, ids: Sequence[str] = (), dry_run: bool = False, timeout_ms: int | None = None
+) -> Call[Done]:
+    """Remove events by a filter, or by ids. facts: how many events, dead letters and waiting firewall actions."""
+    names = list(ids)
+    return Call(Done, lambda i, ms: Purge(i, filter, names, dry_run), timeout_ms)
+
+
+def compact(*, timeout_ms: int | None = None) -> Call[Done]:
+    """facts: bytes_before and bytes_after of the catalog; waits_for: readers that still hold the old one."""
+    return Call(Done, lambda i, ms: Compact(i), timeout_ms)
+
+
 def measure(*, sample: int = 0, seed: int = 0, timeout_ms: int | None = None) -> Call[Done]:
     """Quality, now; facts: as `quality` in stats, with the drift of each feature. sample: 0 as the engine is set. It
     may take a minute."""

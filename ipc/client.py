@@ -317,6 +317,8 @@ class Client:
     rollback_model = _method(calls.rollback_model)
     forget_model = _method(calls.forget_model)
     measure = _method(calls.measure)
+    compact = _method(calls.compact)
+    purge = _method(calls.purge)
     scrub = _method(calls.scrub)
     cancel = _method(calls.cancel)
 

@@ -260,6 +260,8 @@ class AddModel(Order, tag=35):       request_id: RequestId; version: Name; files
 class RollbackModel(Order, tag=36):  request_id: RequestId  # to the version before, whose rows are kept
 class ForgetModel(Order, tag=37):    request_id: RequestId  # remove the rows that are kept for a rollback
 class Measure(Order, tag=38):        request_id: RequestId; sample: Annotated[int, Meta(ge=0, le=10_000)] = 0; seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] = 0  # quality, now; sample 0: as set; Done has what stats shows, and the drift of each feature
+class Compact(Order, tag=45):        request_id: RequestId  # the catalog into a new file without what was deleted; Done has bytes_before, bytes_after, waits_for
+class Purge(Order, tag=46):          request_id: RequestId; filter: Filter | None = None; ids: Annotated[list[Id], Meta(max_length=IDS_PER_MESSAGE_MAX)] = []; dry_run: bool = False  # of the events that a filter or ids name nothing is left; Done says how many
 class Scrub(Order, tag=48):          request_id: RequestId  # everything against its checksums, now, and mend what can be; Done has what stats shows of it
 
 
@@ -281,7 +283,7 @@ Read = (
     Hello | Ping | Info | Stats | Get | List | Recent | QuerySimilar | QueryEvent | QueryVector | SearchText
     | Explain | Watch | Cancel | Models | Classify
 )  # fmt: skip
-Write = Ingest | Label | UseModel | AddModel | RollbackModel | ForgetModel | Measure | Scrub
+Write = Ingest | Label | UseModel | AddModel | RollbackModel | ForgetModel | Measure | Compact | Purge | Scrub
 Request = Read | Write
 Reply = (
     Welcome | Pong | Facts | Failure | Found | Answers | Explained | Ingested | Done | Generation | Classified

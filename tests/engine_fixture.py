@@ -224,8 +224,7 @@ class Engine:
     def row_maps(self) -> list[RowMap]:
         manifest = self.manifest()
         return [
-            RowMap(self.layout.row_file(*manifest.row_file(n)), n, manifest.row_file_rows)
-            for n in range(manifest.row_files)
+            RowMap(self.layout.row_file(*manifest.row_file(n)), n, manifest.row_file_rows) for n in manifest.numbers
         ]
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
 import numpy as np
 
-from engine import coverage, switch, tiers
+from engine import coverage, gc, purge, retention, switch, tiers
 from engine.build import Built, build_indexes
 from engine.catalog import View
+from engine.compact import Compacting
 from engine.config import CIDRS_INTERNAL, load
 from engine.embed import models as embed_models
 from engine.embed.base import DIMS
@@ -29,7 +32,7 @@ from engine.recover import open_store
 from engine.rows import REGIONS, RowMap, RowWriter
 from engine.snapshot import Snapshot, Snapshots
 from ipc.event import Event, FeaturedEvent, FirewallAction
-from ipc.messages import Answer, Answers, Options, decode_reply, encode
+from ipc.messages import Answer, Answers, Filter, Options, decode_reply, encode
 from tests.events import several
 from tests.wait import eventually
 
@@ -107,6 +110,22 @@ class Store:
         assert not built.bad_rows
         self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
 
+    def split(self) -> None:
+        """Indexes over what is left, in the place of one that reaches below."""
+        while ranges := tiers.split(self.publisher.manifest):
+            built = [
+                build_indexes(self.layout, [self.publisher.manifest.row_file(n) for n in numbers], ROWS)
+                for numbers in ranges
+            ]
+            self.publisher.swap_in(
+                [IndexFile(*i) for one in built for i in one.indexes],
+                [SealedRows(*s) for one in built for s in one.sealed],
+            )
+        gc.collect(self.layout, self.publisher.manifest)
+
+    def purge(self, wanted: Filter | None = None, ids: Sequence[str] = (), **more: bool) -> dict[str, Any]:
+        return asyncio.run(purge.purge(self.publisher, wanted, ids, **more))
+
     def begin_switch(self, version: str = OTHER) -> None:
         other_model(self.layout)
         with patch("engine.embed.text.TextModel", _text_model):
@@ -140,6 +159,19 @@ class Store:
                 pass
             switch.finish(self.publisher)
 
+    def leave(self, first: int, slices: int = 1 << 30) -> None:
+        """The row files before `first` leave, and so many slices of their records."""
+        if first > self.publisher.manifest.first:
+            retention.hide(self.publisher, first)
+        while slices and retention.sweep(self.publisher):
+            slices -= 1
+
+    def compacting(self) -> Compacting:
+        return Compacting(SimpleNamespace(layout=self.layout, config=self.config), self.publisher)  # type: ignore[arg-type]
+
+    def compact(self) -> dict[str, Any]:
+        return asyncio.run(self.compacting().run())
+
     # ---- reading
 
     def snapshot(self) -> Snapshot:
@@ -171,27 +203,34 @@ class Store:
 
     def ids(self) -> list[str]:
         with self.catalog.read() as view:
-            heads = [record.head for _, record in view.records(0, 1 << 40)]
+            heads = [record.head for _, record in view.records(self.publisher.manifest.first_seq, 1 << 40)]
         return [msgspec.msgpack.decode(head, type=Event).event_id for head in heads]
 
     def files(self) -> list[RowMap]:
         manifest = self.publisher.manifest
-        return [RowMap(self.layout.row_file(*manifest.row_file(n)), n, ROWS) for n in range(manifest.row_files)]
+        return [RowMap(self.layout.row_file(*manifest.row_file(n)), n, ROWS) for n in manifest.numbers]
 
     def check(self) -> None:
-        """Everything agrees: counts, identities, coverage, and every row with what its record gives."""
+        """Everything agrees: counts, identities, coverage, and every row with what its record gives; nothing is left of
+        what left."""
+        self.leave(0)
         manifest = self.publisher.manifest
         with self.catalog.read() as view:
             assert view.manifest() == manifest
             entries = {t: view.txn.stat(self.catalog.tables[t])["entries"] for t in ("records", "ids")}
-            assert entries == {"records": manifest.count, "ids": manifest.count}
-            for seq, record in view.records(0, manifest.count):
+            assert entries == {"records": manifest.events, "ids": manifest.events}
+            assert all(first >= manifest.first_seq for first, _, _ in view.extents())
+            assert sum(self.publisher.counters.families.values()) == manifest.events
+            for seq, record in view.records(manifest.first_seq, manifest.count):
                 event = msgspec.msgpack.decode(record.head, type=Event)
                 found = view.identity(event.event_id, event.source)
                 assert found is not None and found[0] == seq
-            self._check_coverage(view)
+            assert coverage.stored(view, view.counters())[1] == view.counters().counted
+            if not manifest.first and not manifest.purged:  # it goes on counting what left
+                self._check_coverage(view)
         assert self.publisher.counter.value == manifest.generation
-        for number, file in enumerate(self.files()):
+        for number, file in zip(manifest.numbers, self.files(), strict=True):
+            assert len(file.gone) == manifest.purged.get(number, 0)
             lo, stored = number * ROWS, min(ROWS, manifest.count - number * ROWS)
             assert file.bad_rows(stored) == []
             expected = rows_of(self.catalog, self.publisher.models, lo, lo + stored)

@@ -10,7 +10,7 @@ Always true
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from itertools import islice
 from math import inf
@@ -142,6 +142,28 @@ class State:
         for pair_key, pair in state.again:
             tracker.pairs.again.put(pair_key, pair)
         return tracker
+
+    # forgetting
+
+    def without(self, named: Callable[[str], bool]) -> Self:
+        """The same state but for these addresses: their windows and histories, the pairs they belong to, and their
+        flows in the windows of others."""
+        state = msgspec.msgpack.decode(self.dump()[8:], type=_Dump)
+        left = _Dump(
+            version=state.version, counters=state.counters, streams=state.streams,
+            sources=[
+                (key, horizon, [f for f in flows if not named(f[1])], history)
+                for key, horizon, flows, history in state.sources if not named(key[1])
+            ],
+            targets=[
+                (key, horizon, [p for p in packets if not named(p[1])])
+                for key, horizon, packets in state.targets if not named(key[1])
+            ],
+            once=[(key, pair) for key, pair in state.once if not (named(key[1]) or named(key[2]))],
+            again=[(key, pair) for key, pair in state.again if not (named(key[1]) or named(key[2]))],
+        )  # fmt: skip
+        body = msgspec.msgpack.encode(left)
+        return self.load(xxhash.xxh3_64_digest(body) + body, self.internal)
 
 
 class _Dump(Struct, array_like=True, kw_only=True):

@@ -169,8 +169,8 @@ class Oracle:
             yield f"lost: annotations of {lost}"
         with store.catalog.read() as view:
             entries = {t: view.txn.stat(store.catalog.tables[t])["entries"] for t in ("records", "ids")}
-            if entries != {"records": manifest.count, "ids": manifest.count} or count != manifest.count:
-                yield f"{entries} where the manifest says {manifest.count}"
+            if entries != {"records": manifest.events, "ids": manifest.events} or count != manifest.events:
+                yield f"{entries} where the manifest says {manifest.events}"
             for seq, blob in enumerate(records):
                 event = _event(blob)
                 found = view.identity(event.event_id, event.source)
@@ -196,7 +196,7 @@ class Oracle:
     def _look_at(self, store: Store, of: Manifest | Embedded) -> Iterator[str]:
         """The files of one model version."""
         sealed = {s.number: s.checksum for s in of.sealed}
-        for number in range(-(-of.count // ROWS)):
+        for number in range(store.publisher.manifest.first, -(-of.count // ROWS)):
             name = of.row_file(number)
             file = RowMap(store.layout.row_file(*name), number, ROWS)
             stored = min(ROWS, of.count - number * ROWS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from engine import gc, lock, switch
+from engine import gc, lock, retention, switch
 from engine.layout import Layout
 from engine.publish import Submission
 from ipc.messages import Reject
@@ -36,6 +36,11 @@ def main(data_dir: Path, steps: list[str]) -> None:
         elif what == "merge":  # and what is merged away goes
             store.merge()
             gc.collect(layout, store.publisher.manifest)
+        elif what == "retain":
+            retention.hide(store.publisher, int(rest[0]))
+        elif what == "sweep":
+            while retention.sweep(store.publisher):
+                pass
         elif what == "begin":
             store.begin_switch(*rest)
         elif what == "go_on":

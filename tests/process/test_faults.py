@@ -86,10 +86,10 @@ def step_of(point: str) -> str:
             return "publish:150:200"  # into three more row files
 
 
-ELSEWHERE = ("model.", "backup.", "restore.")  # below, and in test_backup.py
+PUBLISHING = ("publish.", "row_file.", "index.")
 
 
-@pytest.mark.parametrize("point", [point for point in failpoint.POINTS if not point.startswith(ELSEWHERE)])
+@pytest.mark.parametrize("point", [point for point in failpoint.POINTS if point.startswith(PUBLISHING)])
 def test_killed_at_any_step_a_store_is_all_old_or_all_new(
     data_dir: Path, opened: Callable[[], Store], point: str
 ) -> None:
@@ -136,6 +136,34 @@ SWITCH_KILLED = [  # point, steps acknowledged, is the one that died committed, 
 def test_every_failpoint_is_one_where_a_process_is_killed() -> None:
     switch = {point.partition(":")[0] for point, *_ in SWITCH_KILLED}
     assert switch >= {point for point in failpoint.POINTS if point.startswith("model.")}
+    retained = {point.partition(":")[0] for point in RETENTION_KILLED}
+    assert retained == {point for point in failpoint.POINTS if point.startswith("leave.")}
+
+
+RETENTION_KILLED = ["leave.hidden", "leave.unlinked", "leave.swept", "leave.swept:2"]
+
+
+@pytest.mark.parametrize("point", RETENTION_KILLED)
+def test_retention_killed_at_any_step_has_let_go_and_goes_on(
+    data_dir: Path, opened: Callable[[], Store], point: str
+) -> None:
+    """SIGKILL: what was to leave left with the first commit; the next start removes what is left of it."""
+    opened().publish(several(250, 150))
+    generation = opened().generation
+    opened.close()  # type: ignore[attr-defined]
+    died = run_steps(data_dir, "retain:6", "sweep", point=point)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    store = opened()
+    manifest = store.publisher.manifest
+    assert (manifest.generation, manifest.first) == (generation + 1, 6)
+    assert store.ids() == ids(several(16, 384))
+    assert sorted(p.name for p in store.layout.rows.glob("0000-*")) == ["0000-00000006"]
+    assert list(store.layout.indexes.iterdir()) == []
+    assert len(store.ask("e000390", top_k=50, collapse=False).hits) == 15
+    assert store.publish(several(5)).accepted == 5  # again, and new
+    assert opened().ids() == ids(several(16, 384)) + ids(several(5))
+    store = opened()
+    store.check()
 
 
 @pytest.mark.parametrize(("point", "acknowledged", "committed", "counted"), SWITCH_KILLED)

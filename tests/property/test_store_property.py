@@ -35,6 +35,14 @@ class Model(RuleBasedStateMachine):
         self.labels: dict[str, str] = {}
         self.conflicts = 0
         self.generation = 0
+        self.seqs: dict[str, int] = {}  # of `stored`
+        self.next = 0  # the next seq
+
+    def _store(self, new: dict[str, int]) -> None:
+        self.stored |= new
+        for name in new:
+            self.seqs[name] = self.next
+            self.next += 1
 
     @property
     def open(self) -> Store:
@@ -64,7 +72,7 @@ class Model(RuleBasedStateMachine):
         same = count - len(new) - others
         assert (outcome.accepted, outcome.duplicates, len(outcome.rejects)) == (len(new), same, others)
         self.conflicts += others
-        self.stored |= new
+        self._store(new)
 
     @rule(number=numbers)
     def publish_other_content(self, number: int) -> None:
@@ -74,7 +82,8 @@ class Model(RuleBasedStateMachine):
         outcome = self.open.publish([item])
         assert (outcome.accepted, outcome.duplicates, len(outcome.rejects)) == (not known, known and not other, other)
         self.conflicts += other
-        self.stored.setdefault(item.event.event_id, 9)
+        if not known:
+            self._store({item.event.event_id: 9})
 
     @precondition(lambda self: self.stored)
     @rule(data=st.data(), label=st.sampled_from(["", "good", "bad"]))
@@ -87,6 +96,36 @@ class Model(RuleBasedStateMachine):
     def index(self) -> None:
         self.open.index()
 
+    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.count >= ROWS)
+    @rule(data=st.data(), slices=st.sampled_from([0, 1, 1 << 30]))
+    def let_leave(self, data: Any, slices: int) -> None:
+        """Retention, and so much of deleting the records."""
+        manifest = self.open.publisher.manifest
+        first = data.draw(st.integers(manifest.first, manifest.count // ROWS))
+        self.open.leave(first, slices)
+        for name in [name for name, seq in self.seqs.items() if seq < first * ROWS]:
+            del self.stored[name], self.seqs[name]
+            self.labels.pop(name, None)
+
+    @precondition(lambda self: self.store is not None and self.store.publisher.manifest.switch is None)
+    @rule(remainder=st.integers(0, 6), dividend=st.sampled_from([2, 7, 40]))
+    def purge(self, remainder: int, dividend: int) -> None:
+        gone = [name for name in self.stored if int(name[1:]) % dividend == remainder]
+        for at in range(0, len(gone), 100):
+            assert self.open.purge(None, gone[at : at + 100])["events"] == len(gone[at : at + 100])
+        for name in gone:
+            del self.stored[name]
+            self.seqs.pop(name)
+            self.labels.pop(name, None)
+
+    @rule()
+    def replace_stale_indexes(self) -> None:
+        self.open.split()
+
+    @rule()
+    def compact(self) -> None:
+        self.open.compact()
+
     @rule()
     def reopen(self) -> None:
         """Without a word, as after a kill."""
@@ -97,7 +136,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def lose_a_row_file(self, data: Any) -> None:
         manifest = self.open.publisher.manifest
-        number = data.draw(st.integers(0, manifest.row_files - 1))
+        number = data.draw(st.sampled_from(manifest.numbers))
         self.open.layout.row_file(*manifest.row_file(number)).unlink()
         self.reopen()
 
@@ -143,31 +182,32 @@ class Model(RuleBasedStateMachine):
         assert self.open.ids() == list(self.stored)
         assert self.open.publisher.counters.conflicts == self.conflicts
         with self.open.catalog.read() as view:
-            for seq, name in enumerate(list(self.stored)[:: max(1, len(self.stored) // 5)]):
+            for name in list(self.stored)[:: max(1, len(self.stored) // 5)]:
                 found = view.find(name)
-                assert found is not None
+                assert found == self.seqs[name]
                 head = view.head(found)
                 assert head is not None
                 assert msgspec.msgpack.decode(head, type=Event).dst_port == self.stored[name]
                 note = view.annotation(found)
                 assert (note.label if note else "") == self.labels.get(name, "")
-                assert seq >= 0
 
     @invariant()
     def readers_see_one_generation(self) -> None:
         if self.store is None:
             return
         snapshot = self.open.snapshot()
-        assert (snapshot.generation, snapshot.count) == (self.open.generation, len(self.stored))
+        assert (snapshot.generation, snapshot.events) == (self.open.generation, len(self.stored))
         with self.open.catalog.read() as view:
             labelled = filters.mask(snapshot, filters.tests(Filter(), snapshot), {"label": ["good"]}, view)
-        assert [list(self.stored)[i] for i in np.flatnonzero(labelled)] == [
+        places = {seq - snapshot.first_seq: name for name, seq in self.seqs.items()}
+        assert [places[i] for i in np.flatnonzero(labelled)] == [
             name for name in self.stored if self.labels.get(name) == "good"
         ]
         if self.stored:
             name = list(self.stored)[-1]
             answer = self.open.ask(name, space=SPACES[len(self.stored) % 3], top_k=5, collapse=False)
             assert len(answer.hits) == min(5, len(self.stored) - 1)
+            assert {hit.seq for hit in answer.hits} <= set(self.seqs.values())
             assert [h.distance for h in answer.hits] == sorted(h.distance for h in answer.hits)
             assert answer.exact or len(self.stored) >= ROWS
 

@@ -55,7 +55,7 @@ def _look(layout: Layout, known: Known, seen: Seen) -> None:
         with catalog.read() as view:
             if snapshot.count != len(known.records):
                 seen.wrong.append(f"{snapshot.count} events")
-            for seq in range(min(snapshot.count, len(known.records))):
+            for seq in range(snapshot.first_seq, min(snapshot.count, len(known.records))):
                 _record(view, seq, known, seen)
             for name in ASKED:
                 for way in WAYS:

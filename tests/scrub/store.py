@@ -90,7 +90,7 @@ def known(data_dir: Path) -> Known:
             snapshot = snapshots.refresh(view)
             models = load(layout.model(snapshot.manifest.model))
             records = []
-            for seq in range(snapshot.count):
+            for seq in range(snapshot.first_seq, snapshot.count):
                 record = view.record(seq)
                 assert record is not None
                 records.append((record.head, record.features, record.raw, view.annotation_bytes(seq) or b""))

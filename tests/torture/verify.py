@@ -77,7 +77,7 @@ def _labels(view, faults: Faults) -> Iterator[str]:  # type: ignore[no-untyped-d
 def _files(store: Store) -> Iterator[str]:
     manifest = store.publisher.manifest
     sealed = {s.number: s.checksum for s in manifest.sealed}
-    for number in range(manifest.row_files):
+    for number in manifest.numbers:
         rows = RowMap(store.layout.row_file(*manifest.row_file(number)), number, ROWS)
         stored = min(ROWS, manifest.count - number * ROWS)
         if rows.bad_rows(stored) or not all(np.isfinite(v[:stored]).all() for v in rows.vectors.values()):

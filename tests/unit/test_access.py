@@ -5,12 +5,15 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from typing import get_args
 
 import pytest
 
 from engine.access import ROLES, access, groups_of, roles_of
 from engine.config import Config, load
 from engine.errors import BootError
+from engine.orders import ORDERS, about
+from ipc.messages import Compact, Filter, Purge, Scrub, Write
 
 STRANGER, GROUP = 54_321, 54_322
 
@@ -78,3 +81,14 @@ def test_a_peer_that_the_kernel_knows_nothing_of_has_nothing() -> None:
 def test_who_is_not_known_is_named_at_the_start(name: str) -> None:
     with pytest.raises(BootError, match=r"access\.label: no (user|group) 'no-such-"):
         access(config(**{"access.label": [name]}))
+
+
+def test_every_message_that_writes_needs_a_role() -> None:
+    assert set(ORDERS) == set(get_args(Write))
+    assert {ORDERS[one][0] for one in (Purge, Compact, Scrub)} == {"admin"}
+
+
+def test_the_audit_log_does_not_say_again_what_a_purge_forgets() -> None:
+    assert about(Purge(1, Filter(addr=["203.0.113.7"]))) == "a filter"
+    assert about(Purge(1, None, ["a", "b"])) == "2 ids"
+    assert about(Purge(1, Filter(addr=["203.0.113.7"]), [], True)) == "dry run"

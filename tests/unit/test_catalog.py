@@ -191,7 +191,7 @@ def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypa
             raise self.error
 
     for error, kind in ((lmdb.Error("Input/output error"), OSError), (lmdb.DiskError("full"), NoSpaceError)):
-        batch = catalog_module.Batch(catalog, Refusing(error))
+        batch = catalog_module.Batch(catalog, catalog._opened, Refusing(error))
         with pytest.raises(kind) as caught, batch:
             pass
         if kind is OSError:
@@ -206,10 +206,11 @@ def test_no_reader_slot_is_a_clear_error(catalog: Catalog, monkeypatch: pytest.M
         def reader_check(self) -> int:
             return 0
 
-    real, catalog.env = catalog.env, Full()
+    real = catalog._opened
+    catalog._opened = real._replace(env=Full())
     with pytest.raises(OverloadedError, match="reader slots"):
         catalog.read()
-    catalog.env = real
+    catalog._opened = real
 
 
 def test_what_is_no_catalog_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from ipc.messages import (
     Cancel,
     Classified,
     Classify,
+    Compact,
     Done,
     ErrorCode,
     Explain,
@@ -51,6 +52,7 @@ from ipc.messages import (
     Options,
     Ping,
     Pong,
+    Purge,
     QueryEvent,
     QuerySimilar,
     QueryVector,
@@ -179,7 +181,7 @@ class Engine:
                 reply = Explained(i, 7, Explanation(event_id="a", space="attack", distance=1.0))
             case Ingest():
                 reply = Ingested(i, 7, len(request.events), 0, len(request.rejects))
-            case Label() | UseModel() | AddModel() | RollbackModel() | ForgetModel():
+            case Label() | UseModel() | AddModel() | RollbackModel() | ForgetModel() | Compact() | Purge():
                 reply = Done(i, 7)
             case _:
                 raise AssertionError(request)

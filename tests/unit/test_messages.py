@@ -109,6 +109,8 @@ SAMPLES: tuple[m.Message, ...] = (
     m.RollbackModel(19),
     m.ForgetModel(20),
     m.Measure(25, 1_000, 7),
+    m.Compact(26),
+    m.Purge(27, m.Filter(addr=["192.0.2.1"]), [], True),
     m.Scrub(34),
     m.Welcome(0, 1, 1, "reader-0", "0.1.0", 9, m.FRAME_BYTES_MAX, m.TOP_K_MAX),
     m.Pong(1, 9),

@@ -1,0 +1,305 @@
+"""Events leave a running engine: readers answer all the while, and nothing that is gone comes back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from engine import failpoint
+from engine.gc import named
+from engine.tiers import unindexed
+from ipc.client import Client
+from ipc.errors import ClientError, NotFoundError
+from ipc.event import FeaturedEvent
+from ipc.messages import Answer, Filter, Options
+from tests.engine_fixture import Engine, Starter, all_events, ask, shape, stored_ids
+from tests.events import ids, make, several
+from tests.store_fixture import ROWS
+from tests.wait import eventually
+
+KEPT_BYTES = 4 << 20
+
+
+class Asking:
+    """Asks until it is told to stop. Every hit must be the event that its seq says."""
+
+    def __init__(self, engine: Engine, asked: list[str]) -> None:
+        self.answers = 0
+        self.wrong: list[str] = []
+        self.gone: set[str] = set()  # must be in no answer from now on
+        self._stop = threading.Event()
+        self._client: Client = engine.client()
+        self._thread = threading.Thread(target=self._ask, args=(asked,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self.wrong == []
+
+    def _ask(self, asked: list[str]) -> None:
+        while not self._stop.is_set() and not self.wrong:
+            gone = set(self.gone)
+            try:
+                for name in asked:
+                    options = Options(space=("attack", "fused")[self.answers % 2], top_k=50, collapse=False)
+                    self._look(self._client.query_similar(name, options=options).answers[0], gone)
+                    self.answers += 1
+                for stored in self._client.recent(limit=50).events:
+                    if f"e{stored.seq:06d}" != stored.event.event_id or stored.event.event_id in gone:  # type: ignore[union-attr]
+                        self.wrong.append(f"recent: {stored.seq} is {stored.event}")
+            except Exception as e:
+                self.wrong.append(repr(e))
+
+    def _look(self, answer: Answer, gone: set[str]) -> None:
+        if not answer.hits:
+            self.wrong.append("no hits")
+        for hit in answer.hits:
+            name = hit.event.event_id  # type: ignore[union-attr]
+            if name != f"e{hit.seq:06d}" or name in gone:
+                self.wrong.append(f"{hit.seq} is {name}")
+
+
+@contextmanager
+def asking(engine: Engine, asked: list[str]) -> Iterator[Asking]:
+    one = Asking(engine, asked)
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+def test_readers_answer_while_the_oldest_leave(start: Starter) -> None:
+    """By size: what is stored stays about as large as it may be; what stays is in order, whole, and found."""
+    engine = start(env={"FLOWKIN_RETENTION__BYTES_MAX": str(KEPT_BYTES)})
+    for first in range(0, 900, 100):
+        engine.ingest(several(100, first))
+    eventually(lambda: engine.manifest().first > 0, within_s=60, every_s=0.1)
+    before = engine.manifest().first
+    with asking(engine, ["e000890", "e000899"]) as one:
+        for first in range(900, 1_150, 25):
+            engine.ingest(several(25, first))
+        eventually(lambda: engine.manifest().first > before + 2, within_s=60, every_s=0.1)
+    assert one.answers > 10
+    manifest = engine.manifest()
+    assert engine.facts()["events"] == manifest.events
+    assert engine.facts()["removed"] == manifest.first_seq
+    stored = stored_ids(engine.client())
+    assert stored == ids(several(len(stored), 1_150 - len(stored)))
+
+
+def test_by_age_and_a_kill_between(start: Starter) -> None:
+    """Row files that were full for long enough leave, also those that were full before the settings said so."""
+    engine = start()
+    engine.ingest(several(4 * ROWS + 10))
+    engine.indexed(4)
+    engine.kill()
+    engine.env |= {"FLOWKIN_RETENTION__DAYS": "0.00001"}
+    engine.start()
+    eventually(lambda: engine.facts()["events"] == 10, within_s=30, every_s=0.1)
+    assert stored_ids(engine.client()) == ids(several(10, 4 * ROWS))
+    client = engine.client()
+    assert len(shape(client.query_similar(f"e{4 * ROWS + 3:06d}").answers[0])) > 0
+    try:
+        client.query_similar("e000003")
+        raise AssertionError("it is still found")
+    except NotFoundError:
+        pass
+    eventually(lambda: engine.facts()["catalog"]["record_bytes"] < 10_000, within_s=30, every_s=0.1)
+    assert engine.stop() == 0
+    doctor = engine.cli("doctor", "--deep", "--json")
+    assert doctor.returncode == 0, doctor.stdout
+    engine.start()
+    assert engine.ingest(several(20)).accepted == 20
+    assert [s.seq for s in all_events(engine.client())][-1] == 4 * ROWS + 29
+
+
+# ---- compaction
+
+
+COMPACT_KILLED = {  # point: is the new file the catalog?
+    "compact.copied": False, "compact.caught_up": False, "compact.named": True,
+    "compact.followed": True, "compact.removed": True,
+}  # fmt: skip
+
+
+def test_every_step_of_a_compaction_is_one_where_it_is_killed() -> None:
+    assert {point for point in failpoint.POINTS if point.startswith("compact.")} == set(COMPACT_KILLED)
+
+
+@pytest.mark.parametrize(("point", "new"), COMPACT_KILLED.items())
+def test_a_compaction_killed_at_any_step_loses_nothing(start: Starter, point: str, new: bool) -> None:
+    """SIGKILL of ingest: the old catalog is used or the new one, whole; no reader's client notices."""
+    engine = start("--set", "readers.confine=off", env={"ENGINE_FAILPOINT": point})
+    engine.ingest(several(100))
+    engine.client().label("e000007", "good")
+    victim = engine.pid("ingest")
+    with asking(engine, ["e000003", "e000090"]):
+        with pytest.raises(ClientError):
+            engine.client().compact()
+        engine.replaced("ingest", victim)
+        done = engine.ingest(several(50, 100))
+        assert done.accepted == 50
+        found = engine.client().get(["e000149"], min_generation=done.generation)
+        assert found.missing == []
+    assert (engine.layout.catalog / "CURRENT").read_text() == ("catalog.1" if new else "catalog.0")
+    name = (engine.layout.catalog / "CURRENT").read_text()
+    assert sorted(p.name for p in engine.layout.catalog.iterdir()) == ["CURRENT", name, f"{name}-lock"]
+    assert stored_ids(engine.client()) == ids(several(150))
+    assert engine.client().get(["e000007"]).events[0].annotation.label == "good"  # type: ignore[union-attr]
+    assert [r["restarts"] for r in engine.facts()["readers"]] == [0, 0]
+
+
+def test_readers_and_writers_notice_nothing_of_a_compaction(start: Starter) -> None:
+    engine = start("--set", "readers.confine=off")
+    engine.ingest(several(300))
+    stop, seen = threading.Event(), list[list[str]]()
+    sent = 300
+
+    def write() -> None:
+        nonlocal sent
+        client = engine.client()
+        reader = engine.client()
+        while not stop.is_set():
+            client.ingest("ndjson", several(5, sent))
+            sent += 5
+            seen.append(reader.get([f"e{sent - 1:06d}"]).missing)  # an acknowledged event is there for everybody
+
+    writer = threading.Thread(target=write)
+    with asking(engine, ["e000003", "e000290"]):
+        writer.start()
+        try:
+            told = [engine.json("compact") for _ in range(3)]
+        finally:
+            stop.set()
+            writer.join()
+    assert all(one["waits_for"] == [] and one["bytes_after"] > 0 for one in told)
+    assert stored_ids(engine.client()) == ids(several(sent))
+    assert seen and not any(seen)
+    assert (engine.layout.catalog / "CURRENT").read_text() == "catalog.3"
+    for pid in [*engine.pids(), engine.pid("ingest")]:
+        held = Path(f"/proc/{pid}/maps").read_text()
+        assert "catalog.3" in held
+        assert "(deleted)" not in "".join(line for line in held.splitlines() if "/catalog/" in line)
+    assert engine.stop() == 0
+    assert engine.cli("doctor", "--deep").returncode == 0
+
+
+# ---- purge
+
+VICTIM = "203.0.113.77"
+PURGE_KILLED = {  # point: is the first row file already without them?
+    "purge.forgotten": False, "purge.emptied": False, "purge.emptied:2": True, "purge.committed": True,
+}  # fmt: skip
+
+
+def victims(count: int, first: int) -> list[FeaturedEvent]:
+    return [make(n, event_id=f"victim{n:04d}", src_ip=VICTIM) for n in range(first, first + count)]
+
+
+def with_victims(engine: Engine) -> None:
+    """In the first, the third and the last row file."""
+    engine.ingest([*several(10), *victims(5, 9_000), *several(150, 10)])
+    engine.ingest([*victims(5, 9_100), *several(30, 160)])
+
+
+def test_every_step_of_a_purge_is_one_where_it_is_killed() -> None:
+    points = {point.partition(":")[0] for point in PURGE_KILLED}
+    assert {point for point in failpoint.POINTS if point.startswith("purge.")} == points
+
+
+@pytest.mark.parametrize(("point", "begun"), PURGE_KILLED.items())
+def test_a_purge_killed_at_any_step_is_asked_for_again(start: Starter, point: str, begun: bool) -> None:
+    """SIGKILL of ingest: each event is whole or gone, and the same purge removes the rest."""
+    engine = start(env={"ENGINE_FAILPOINT": point})
+    with_victims(engine)
+    engine.indexed(3)
+    victim = engine.pid("ingest")
+    with pytest.raises(ClientError):
+        engine.client().purge(filter=Filter(addr=[VICTIM]))
+    engine.replaced("ingest", victim)
+    stored = stored_ids(engine.client())
+    assert [name for name in stored if name < "v"] == ids(several(190))
+    left = [name for name in stored if name >= "v"]
+    assert left == [e.event.event_id for e in [*(() if begun else victims(5, 9_000)), *victims(5, 9_100)]]
+    assert {s.event.event_id for s in engine.client().list(filter=Filter(src=[VICTIM])).events} == set(left)  # type: ignore[union-attr]
+    assert engine.stop() == 0
+    del engine.env["ENGINE_FAILPOINT"]
+    engine.start()
+    assert engine.client().purge(filter=Filter(addr=[VICTIM])).facts["events"] == len(left)
+    assert stored_ids(engine.client()) == ids(several(190))
+    eventually(lambda: engine.facts()["stale_indexes"] == 0 and not unindexed(engine.manifest()), within_s=60)
+    assert engine.stop() == 0
+    assert engine.cli("doctor", "--deep").returncode == 0
+    for path in (*engine.layout.rows.iterdir(), *engine.layout.indexes.iterdir()):
+        assert path.name in named(engine.layout, engine.manifest())
+
+
+def test_readers_answer_while_events_are_purged(start: Starter) -> None:
+    """After the acknowledgement no answer shows them; other hits are as before; after `compact` no byte is left."""
+    engine = start()
+    with_victims(engine)
+    engine.indexed(3)
+    client = engine.client()
+    asked = ["e000003", "e000180"]
+    before = {n: shape(ask(client, n, space="attack", top_k=300, collapse=False)) for n in asked}
+    gone = {s.seq for s in all_events(client, filter=Filter(addr=[VICTIM]))}
+    assert len(gone) == 10
+    stop = threading.Event()
+    wrong: list[str] = []
+    acknowledged = threading.Event()
+
+    def look() -> None:
+        mine = engine.client()
+        while not stop.is_set() and not wrong:
+            late = acknowledged.is_set()
+            for name in asked:
+                try:
+                    hits = shape(ask(mine, name, space="attack", top_k=300, collapse=False))
+                    recent = {s.seq for s in mine.recent(limit=300).events}
+                except Exception as e:
+                    wrong.append(repr(e))
+                    return
+                if [h for h in hits if h[0] not in gone] != [h for h in before[name] if h[0] not in gone]:
+                    wrong.append(f"{name}: {hits}")
+                if late and (gone & {seq for seq, _ in hits} or gone & recent):
+                    wrong.append("it is still shown")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        would = engine.json("purge", "--addr", VICTIM, "--dry-run")
+        assert (would["events"], would["dry_run"]) == (10, True)
+        told = engine.json("purge", "--addr", VICTIM, "--yes")
+        assert told["events"] == 10
+        assert engine.client().list(filter=Filter(addr=[VICTIM]), min_generation=told["generation"]).events == []
+        acknowledged.set()
+        eventually(lambda: engine.facts()["stale_indexes"] == 0, within_s=60)
+        assert engine.json("compact")["waits_for"] == []
+    finally:
+        stop.set()
+        thread.join()
+    assert wrong == []
+    assert engine.client().get(["victim9000"]).missing == ["victim9000"]
+    assert engine.facts()["events"] == 190
+    assert engine.stop() == 0
+    for path in engine.data_dir.rglob("*"):
+        if path.is_file() and path.name != "engine.log":
+            data = path.read_bytes()
+            assert b"victim9" not in data and VICTIM.encode() not in data, path
+    assert engine.cli("doctor", "--deep").returncode == 0
+
+
+def test_a_purge_that_names_nothing_is_refused(engine: Engine) -> None:
+    engine.ingest(several(3))
+    for args in (("--yes",), ("e000001", "--family", "C2", "--yes")):
+        done = engine.cli("purge", *args)
+        assert done.returncode == 2 and "name the events" in done.stderr
+    assert engine.cli("purge", "e000001", stdin=b"n\n").returncode != 0
+    assert stored_ids(engine.client()) == ids(several(3))
+    assert engine.cli("purge", "e000001", stdin=b"y\n").returncode == 0
+    assert stored_ids(engine.client()) == ["e000000", "e000002"]

@@ -1,0 +1,194 @@
+"""Compaction: the same content in a smaller file, whatever is written meanwhile, and no byte of what was deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from engine import compact as compaction
+from engine.build import Built, Job
+from engine.catalog import TABLES, Catalog
+from engine.errors import BootError, NoSpaceError, OverloadedError
+from tests.events import ids, make, several
+from tests.store_fixture import ROWS, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "data") as store:
+        yield store
+
+
+def content(catalog: Catalog) -> dict[tuple[str, bytes], bytes]:
+    """All but the manifest, checked."""
+    with catalog.read() as view:
+        found = {(table, key): bytes(value) for table in TABLES for key, value in view.scan(table)}
+    del found["meta", b"manifest"]
+    return found
+
+
+def files(store: Store) -> list[str]:
+    return sorted(p.name for p in store.layout.catalog.iterdir())
+
+
+def test_it_holds_the_same_in_a_smaller_file(store: Store) -> None:
+    store.publish(several(6 * ROWS))
+    store.publisher.annotate("e000350", "good", "ana")
+    store.leave(5)
+    before, generation = content(store.catalog), store.generation
+    done = store.compact()
+    assert content(store.catalog) == before
+    assert done["bytes_after"] < done["bytes_before"] / 2
+    assert (store.generation, done["waits_for"]) == (generation + 1, [])
+    assert files(store) == ["CURRENT", "catalog.1", "catalog.1-lock"]
+    store.publish(several(10, 500))
+    store.check()
+    store.compact()
+    assert files(store) == ["CURRENT", "catalog.2", "catalog.2-lock"]
+    store.check()
+    assert store.ids() == ids(several(ROWS, 5 * ROWS)) + ids(several(10, 500))
+
+
+def test_a_reopened_directory_is_the_compacted_one(tmp_path: Path) -> None:
+    with Store(tmp_path / "data") as store:
+        store.publish(several(10))
+        store.compact()
+        store.publish(several(10, 10))
+    with Store(tmp_path / "data") as store:
+        assert store.ids() == ids(several(20))
+        store.check()
+
+
+def test_what_is_written_meanwhile_is_in_the_new_file(store: Store) -> None:
+    """Events, labels and deletions, before the copy begins, during it and after, in rounds and at the end."""
+    store.publish(several(4 * ROWS))
+    compacting = store.compacting()
+    copied, n = compacting.jobs.run, 0
+
+    def write(times: int) -> None:
+        nonlocal n
+        for _ in range(times):
+            store.publish(several(5, 1_000 + 5 * n))
+            store.publisher.annotate(f"e{100 + n % 50:06d}", f"label {n % 3}", "ana")
+            n += 1
+
+    async def run(job: Job) -> Built | None:
+        write(3)
+        copying = asyncio.ensure_future(copied(job))
+        while not copying.done():
+            write(1)
+            await asyncio.sleep(0.005)
+        store.leave(1, 1)
+        write(3)
+        return await copying
+
+    async def both() -> None:
+        task = asyncio.ensure_future(compacting.run())
+        while not task.done():
+            if store.catalog.changed is None or n < 30:  # the last rounds are run through without us
+                write(1)
+            await asyncio.sleep(0)
+        await task
+
+    with patch.object(compaction, "KEYS_AT_ONCE", 16), patch.object(compacting.jobs, "run", run):
+        asyncio.run(both())
+    assert n > 6
+    store.leave(1)
+    store.check()
+    names = store.ids()
+    assert names[: 3 * ROWS] == ids(several(3 * ROWS, ROWS))
+    assert names[3 * ROWS :] == ids(several(len(names) - 3 * ROWS, 1_000))
+    assert store.publisher.manifest.generation == store.snapshot().generation
+
+
+def test_what_is_open_follows_and_lets_go_of_the_old_file(store: Store) -> None:
+    store.publish(several(50))
+    code = f"""
+import sys
+from pathlib import Path
+from engine.catalog import Catalog
+catalog = Catalog(Path({str(store.layout.catalog)!r}), write=False, map_size=1 << 30)
+assert not catalog.follow()
+with catalog.read() as view:
+    print(view.manifest().count, flush=True)
+    sys.stdin.readline()
+    assert catalog.follow()
+    assert view.head(7) and view.find("e000007") == 7  # what was begun ends on the old one
+    with catalog.read() as newer:
+        print(newer.manifest().count, flush=True)
+del view, newer
+maps = Path("/proc/self/maps").read_text()
+print("catalog.0" in maps, "catalog.1" in maps, not catalog.follow())
+"""
+
+    async def run() -> None:
+        from tests.engine_fixture import environment
+
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", code, stdin=pipe, stdout=pipe,
+                                                     env=environment())  # fmt: skip
+        assert child.stdout is not None and child.stdin is not None
+        assert await child.stdout.readline() == b"50\n"
+        await store.compacting().run()
+        store.publish(several(5, 50))
+        child.stdin.write(b"\n")
+        assert await child.stdout.readline() == b"55\n"
+        assert await child.stdout.readline() == b"False True True\n"
+        assert await child.wait() == 0
+
+    asyncio.run(run())
+
+
+def test_one_at_a_time(store: Store) -> None:
+    compacting = store.compacting()
+
+    async def two() -> list[Any]:
+        return await asyncio.gather(compacting.run(), compacting.run(), return_exceptions=True)
+
+    first, second = asyncio.run(two())
+    assert isinstance(first, dict) and isinstance(second, OverloadedError)
+
+
+def test_a_disk_that_is_short_changes_nothing(store: Store) -> None:
+    store.publish(several(20))
+    generation = store.generation
+    with (
+        patch.object(compaction, "free_bytes", lambda folder: 4096),
+        pytest.raises(NoSpaceError, match="4096 are free"),
+    ):
+        store.compact()
+    with patch.object(compaction, "write_new", side_effect=OSError(28, "No space left on device")):
+        with pytest.raises(OSError):
+            store.compact()
+    assert store.catalog.path.name == "catalog.0"
+    assert store.catalog.changed is None
+    store.publish(several(20, 20))
+    assert store.generation == generation + 1
+    store.compact()
+    store.check()
+
+
+def test_no_byte_of_what_was_deleted_is_left(store: Store) -> None:
+    """Neither in free pages nor in the gaps of others."""
+    store.publish([make(n, event_id=f"particular{n:04d}", text="") for n in range(ROWS)] + several(ROWS + 5, 100))
+    store.publisher.annotate("particular0003", "a very particular label", "ana")
+    path = store.catalog.path
+    store.leave(1)
+    assert b"particular00" in path.read_bytes()
+    store.compact()
+    assert b"particular" not in store.catalog.path.read_bytes()
+    assert os.listdir(store.layout.quarantine) == [] if store.layout.quarantine.exists() else True
+    store.check()
+
+
+def test_a_catalog_that_is_gone_is_an_error_still(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "CURRENT").write_text("catalog.7")
+    with pytest.raises(BootError, match=r"catalog\.7, which .* names, is gone"):
+        Catalog(tmp_path, write=False, map_size=1 << 20)
