@@ -21,6 +21,7 @@ Tables
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -51,6 +52,7 @@ READERS_MAX = 510
 KEY_BYTES_MAX = 511
 MARK_BYTES_MAX = KEY_BYTES_MAX - 8  # of a mark without its seq
 CURRENT = "CURRENT"
+NEXT = "NEXT"  # while the catalog is compacted: what CURRENT is about to name
 RESTORE = "`flowkin backup restore`, or send it again from its sources"
 CATALOG_NAME = re.compile(r"catalog\.\d+")
 _SUM = struct.Struct("<Q")
@@ -136,6 +138,7 @@ class _Opened(NamedTuple):
 
     path: Path
     seen: tuple[int, int]
+    inode: int
     env: Any
     tables: dict[str, Any]
 
@@ -172,6 +175,7 @@ class Catalog:
         self.damage = ""  # what is wrong with its structure: nothing is written on top of that
         self._environment = partial(_environment, map_size=map_size, write=write, durability=durability, lock=lock)
         self._seeds = {name: _xxh(name.encode()) for name in TABLES}
+        self._next: _Opened | None = None
         self._opened = self._open_current()
         self.changed: set[tuple[str, bytes]] | None = None
 
@@ -185,6 +189,8 @@ class Catalog:
                         f"catalog {path}, which {current} names, is gone; nothing was changed; "
                         f"`flowkin doctor --fix` if it is CURRENT that is damaged, else {RESTORE}"
                     )
+                if self._next is not None and self._next.inode == path.stat().st_ino:
+                    return self._next._replace(seen=seen)
                 return self.opened(path, seen)
             except BootError:
                 if seen == _seen(current):  # or else it was compacted this moment, and names another file
@@ -196,17 +202,27 @@ class Catalog:
             env = self._environment(path)
             _check_size(path, env)
             tables = {name: env.open_db(name.encode(), create=self._write) for name in TABLES}
-            return _Opened(path, seen, env, tables)
+            return _Opened(path, seen, path.stat().st_ino, env, tables)
         except lmdb.Error as e:
             raise BootError(f"catalog {path} cannot be opened: {e}; nothing was changed; {RESTORE}") from e
+
+    def open_next(self) -> None:
+        """Open what a compaction is about to put in this one's place, too, if there is one: for who can open nothing
+        later, and follows all the same. Raises BootError."""
+        with contextlib.suppress(FileNotFoundError, BootError):  # or it was given up this moment
+            self._next = self.opened(self.folder / named(self.folder / NEXT))
+        self.follow()
 
     def follow(self) -> bool:
         """Use the file that CURRENT names now, where that is another. What was begun on the old one may end there: it
         is closed when nobody uses it any more. Raises BootError; then the old one stays open."""
-        if _seen(self.folder / CURRENT) == self._opened.seen:
-            return False
-        self._opened = self._open_current()
-        return True
+        given_up = self._next is not None and not (self.folder / NEXT).exists()  # or in use: it goes after CURRENT
+        moved = _seen(self.folder / CURRENT) != self._opened.seen
+        if moved:
+            self._opened = self._open_current()
+        if moved or given_up:
+            self._next = None
+        return moved
 
     @property
     def path(self) -> Path:

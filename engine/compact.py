@@ -8,12 +8,13 @@ Always true
     that begins after the deletion holds none of them.
 In this order, each step durable before the next
   1. a niced child copies the catalog, as of its own read transaction
-  2. what was written meanwhile, and the manifest of the next generation
-  3. CURRENT names it  <- from here on it is the catalog
-  4. this process opens it, and counts the generation up; readers follow at their next request, or within a quarter of a
+  2. NEXT names the copy; the supervisor replaces confined readers one by one with others, which have it open, too
+  3. what was written meanwhile, and the manifest of the next generation
+  4. CURRENT names it  <- from here on it is the catalog
+  5. this process opens it, and counts the generation up; readers follow at their next request, or within a quarter of a
      second
-  5. the old file is unlinked; its blocks are free when the last reader has followed
-A death before 3: the next start uses the old file and removes the other. After it: the other way round.
+  6. NEXT goes, and the old file is unlinked; its blocks are free when the last reader has followed
+A death before 4: the next start uses the old file and removes the other. After it: the other way round.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import msgspec
 
 from engine import heartbeat
 from engine.build import CopyJob
-from engine.catalog import CURRENT, Batch, named
+from engine.catalog import CURRENT, NEXT, Batch, named
 from engine.errors import BootError, EngineError, NoSpaceError, OverloadedError
 from engine.failpoint import failpoint
 from engine.files import free_bytes, write_new
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 KEYS_AT_ONCE = 256  # written again in one commit while events are stored, and at last before the next event
 LOOK_S = 0.05
-READERS_S = 30.0  # for all of them to follow; one that hangs is killed long before
+READERS_S = 30.0  # for all of them to follow, and for a new one to be ready; one that hangs is killed long before
 
 
 class Compacting:
@@ -90,11 +91,14 @@ class Compacting:
             before = old.stat().st_blocks * 512
             opened = catalog.opened(new)
             try:
+                await self._shown(new)
+                failpoint("compact.opened")
                 manifest = await self._catch_up(opened)
             finally:
                 opened.env.close()
             failpoint("compact.caught_up")
         except BaseException:
+            (folder / NEXT).unlink(missing_ok=True)
             _remove(new)
             raise
         finally:
@@ -104,6 +108,15 @@ class Compacting:
         log.info("catalog compacted in %.1f s: %d bytes, before %d", time.monotonic() - start, after, before)
         late = await self._followed(manifest.generation)
         return {"bytes_before": before, "bytes_after": after, "generation": manifest.generation, "waits_for": late}
+
+    async def _shown(self, new: Path) -> None:
+        """Confined readers open no file to write to it, a catalog's lock file neither: others take their place, which
+        open this one before they are confined. Raises EngineError, OSError."""
+        write_new(new.parent / NEXT, [new.name.encode()])
+        settings = self.worker.config
+        within_s = settings.readers.count * (settings.drain_ms / 1_000 + READERS_S)
+        if not await self.worker.rolled(within_s):
+            raise EngineError("not every reader could be replaced, nothing was changed; the engine's log says why")
 
     async def _catch_up(self, opened: Any) -> Manifest:
         """Write again what was written meanwhile. What is written after this returns would be lost, so nobody may write
@@ -154,6 +167,7 @@ def switch_to(publisher: Publisher, new: Path, manifest: Manifest) -> None:
         catalog.follow()
     except (OSError, BootError) as e:
         if named(current) == old.name:
+            (new.parent / NEXT).unlink(missing_ok=True)
             _remove(new)
             raise
         log.critical("ingest ends: the new catalog %s cannot be used: %s", new, e)
@@ -161,6 +175,7 @@ def switch_to(publisher: Publisher, new: Path, manifest: Manifest) -> None:
         os._exit(1)
     publisher.adopt(manifest)
     failpoint("compact.followed")
+    (new.parent / NEXT).unlink(missing_ok=True)
     _remove(old)
     failpoint("compact.removed")
 

@@ -21,6 +21,7 @@ POINTS = (
     "leave.unlinked",  # their records are still there
     "leave.swept",  # a slice of the records is gone
     "compact.copied",  # another catalog is there, as of when the copy began
+    "compact.opened",  # every confined reader has it open; CURRENT names the old one
     "compact.caught_up",  # it has all that came since
     "compact.named",  # CURRENT names it; this process still has the old one open
     "compact.followed",  # the old one is still there

@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 
-from engine.catalog import CURRENT
+from engine.catalog import CURRENT, NEXT
 from engine.catalog import named as catalog_named
 from engine.embed.models import SCRATCH_PREFIX
 from engine.files import TMP_SUFFIX
@@ -21,7 +21,7 @@ from engine.manifest import Embedded, Manifest
 
 log = logging.getLogger(__name__)
 
-_CATALOG = re.compile(r"catalog\.\d+(-lock)?")
+_CATALOG = re.compile(rf"(catalog\.\d+(-lock)?|{NEXT})")
 OURS = re.compile(r"(\d{4}-\d{8}(\.\d+)?|(chronos|sbert|attack)-\d{4}-\d{12}-\d{12}-[0-9a-f]{8})")
 
 

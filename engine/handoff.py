@@ -24,8 +24,8 @@ from engine.limits import HANDOFF_BACKLOG_MAX
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX = 1 << 17
-JOB, CONNECTION, SUSPECT, MEASURED = b"J", b"C", b"S", b"M"  # to the worker
-READY, COUNTS, CHECKED, REPORT, MEASURE = b"R", b"N", b"K", b"A", b"W"  # from the worker
+JOB, CONNECTION, SUSPECT, MEASURED, ROLLED = b"J", b"C", b"S", b"M", b"D"  # to the worker
+READY, COUNTS, CHECKED, REPORT, MEASURE, ROLL = b"R", b"N", b"K", b"A", b"W", b"L"  # from the worker
 FD = struct.Struct("=i")
 FD_SPACE = socket.CMSG_SPACE(FD.size)
 TOTALS = struct.Struct("<QQ")  # taken, closed
@@ -50,6 +50,7 @@ class Sender:
         self.ready = self.checked = False
         self.on_report: Callable[[bytes], None] = lambda line: None
         self.on_measure: Callable[[], None] = lambda: None
+        self.on_roll: Callable[[], None] = lambda: None
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -105,6 +106,8 @@ class Sender:
                 self.on_report(body)
             elif kind == MEASURE:
                 self.on_measure()
+            elif kind == ROLL:
+                self.on_roll()
             elif not message:
                 return False
 
@@ -121,6 +124,7 @@ class Receiver:
         self.on_connection: Callable[[socket.socket], None] | None = None
         self.on_suspect: Callable[[str], None] | None = None
         self.on_measured: Callable[[], None] = lambda: None
+        self.on_rolled: Callable[[bool], None] = lambda all_of_them: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_end: Callable[[], None] = lambda: None
         self._reporting = False
@@ -155,6 +159,14 @@ class Receiver:
             return False
         return True
 
+    def roll(self) -> bool:
+        """Ask for new readers in the place of confined ones; on_rolled comes then. False: as measure()."""
+        try:
+            self.sock.send(ROLL)
+        except OSError:
+            return False
+        return True
+
     def report(self, line: bytes) -> None:
         """For the supervisor's audit log; lost, and said so, where the channel is full."""
         try:
@@ -185,6 +197,8 @@ class Receiver:
                     self.on_suspect(message[1:].decode("utf-8", "replace"))
             elif message == MEASURED:
                 self.on_measured()
+            elif message[:1] == ROLLED:
+                self.on_rolled(message[1:] != b"")
             elif not message:
                 self._end()
                 return

@@ -34,6 +34,7 @@ from engine.embed.text import TextEmbedder
 from engine.errors import (
     BadRecordError,
     BadRequestError,
+    BootError,
     CorruptionError,
     DeadlineError,
     NotFoundError,
@@ -157,11 +158,13 @@ class Reader:
 
     def _confine(self) -> None:
         """Before anything is read that a peer or a source could have made, and before the first thread. Open by now:
-        the heartbeat, the channel, the generation, the catalog with its lock file."""
+        the heartbeat, the channel, the generation, the catalog with its lock file and, while it is compacted, the one
+        that takes its place."""
         how = self.config.readers.confine
         if how == "off":
             return
         layout = self.worker.layout
+        self.catalog.open_next()
         found = confine.confine([layout.data_dir, *confine.libraries()], require=how == "require")
         self.worker.heartbeat.put(confine=1, landlock=found.landlock, seccomp=int(found.seccomp))
         if found.why:
@@ -313,13 +316,25 @@ class Reader:
 
     def _answer(self, batch: list[Pending]) -> None:
         if self.counted != (counted := self.counter.value):
-            self.catalog.follow()  # a compaction is a generation, too
+            self._follow()  # a compaction is a generation, too
             self.counted = counted
         with self.catalog.read() as view:
             snapshot, models = self._take_over(view)
             self.worker.stamp(generation=snapshot.generation, searching=f"generation {snapshot.generation}")
             self._serve_batch(batch, snapshot, models, view)
             self.worker.heartbeat.searching("")
+
+    def _follow(self) -> None:
+        """Use another catalog where one was put in place. One that was not open before this process was confined it
+        cannot open: then it leaves, and the next reader can."""
+        try:
+            self.catalog.follow()
+        except BootError as e:
+            if not self.confined.landlock and not self.confined.seccomp:
+                raise
+            log.warning("leaving for a reader that can open it: %s", e)
+            self.worker.stop()
+            raise NotReadyError("this reader is being replaced; try again") from e
 
     def _serve_batch(self, batch: list[Pending], snapshot: Snapshot, models: ModelSet, view: View) -> None:
         queries: list[tuple[Pending, list[Question]]] = []

@@ -145,6 +145,7 @@ class Supervisor:
         self.accept_after_s = 0.0
         self.roll: deque[_Slot] = deque()
         self.rolled: _Slot | None = None
+        self.rolls_for: handoff.Sender | None = None  # who waits for the end of it
         self.started = False  # every worker was ready once
         self.status: int | None = None  # set: stop with it
         self.asked_s = 0.0  # when SIGTERM or SIGINT last came
@@ -236,6 +237,8 @@ class Supervisor:
             theirs.close()
         sender.on_measure = lambda: self._on_measure(sender)
         sender.on_report = lambda line: self._on_report(slot, line)
+        if slot is self.ingest:
+            sender.on_roll = lambda: self._on_roll(sender)
         slot.process, slot.sender, slot.kill_s = process, sender, math.inf
         self.selector.register(slot.pidfd, selectors.EVENT_READ, lambda: self._reap(slot))
         self.selector.register(sender, selectors.EVENT_READ, lambda: self._hear(slot))
@@ -278,6 +281,26 @@ class Supervisor:
                 slot.beat.put(**memory_bytes(slot.process.pid))
         sender.send(handoff.MEASURED)
 
+    def _on_roll(self, sender: handoff.Sender) -> None:
+        """For the ingest worker: another catalog is there, which a confined reader could not open later."""
+        self.rolls_for = sender
+        slots = [slot for slot in self.readers if self._confined(slot) and slot not in self.roll]
+        if slots:
+            log.info("another catalog: rolling %d readers", len(slots))
+        self.roll.extend(slots)
+        if not self.roll and self.rolled is None:
+            self._tell_rolled(True)
+
+    def _confined(self, slot: _Slot) -> bool:
+        """May it be, by now or soon?"""
+        beat = slot.beat.read()
+        return self.config.readers.confine != "off" and bool(beat.landlock or beat.seccomp or not slot.ready)
+
+    def _tell_rolled(self, all_of_them: bool) -> None:
+        if self.rolls_for is not None:
+            self.rolls_for.send(handoff.ROLLED, b"\1" if all_of_them else b"")
+            self.rolls_for = None
+
     def _note(self, what: str) -> None:
         """What was done to the engine as a whole; a signal does not say who sent it."""
         self.audit.add(os.getuid(), os.getpid(), "admin", what, "done", alone=True)
@@ -287,11 +310,12 @@ class Supervisor:
             for reader in self.readers:  # a data directory is born by the ingest worker, so readers come after it
                 if reader.starts == 0:
                     reader.due_s = 0.0
-        if slot is self.rolled:
+        if slot is self.rolled and not slot.rolling:  # the new one
             self.rolled = None
             if not self.roll:
                 log.info("rolled")
                 notify.notify("READY=1")
+                self._tell_rolled(True)
         if not self.started and all(slot.ready for slot in self.slots):
             self.started = True
             paths = " ".join(f"{kind}={path}" for kind, path in socket_paths(self.layout, self.config).items())
@@ -451,6 +475,7 @@ class Supervisor:
         self.rolled = None
         self.roll.clear()
         notify.notify("READY=1")
+        self._tell_rolled(False)
 
     # ---- the end
 

@@ -69,6 +69,8 @@ class Worker:
         self._server: Server | None = None
         self._measured: asyncio.Future[None] | None = None
         receiver.on_measured = self._on_measured
+        self._rolled: asyncio.Future[bool] | None = None
+        receiver.on_rolled = self._on_rolled
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -139,9 +141,23 @@ class Worker:
         if future is not None:
             future.set_result(None)
 
+    async def rolled(self, within_s: float) -> bool:
+        """Have every confined reader replaced, one after the other; have all been? By one caller at a time."""
+        self._rolled = self.loop.create_future()
+        try:
+            return self._receiver.roll() and await asyncio.wait_for(self._rolled, within_s)
+        except TimeoutError:
+            return False
+        finally:
+            self._rolled = None
+
+    def _on_rolled(self, all_of_them: bool) -> None:
+        if self._rolled is not None and not self._rolled.done():
+            self._rolled.set_result(all_of_them)
+
     async def _run(self, main: Coroutine[Any, Any, int | None]) -> int:
         loop = self.loop
-        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
         self._receiver.attach(loop, self._orphaned)
         stamping = loop.create_task(self._stamp_always())
         try:
@@ -158,7 +174,8 @@ class Worker:
             self.audit.flush()
             await asyncio.sleep(every_s)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Leave, as at SIGTERM."""
         self._receiver.stop()
         self.stopping.set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +53,10 @@ def closed(data_dir: Path, *submissions: Submission) -> Path:
         if submissions:
             store.publisher.publish(submissions)
     return data_dir
+
+
+async def all_replaced(within_s: float) -> bool:
+    return True
 
 
 class Store:
@@ -166,8 +170,10 @@ class Store:
         while slices and retention.sweep(self.publisher):
             slices -= 1
 
-    def compacting(self) -> Compacting:
-        return Compacting(SimpleNamespace(layout=self.layout, config=self.config), self.publisher)  # type: ignore[arg-type]
+    def compacting(self, rolled: Callable[[float], Awaitable[bool]] = all_replaced) -> Compacting:
+        """rolled: replaces the confined readers, as the supervisor does."""
+        worker = SimpleNamespace(layout=self.layout, config=self.config, rolled=rolled)
+        return Compacting(worker, self.publisher)  # type: ignore[arg-type]
 
     def compact(self) -> dict[str, Any]:
         return asyncio.run(self.compacting().run())

@@ -22,11 +22,14 @@ def main(worker: Worker) -> int:
     if order == "fail":
         raise SystemExit(9)
     marker.touch()
+    if order == "confined":
+        worker.heartbeat.put(landlock=1, seccomp=1)
     return worker.run(serve(worker))
 
 
 async def serve(worker: Worker) -> int:
     loop = worker.loop
+    tasks: list[asyncio.Task[None]] = []
 
     def handle(connection: Connection, request: Request) -> None:
         facts = {
@@ -49,6 +52,12 @@ async def serve(worker: Worker) -> int:
             case Get(ids=["segv"]):
                 worker.stamp(searching="chronos 0-16384.faiss")
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case Label(label="roll"):
+
+                async def roll(connection: Connection = connection, request_id: int = request.request_id) -> None:
+                    connection.reply(Done(request_id, 1, {"all": await worker.rolled(10.0)}))
+
+                tasks.append(loop.create_task(roll()))
             case Label(label="die"):
                 os.kill(os.getpid(), signal.SIGKILL)
             case Label():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import failpoint
+from engine.confine import landlock_abi
 from engine.gc import named
 from engine.tiers import unindexed
 from ipc.client import Client
@@ -122,7 +123,7 @@ def test_by_age_and_a_kill_between(start: Starter) -> None:
 
 
 COMPACT_KILLED = {  # point: is the new file the catalog?
-    "compact.copied": False, "compact.caught_up": False, "compact.named": True,
+    "compact.copied": False, "compact.opened": False, "compact.caught_up": False, "compact.named": True,
     "compact.followed": True, "compact.removed": True,
 }  # fmt: skip
 
@@ -134,7 +135,7 @@ def test_every_step_of_a_compaction_is_one_where_it_is_killed() -> None:
 @pytest.mark.parametrize(("point", "new"), COMPACT_KILLED.items())
 def test_a_compaction_killed_at_any_step_loses_nothing(start: Starter, point: str, new: bool) -> None:
     """SIGKILL of ingest: the old catalog is used or the new one, whole; no reader's client notices."""
-    engine = start("--set", "readers.confine=off", env={"ENGINE_FAILPOINT": point})
+    engine = start("--set", "readers.confine=off", env={"ENGINE_FAILPOINT": point})  # below: confined ones
     engine.ingest(several(100))
     engine.client().label("e000007", "good")
     victim = engine.pid("ingest")
@@ -154,8 +155,11 @@ def test_a_compaction_killed_at_any_step_loses_nothing(start: Starter, point: st
     assert [r["restarts"] for r in engine.facts()["readers"]] == [0, 0]
 
 
-def test_readers_and_writers_notice_nothing_of_a_compaction(start: Starter) -> None:
-    engine = start("--set", "readers.confine=off")
+@pytest.mark.parametrize("confine", ["off", "require" if landlock_abi() else "auto"])
+def test_readers_and_writers_notice_nothing_of_a_compaction(start: Starter, confine: str) -> None:
+    """Confined readers are replaced one by one, others stay; no question fails, and none is answered of a past."""
+    engine = start("--set", f"readers.confine={confine}")
+    pids = engine.pids()
     engine.ingest(several(300))
     stop, seen = threading.Event(), list[list[str]]()
     sent = 300
@@ -181,12 +185,32 @@ def test_readers_and_writers_notice_nothing_of_a_compaction(start: Starter) -> N
     assert stored_ids(engine.client()) == ids(several(sent))
     assert seen and not any(seen)
     assert (engine.layout.catalog / "CURRENT").read_text() == "catalog.3"
+    confined = any(r["confined"]["landlock"] or r["confined"]["seccomp"] for r in engine.facts()["readers"])
+    assert (engine.pids() == pids) == (not confined)
+    assert "leaving for a reader" not in engine.log
     for pid in [*engine.pids(), engine.pid("ingest")]:
         held = Path(f"/proc/{pid}/maps").read_text()
         assert "catalog.3" in held
         assert "(deleted)" not in "".join(line for line in held.splitlines() if "/catalog/" in line)
     assert engine.stop() == 0
     assert engine.cli("doctor", "--deep").returncode == 0
+
+
+@pytest.mark.skipif(not landlock_abi(), reason="nothing confines here")
+def test_a_kill_while_confined_readers_have_both_open_loses_nothing(start: Starter) -> None:
+    """They let go of what the compaction would have put in place, and follow to what the next one does."""
+    engine = start("--set", "readers.confine=require", env={"ENGINE_FAILPOINT": "compact.opened"})
+    engine.ingest(several(100))
+    victim = engine.pid("ingest")
+    with asking(engine, ["e000003", "e000090"]):
+        with pytest.raises(ClientError):
+            engine.client().compact()
+        engine.replaced("ingest", victim)
+        assert engine.ingest(several(50, 100)).accepted == 50
+    assert sorted(p.name for p in engine.layout.catalog.iterdir()) == ["CURRENT", "catalog.0", "catalog.0-lock"]
+    assert stored_ids(engine.client()) == ids(several(150))
+    for pid in engine.pids():
+        eventually(lambda pid=pid: "/catalog.1" not in Path(f"/proc/{pid}/maps").read_text(), within_s=10)
 
 
 # ---- purge

@@ -470,6 +470,17 @@ def test_sighup_rolls_the_readers_without_a_failed_read(start: Callable[..., Eng
     assert [before[pid] for pid in kept] == ["ingest"]
 
 
+def test_the_ingest_worker_has_confined_readers_replaced_and_no_others(start: Callable[..., Engine]) -> None:
+    engine = start("readers.count=2", env={"FAKE_READER_0": "confined"}).ready()
+    before = {role: pid for pid, role in engine.workers().items()}
+    with engine.client(timeout_ms=15_000) as client:
+        assert client.label("a", "roll").facts == {"all": True}
+        after = {role: pid for pid, role in engine.workers().items()}
+        assert {role for role in before if before[role] != after[role]} == {"reader-0"}
+        client.ping()
+    assert engine.log.count("rolled") == 1
+
+
 def test_readers_that_crash_in_a_row_have_their_files_checked_first(start: Callable[..., Engine]) -> None:
     engine = start("readers.count=1").ready()
     with engine.client() as client, pytest.raises(ConnectError):

@@ -15,7 +15,7 @@ import pytest
 from engine import compact as compaction
 from engine.build import Built, Job
 from engine.catalog import TABLES, Catalog
-from engine.errors import BootError, NoSpaceError, OverloadedError
+from engine.errors import BootError, EngineError, NoSpaceError, OverloadedError
 from tests.events import ids, make, several
 from tests.store_fixture import ROWS, Store
 
@@ -144,6 +144,84 @@ print("catalog.0" in maps, "catalog.1" in maps, not catalog.follow())
         assert await child.wait() == 0
 
     asyncio.run(run())
+
+
+CONFINED = """
+import sys
+from pathlib import Path
+from engine import confine
+from engine.catalog import Catalog
+from engine.errors import BootError
+data = Path(sys.argv[1])
+catalog = Catalog(data / "catalog", write=False, map_size=1 << 30)
+if sys.argv[2] == "replaced":
+    catalog.open_next()
+print(confine.confine([data, *confine.libraries()]).whole, flush=True)
+sys.stdin.readline()
+try:
+    print(catalog.follow(), flush=True)
+except BootError:
+    print("BootError", flush=True)
+with catalog.read() as view:
+    print(catalog.path.name, view.manifest().count, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("since", "told"), [("replaced", b"True\ncatalog.1 55\n"), ("before", b"BootError\ncatalog.0 50\n")]
+)
+def test_who_is_confined_follows_to_what_was_open_before(store: Store, since: str, told: bytes) -> None:
+    """A reader opens no lock file any more; what took its place since the copy was there has that open."""
+    from tests.engine_fixture import environment
+
+    store.publish(several(50))
+    children: list[asyncio.subprocess.Process] = []
+
+    async def child() -> None:
+        pipe = asyncio.subprocess.PIPE
+        one = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", CONFINED, str(store.layout.data_dir), since, stdin=pipe, stdout=pipe,
+            env=environment(),
+        )  # fmt: skip
+        children.append(one)
+        assert one.stdout is not None
+        if await one.stdout.readline() != b"True\n":
+            one.kill()
+            await one.wait()
+            pytest.skip("this machine has not both, Landlock and seccomp")
+
+    async def rolled(within_s: float) -> bool:
+        if since == "replaced":
+            await child()
+        return True
+
+    async def run() -> None:
+        if since == "before":
+            await child()
+        await store.compacting(rolled).run()
+        store.publish(several(5, 50))
+        out, _ = await children[0].communicate(b"\n")
+        assert (out, children[0].returncode) == (told, 0)
+
+    asyncio.run(run())
+    assert files(store) == ["CURRENT", "catalog.1", "catalog.1-lock"]
+
+
+def test_readers_that_cannot_be_replaced_keep_the_old_one(store: Store) -> None:
+    store.publish(several(50))
+
+    async def not_all(within_s: float) -> bool:
+        assert (store.layout.catalog / "NEXT").read_text() == "catalog.1"
+        return False
+
+    generation = store.generation
+    with pytest.raises(EngineError, match="not every reader"):
+        asyncio.run(store.compacting(not_all).run())
+    assert files(store) == ["CURRENT", "catalog.0", "catalog.0-lock"]
+    assert (store.generation, store.catalog.changed) == (generation, None)
+    store.publish(several(5, 50))
+    store.compact()
+    store.check()
 
 
 def test_one_at_a_time(store: Store) -> None:

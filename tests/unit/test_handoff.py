@@ -213,3 +213,26 @@ def test_heartbeat_pages_hold_what_was_put(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "page")
     with pytest.raises(OSError):
         heartbeat.Heartbeat(tmp_path / "link", create=True)
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_a_worker_asks_for_new_readers_and_hears_whether_all_were_replaced(
+    ends: tuple[Sender, Receiver], all_of_them: bool
+) -> None:
+    sender, receiver = ends
+    asked: list[str] = []
+    heard: list[bool] = []
+
+    async def scenario() -> None:
+        sender.on_roll, receiver.on_rolled = lambda: asked.append("roll"), heard.append
+        receiver.attach(asyncio.get_running_loop(), lambda: None)
+        assert receiver.roll()
+        assert sender.receive() and asked == ["roll"]
+        assert sender.send(handoff.ROLLED, b"\1" if all_of_them else b"")
+        await turns()
+        receiver.stop()
+
+    asyncio.run(scenario())
+    assert heard == [all_of_them]
+    sender.close()
+    assert not receiver.roll()
