@@ -436,7 +436,14 @@ class View:
                 before += 1
         return int(self.txn.stat(self._records)["entries"]) - before
 
+    @cached_property
+    def _annotated(self) -> bool:
+        """Is anything annotated at all?"""
+        return bool(self.txn.stat(self._annotations)["entries"])
+
     def annotation_bytes(self, seq: int) -> bytes | None:
+        if not self._annotated:
+            return None
         key = seq.to_bytes(8, "big")
         try:
             value = self.txn.get(key, None, self._annotations)
@@ -473,10 +480,22 @@ class View:
         except lmdb.Error as e:
             raise self.catalog.broken(e) from e
         if found:
-            return max(int.from_bytes(payload[:8], "big") for _, payload in self.scan("ids", prefix=prefix))
+            return self._newest(prefix)
         source, slash, event_id = name.partition("/")
         known = self.identity(event_id, source) if slash and len(prefix) <= 501 else None
         return known[0] if known else None
+
+    def _newest(self, prefix: bytes) -> int:
+        """The highest seq of the ids that begin with prefix; the cursor is at the first of them."""
+        newest = -1
+        try:
+            for key, value in self._ids.iternext():
+                if key[: len(prefix)] != prefix:
+                    break
+                newest = max(newest, int.from_bytes(self._unseal("ids", key, value)[:8], "big"))
+        except lmdb.Error as e:
+            raise self.catalog.broken(e) from e
+        return newest
 
     def extents(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         """(first seq, rows, checksum of each region) of every commit."""

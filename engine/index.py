@@ -37,8 +37,9 @@ TRAIN_ROWS_PER_LIST = 64
 LISTS_FEW_ENTRIES = 65_536
 GROUPED_SHARE_MAX = 0.9  # entries for each row; with more, groups cost more than they save
 FLAT_ENTRIES_MAX = 4_096  # so few are compared one by one
-NPROBES = (4, 8, 16, 32, 64)
-TUNED_QUERIES = 128  # of an index's own entries, evenly apart
+NPROBES = (4, 6, 8, 12, 16, 24, 32, 64)
+TUNED_QUERIES = 512  # of an index's own entries, evenly apart; with 128, what has 0.997 is not told from 0.995
+TUNED_LISTS_MAX = 256  # are searched for what is to be found
 TUNED_TOP = 11  # the ten nearest, and itself
 TUNED_RECALL = 0.995
 
@@ -145,14 +146,15 @@ def _sample(parts: Sequence[F32], most: int) -> F32:
 
 
 def tuned(index: Any, parts: Sequence[F32]) -> int:
-    """The fewest lists to probe that find TUNED_RECALL of what all lists have, for entries of its own."""
+    """The fewest lists to probe that find TUNED_RECALL of what all lists have (in a large index: TUNED_LISTS_MAX of
+    them, the nearest), for entries of its own."""
     queries = _sample(parts, TUNED_QUERIES)
 
     def farthest(nprobe: int) -> F32:
         distances: F32 = index.search(queries, TUNED_TOP, params=faiss.SearchParametersIVF(nprobe=nprobe))[0]
         return distances
 
-    bound = farthest(index.nlist)[:, -1:]
+    bound = farthest(min(index.nlist, TUNED_LISTS_MAX))[:, -1:]
     for nprobe in NPROBES:
         if nprobe >= index.nlist or (farthest(nprobe) <= bound).mean() >= TUNED_RECALL:
             break

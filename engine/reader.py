@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import compress, islice
 from typing import NamedTuple
 
 import msgspec
@@ -43,6 +43,7 @@ from engine.errors import (
     WrongModelError,
 )
 from engine.features import F32, unpack
+from engine.kept import KeptEvents
 from engine.limits import PENDING_REQUESTS_MAX, YOUNG_OBJECTS_MAX
 from engine.normalize import complete
 from engine.publish import load_models
@@ -121,6 +122,7 @@ class Reader:
         self.counted = 0  # what the counter was when CURRENT was last looked at
         self.snapshots = Snapshots(worker.layout)
         self.models: ModelSet | None = None
+        self.kept = KeptEvents(self.config.readers.keep_mib << 20)
         self.context = QueryContext(self.catalog, self.config.network.internal)
         self.thread = ThreadPoolExecutor(1, "prepare")
         self.pending: deque[Pending] = deque()
@@ -174,6 +176,7 @@ class Reader:
     def _take_over(self, view: View) -> tuple[Snapshot, ModelSet]:
         """Snapshot and models of the generation that this transaction sees."""
         snapshot = self.snapshots.refresh(view)
+        self.kept.follow(snapshot.manifest)
         if self.models is None or self.models.version != snapshot.manifest.model:
             path = self.worker.layout.model(snapshot.manifest.model)
             self.models = load_models(path, self.catalog, self.config.network.internal)
@@ -356,9 +359,11 @@ class Reader:
             except Exception as e:
                 pending.connection.fail(pending.request.request_id, _told(e))
         if queries:
-            self._reply_together(queries, Answering(snapshot, models, view).answer, Answers, snapshot.generation)
+            answer = Answering(snapshot, models, view, self.kept).answer
+            self._reply_together(queries, answer, Answers, snapshot.generation)
         if classified:
-            self._reply_together(classified, Classifying(snapshot, models, view).judge, Classified, snapshot.generation)
+            judge = Classifying(snapshot, models, view, self.kept).judge
+            self._reply_together(classified, judge, Classified, snapshot.generation)
 
     def _reply_together(
         self,
@@ -369,6 +374,7 @@ class Reader:
     ) -> None:
         """Answer the questions of several requests at once; a request of which one fails hears of that."""
         answers = iter(answer([question for _, mine in asked for question in mine]))
+        counted: list[Answer | Judgement] = []
         for pending, mine in asked:
             request_id = pending.request.request_id
             given = list(islice(answers, len(mine)))
@@ -377,12 +383,10 @@ class Reader:
                 pending.connection.fail(request_id, _told(error))
             else:
                 good = [one for one in given if not isinstance(one, Exception)]
-                self._count(mine, good)
+                asked_all = [q.head is not None and q.options.filter is None for q in mine]
+                counted += compress(good, asked_all)
                 pending.connection.reply_raw(request_id, encode(reply(request_id, generation, good)))
-
-    def _count(self, asked: list[Question], given: Sequence[Answer | Judgement]) -> None:
-        """For no_close_precedent_share: events only, among all that are stored."""
-        counted = [a for q, a in zip(asked, given, strict=True) if q.head is not None and q.options.filter is None]
+        # for no_close_precedent_share: events only, among all that are stored
         self.worker.heartbeat.add("questions", len(counted))
         self.worker.heartbeat.add("novel", sum(a.no_close_precedent for a in counted))
 
@@ -391,7 +395,7 @@ class Reader:
         request = pending.request
         match request:
             case QuerySimilar():
-                return [stored_question(request.id, request.options, snapshot, view, models)]
+                return [stored_question(request.id, request.options, snapshot, view, models, self.kept)]
             case QueryVector():
                 return [_vector_question(request, models)]
             case SearchText() | QueryEvent():
@@ -400,7 +404,7 @@ class Reader:
                 if not request.ids and not request.events:
                     raise BadRequestError("nothing to classify: give ids of stored events, or events")
                 options = options_of(request.options)
-                stored = [stored_question(name, options, snapshot, view, models) for name in request.ids]
+                stored = [stored_question(name, options, snapshot, view, models, self.kept) for name in request.ids]
                 return stored + _sought(pending.questions or [], snapshot, view)
         return None
 

@@ -119,10 +119,11 @@ class Snapshot:
         place, row = divmod(seq - self.first_seq, self.manifest.row_file_rows)
         return self.files[place], row
 
-    def check(self, seq: int, spaces: Iterable[str]) -> None:
-        """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
+    def check(self, seq: int, spaces: Iterable[str], *, features: bool = True) -> None:
+        """Does a row agree with its checksums, as far as an answer rests on it? features: on its features or columns,
+        too. Raises CorruptionError."""
         file, row = self.at(seq)
-        if wrong := file.wrong(row, spaces):
+        if wrong := file.wrong(row, spaces, features=features):
             raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
 
     def vector(self, space: str, seq: int) -> F32:
