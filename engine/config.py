@@ -67,9 +67,6 @@ class Access(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Readers(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=64, description="Reader processes.")] = 2
     deadline_ms: Annotated[Ms, Meta(description="The longest a request may wait, whatever it asks for.")] = 30_000
-    keep_mib: Annotated[
-        int, Meta(ge=0, le=4_096, description="Memory of each reader for events that were in its last answers.")
-    ] = 12
     confine: Annotated[
         Literal["auto", "require", "off"],
         Meta(description="Landlock and seccomp for readers: what the machine has, all of it or no start, or none."),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,7 +33,6 @@ from engine.embed.vote import places, within
 from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
 from engine.features import F32, unpack
 from engine.index import Mask
-from engine.kept import Kept, KeptEvents
 from engine.limits import COLLAPSE_FETCH_MAX
 from engine.snapshot import Candidates, Snapshot
 from ipc.event import Event, Hit
@@ -93,27 +92,16 @@ def spaces_of(options: Options) -> tuple[str, ...]:
     return (options.space,)
 
 
-def stored_question(
-    name: str, options: Options, snapshot: Snapshot, view: View, models: ModelSet, kept: KeptEvents | None = None
-) -> Question:
+def stored_question(name: str, options: Options, snapshot: Snapshot, view: View, models: ModelSet) -> Question:
     """Raises NotFoundError, CorruptionError, UnknownSpaceError."""
     spaces = spaces_of(options)
     seq = view.find(name)
     if seq is None or not snapshot.has(seq):
         raise NotFoundError(f"no event {name!r} in generation {snapshot.generation}; `flowkin recent` lists some")
-    event = stored_event(seq, spaces, snapshot, view, KeptEvents(0) if kept is None else kept)
+    head = view.stored(seq)
+    snapshot.check(seq, spaces)
     asked = {s: models.embedders[s].asked(snapshot.vector(s, seq)[None, :])[0] for s in spaces}
-    return Question(options, asked, seq, event.head)
-
-
-def stored_event(seq: int, spaces: Iterable[str], snapshot: Snapshot, view: View, kept: KeptEvents) -> Kept:
-    """An event whose record and row, as far as vectors of `spaces`, are sound. Raises CorruptionError."""
-    found = kept.get(seq)
-    snapshot.check(seq, spaces, features=found is None)
-    if found is None:
-        found = Kept(view.stored(seq), snapshot.cell("family", seq))
-        kept.put(seq, found)
-    return found
+    return Question(options, asked, seq, head)
 
 
 class Plan(NamedTuple):
@@ -140,9 +128,8 @@ class Sought(Struct):
 class Answering:
     """Answers the questions of one micro-batch from one snapshot and one read transaction."""
 
-    def __init__(self, snapshot: Snapshot, models: ModelSet, view: View, kept: KeptEvents | None = None) -> None:
+    def __init__(self, snapshot: Snapshot, models: ModelSet, view: View) -> None:
         self.snapshot, self.models, self.view = snapshot, models, view
-        self.kept = KeptEvents(0) if kept is None else kept
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
         """One answer each, in order; an exception where that question cannot be answered."""
@@ -228,9 +215,9 @@ class Answering:
     def _finish(self, sought: Sought) -> Answer:
         question, plan, found = sought.question, sought.plan, sought.found
         options = question.options
-        hits, families = self._hits(sought)
+        hits = self._hits(sought)
         own = self._own_family(question)
-        same = families.count(own) if own else 0
+        same = [self.snapshot.cell("family", hit.seq) for hit in hits].count(own) if own else 0
         answer = Answer(
             space=options.space, model=self.models.version, metric="percentile" if options.space == FUSED else "l2",
             exact=all(c.exact for c in found.values()) and (options.space != FUSED or sought.fetch >= plan.matched),
@@ -332,25 +319,23 @@ class Answering:
         """Events of different kinds are never one hit: their families."""
         return self.snapshot.column("family", seqs)
 
-    def _hits(self, sought: Sought) -> tuple[list[Hit], list[int]]:
-        """The hits, and the family of each by its number."""
+    def _hits(self, sought: Sought) -> list[Hit]:
         hits: list[Hit] = []
-        families: list[int] = []
         top_k, spaces, view = sought.question.options.top_k, sought.plan.weights, self.view
         for group, percentile in zip(sought.groups, sought.percentiles, strict=True):
             if len(hits) == top_k:
                 break
             seq = group.seq
             try:
-                event = stored_event(seq, spaces, self.snapshot, view, self.kept)
+                self.snapshot.check(seq, spaces)
+                head = view.stored(seq)
                 note = view.annotation_bytes(seq)
             except CorruptionError as e:
                 log.error("left out of an answer: %s", e)
                 continue
             annotation = None if note is None else Raw(note)
-            hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(event.head), annotation))
-            families.append(event.family)
-        return hits, families
+            hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
+        return hits
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])

@@ -43,7 +43,6 @@ from engine.errors import (
     WrongModelError,
 )
 from engine.features import F32, unpack
-from engine.kept import KeptEvents
 from engine.limits import PENDING_REQUESTS_MAX, YOUNG_OBJECTS_MAX
 from engine.normalize import complete
 from engine.publish import load_models
@@ -122,7 +121,6 @@ class Reader:
         self.counted = 0  # what the counter was when CURRENT was last looked at
         self.snapshots = Snapshots(worker.layout)
         self.models: ModelSet | None = None
-        self.kept = KeptEvents(self.config.readers.keep_mib << 20)
         self.context = QueryContext(self.catalog, self.config.network.internal)
         self.thread = ThreadPoolExecutor(1, "prepare")
         self.pending: deque[Pending] = deque()
@@ -176,7 +174,6 @@ class Reader:
     def _take_over(self, view: View) -> tuple[Snapshot, ModelSet]:
         """Snapshot and models of the generation that this transaction sees."""
         snapshot = self.snapshots.refresh(view)
-        self.kept.follow(snapshot.manifest)
         if self.models is None or self.models.version != snapshot.manifest.model:
             path = self.worker.layout.model(snapshot.manifest.model)
             self.models = load_models(path, self.catalog, self.config.network.internal)
@@ -359,11 +356,9 @@ class Reader:
             except Exception as e:
                 pending.connection.fail(pending.request.request_id, _told(e))
         if queries:
-            answer = Answering(snapshot, models, view, self.kept).answer
-            self._reply_together(queries, answer, Answers, snapshot.generation)
+            self._reply_together(queries, Answering(snapshot, models, view).answer, Answers, snapshot.generation)
         if classified:
-            judge = Classifying(snapshot, models, view, self.kept).judge
-            self._reply_together(classified, judge, Classified, snapshot.generation)
+            self._reply_together(classified, Classifying(snapshot, models, view).judge, Classified, snapshot.generation)
 
     def _reply_together(
         self,
@@ -383,8 +378,8 @@ class Reader:
                 pending.connection.fail(request_id, _told(error))
             else:
                 good = [one for one in given if not isinstance(one, Exception)]
-                asked_all = [q.head is not None and q.options.filter is None for q in mine]
-                counted += compress(good, asked_all)
+                among_all = [q.head is not None and q.options.filter is None for q in mine]
+                counted += compress(good, among_all)
                 pending.connection.reply_raw(request_id, encode(reply(request_id, generation, good)))
         # for no_close_precedent_share: events only, among all that are stored
         self.worker.heartbeat.add("questions", len(counted))
@@ -395,7 +390,7 @@ class Reader:
         request = pending.request
         match request:
             case QuerySimilar():
-                return [stored_question(request.id, request.options, snapshot, view, models, self.kept)]
+                return [stored_question(request.id, request.options, snapshot, view, models)]
             case QueryVector():
                 return [_vector_question(request, models)]
             case SearchText() | QueryEvent():
@@ -404,7 +399,7 @@ class Reader:
                 if not request.ids and not request.events:
                     raise BadRequestError("nothing to classify: give ids of stored events, or events")
                 options = options_of(request.options)
-                stored = [stored_question(name, options, snapshot, view, models, self.kept) for name in request.ids]
+                stored = [stored_question(name, options, snapshot, view, models) for name in request.ids]
                 return stored + _sought(pending.questions or [], snapshot, view)
         return None
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Seqs = NDArray[np.int64]
 
 _NONE = np.empty(0, np.int64)
-EXACT_MATCHES_MAX = 20_000  # so few allowed rows are compared one by one
+EXACT_MATCHES_MAX = 4_096  # so few allowed rows are compared one by one; 8,000 take twice what an index does
 GATHER_ROWS_FEW = 16
 RANK_ROWS = 4_096  # candidates that are ranked at once
 # Of float64 at once: a block of 512 KiB and more is given back to the system each time (engine/supervisor.py), and its
@@ -119,11 +119,10 @@ class Snapshot:
         place, row = divmod(seq - self.first_seq, self.manifest.row_file_rows)
         return self.files[place], row
 
-    def check(self, seq: int, spaces: Iterable[str], *, features: bool = True) -> None:
-        """Does a row agree with its checksums, as far as an answer rests on it? features: on its features or columns,
-        too. Raises CorruptionError."""
+    def check(self, seq: int, spaces: Iterable[str]) -> None:
+        """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
         file, row = self.at(seq)
-        if wrong := file.wrong(row, spaces, features=features):
+        if wrong := file.wrong(row, spaces):
             raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
 
     def vector(self, space: str, seq: int) -> F32:
