@@ -68,13 +68,14 @@ def name_process(name: str) -> None:
 
 
 def memory_bytes(pid: int) -> dict[str, int]:
-    """Private and proportional memory of a process from smaps_rollup; empty where it may not be read."""
+    """Private and proportional memory of a process from smaps_rollup; empty where it may not be read. Private are
+    pages that it wrote to: a clean one of a file that it alone has looked at yet is the system's to take back."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return {}
     sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines[1:])}
     return {
-        "private_bytes": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
+        "private_bytes": sizes.get("Private_Dirty", 0),
         "pss_bytes": sizes.get("Pss", 0),
     }
