@@ -114,7 +114,7 @@ class Compacting:
         open this one before they are confined. Raises EngineError, OSError."""
         write_new(new.parent / NEXT, [new.name.encode()])
         settings = self.worker.config
-        within_s = settings.readers.count * (settings.drain_ms / 1_000 + READERS_S)
+        within_s = 2 * settings.readers.count * (settings.drain_ms / 1_000 + READERS_S)  # a SIGHUP may come, too
         if not await self.worker.rolled(within_s):
             raise EngineError("not every reader could be replaced, nothing was changed; the engine's log says why")
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -284,7 +284,7 @@ class Supervisor:
     def _on_roll(self, sender: handoff.Sender) -> None:
         """For the ingest worker: another catalog is there, which a confined reader could not open later."""
         self.rolls_for = sender
-        slots = [slot for slot in self.readers if self._confined(slot) and slot not in self.roll]
+        slots = [slot for slot in self._not_yet_rolled(self.readers) if self._confined(slot)]
         if slots:
             log.info("another catalog: rolling %d readers", len(slots))
         self.roll.extend(slots)
@@ -292,9 +292,15 @@ class Supervisor:
             self._tell_rolled(True)
 
     def _confined(self, slot: _Slot) -> bool:
-        """May it be, by now or soon?"""
+        """May it be, by now or soon? One that is not there opens what there is when it starts."""
+        if slot.process is None or self.config.readers.confine == "off":
+            return False
         beat = slot.beat.read()
-        return self.config.readers.confine != "off" and bool(beat.landlock or beat.seccomp or not slot.ready)
+        return bool(beat.landlock or beat.seccomp or not slot.ready)
+
+    def _not_yet_rolled(self, slots: Iterable[_Slot]) -> list[_Slot]:
+        """But for those whose turn is still to come, or whose successor is not started yet."""
+        return [slot for slot in slots if slot not in self.roll and not slot.rolling]
 
     def _tell_rolled(self, all_of_them: bool) -> None:
         if self.rolls_for is not None:
@@ -453,11 +459,12 @@ class Supervisor:
                 if now_s - self.asked_s > SAME_SIGNAL_S:
                     log.info("%s: stopping%s", signal.Signals(number).name, " now" if self.asked_s else "")
                     self.asked_s, self.status = now_s, 0
-            elif number == signal.SIGHUP and self.started and not self.roll:
+            elif number == signal.SIGHUP and self.started:
                 log.info("SIGHUP: rolling %d readers", len(self.readers))
                 self._note("reload")
                 notify.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1_000}")
-                self.roll.extend(slot for slot in self.slots if slot.kind == "reader" or slot.given_up)
+                slots = [slot for slot in self.slots if slot.kind == "reader" or slot.given_up]
+                self.roll.extend(self._not_yet_rolled(slots))
 
     def _roll_on(self, now_s: float) -> None:
         """The next reader of a SIGHUP, once the one before is ready again."""

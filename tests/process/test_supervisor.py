@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -479,6 +480,20 @@ def test_the_ingest_worker_has_confined_readers_replaced_and_no_others(start: Ca
         assert {role for role in before if before[role] != after[role]} == {"reader-0"}
         client.ping()
     assert engine.log.count("rolled") == 1
+
+
+def test_a_sighup_while_confined_readers_are_replaced_is_not_lost(start: Callable[..., Engine]) -> None:
+    confined = {"FAKE_READER_0": "confined", "FAKE_READER_1": "confined"}
+    engine = start("readers.count=3", env=confined).ready()
+    before = {role: pid for pid, role in engine.workers().items()}
+    with engine.client(timeout_ms=15_000) as client, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(client.label, "a", "roll")
+        eventually(lambda: "rolling 2 readers" in engine.log)
+        engine.process.send_signal(signal.SIGHUP)
+        assert told.result().facts == {"all": True}
+        eventually(lambda: "SIGHUP" in engine.log and engine.log.rindex("rolled") > engine.log.index("SIGHUP"))
+    after = {role: pid for pid, role in engine.workers().items()}
+    assert {role for role in before if before[role] != after[role]} == {"reader-0", "reader-1", "reader-2"}
 
 
 def test_readers_that_crash_in_a_row_have_their_files_checked_first(start: Callable[..., Engine]) -> None:
