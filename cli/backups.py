@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from cli.render import Meter
     from cli.session import Session
     from engine.backup import Backup
+    from ipc.messages import Filter
 
 
 def _document(path: Path, backup: Backup) -> dict[str, Any]:
@@ -44,6 +46,23 @@ def listed(home: Path) -> list[dict[str, Any]]:
         else {"name": name, "path": str(home / name), "error": str(one)}
         for name, one in found(home.absolute()).items()
     ]  # fmt: skip
+
+
+def purged(
+    session: Session, homes: Sequence[Path], filter: Filter | None, ids: Sequence[str], meter: Meter
+) -> list[dict[str, Any]]:
+    """What became of each backup in these directories."""
+    import msgspec
+
+    from engine.process import raise_limits
+    from engine.purge_backups import purge_backups
+
+    raise_limits()
+    return [
+        msgspec.to_builtins(one) | {"path": str(home / one.name)}
+        for home in homes
+        for one in purge_backups(home.absolute(), session.config(), filter, ids, meter.advance)
+    ]
 
 
 def verify(path: Path, meter: Meter) -> Report:

@@ -851,6 +851,8 @@ def models_gc(session: Session, out: Out, timeout_ms: int | None) -> None:
 @flowkin.command("purge")
 @click.argument("ids", metavar="[ID...]", nargs=-1)
 @filtered
+@click.option("--backups", metavar="DIR", type=PATH, multiple=True,
+              help="Then also from every backup in this directory; again for another one.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say how many events it would be; nothing is changed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 86_400), default=3600.0, show_default=True,
@@ -858,30 +860,47 @@ def models_gc(session: Session, out: Out, timeout_ms: int | None) -> None:
 @located()
 @printed
 def purge(
-    session: Session, out: Out, ids: tuple[str, ...], filter: Filter | None, dry_run: bool, yes: bool, timeout: float
-) -> None:
+    session: Session, out: Out, ids: tuple[str, ...], filter: Filter | None, backups: tuple[Path, ...], dry_run: bool,
+    yes: bool, timeout: float,
+) -> None:  # fmt: skip
     """Remove events for good: those that the filter flags name, or those of these IDs.
 
     They are in no answer any more when it returns; so are dead letters, waiting firewall actions and the recent past of
     the addresses that the filter names. `flowkin compact` then removes what the catalog's free pages hold of them.
 
+    A backup that holds some of it is taken anew without them, under its name; that takes room for two copies of it.
+    Exit status 7 where one is left as it is. --dry-run does not look into backups.
+
     \b
     Examples:
       flowkin purge --addr 203.0.113.7 --dry-run --data-dir ./data
       flowkin purge --addr 203.0.113.7 --yes --data-dir ./data
+      flowkin purge --addr 203.0.113.7 --yes --backups /backup/flowkin --data-dir ./data
       flowkin purge --source lab --until 30d --yes --data-dir ./data
       flowkin purge eve/1234567 --yes --data-dir ./data
     """
+    from cli import backups as of_backups
     from cli import questions
+    from cli.errors import FINDINGS, Quit
+    from cli.render import progress
+    from cli.text import plural
 
-    facts, generation = questions.purged(
-        session.client(), filter, questions.ids_of(ids, sys.stdin)[1], dry_run, yes, round(timeout * 1000)
-    )
+    wanted = list(questions.ids_of(ids, sys.stdin)[1])
+    facts, generation = questions.purged(session.client(), filter, wanted, dry_run, yes, round(timeout * 1000))
     would = "would be purged" if dry_run else "purged"
-    said = f"{facts['events']:,} events {would}"
+    said, left = f"{facts['events']:,} events {would}", []
     if not dry_run:
         said += f", {facts['dead_letters']:,} dead letters ({facts['dead_letters_left']:,} left); now `flowkin compact`"
+    if backups and not dry_run:
+        with progress("backups", unit="") as meter:
+            facts["backups"] = of_backups.purged(session, backups, filter, wanted, meter)
+        left = [one for one in facts["backups"] if one["error"]]
+        anew = sum(one["changed"] for one in facts["backups"])
+        said += f"; {plural(len(facts['backups']), 'backup')} looked at, {anew} taken anew"
+        said += "".join(f"; {one['path']} is left as it is: {one['error']}" for one in left)
     out.done({"generation": generation} | facts, said)
+    if left:
+        raise Quit(FINDINGS)
 
 
 @flowkin.command("compact")

@@ -50,12 +50,11 @@ def ids_of(ids: Sequence[str], stdin: TextIO) -> tuple[bool, Iterator[str]]:
 
 
 def purged(
-    client: Client, filter: Filter | None, ids: Iterator[str], dry_run: bool, yes: bool, timeout_ms: int
+    client: Client, filter: Filter | None, wanted: list[str], dry_run: bool, yes: bool, timeout_ms: int
 ) -> tuple[dict[str, Any], int]:
     """What a purge removed, or would, and the generation; a person is asked first."""
     import click
 
-    wanted = list(ids)
     if (filter is None) == (not wanted):
         raise click.UsageError("name the events to purge: by filter flags, or by ids")
     if not dry_run and not yes:

@@ -482,7 +482,7 @@ def delete(path: Path) -> None:
     if path.is_symlink() or not os.path.lexists(path / DESCRIPTION):
         raise NotFoundError(f"{path} is no backup: it has no {DESCRIPTION}; nothing was removed")
     with alone(path.parent):
-        _remove(path)
+        remove(path)
 
 
 def prune(home: Path, keep: int) -> list[str]:
@@ -494,11 +494,12 @@ def prune(home: Path, keep: int) -> list[str]:
         if not any(not b.damaged for _, b in kept) and (sound := [name for name, b in old if not b.damaged]):
             old = [(name, b) for name, b in old if name != sound[-1]]
         for name, _ in old:
-            _remove(home / name)
+            remove(home / name)
     return [name for name, _ in old]
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """The caller has the directory around it alone."""
     doomed = scratch_path(path.parent)
     path.rename(doomed)
     sync_directory(path.parent)

@@ -13,8 +13,8 @@ In this order, each step durable before the next
   2. one commit: the context's state and the waiting firewall actions without the addresses; no version is kept to go
      back to
   3. for each row file: it is written anew; one commit as above; the old one is unlinked
-What it does not reach: backups (they keep it until they are deleted), logs, source files, what the features of other
-events have counted.
+What it does not reach: backups (engine/purge_backups.py does), logs, source files, what the features of other events
+have counted.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Always true
   - Whoever writes waits for nothing. Manifest and catalog are of one read transaction; the files that the manifest
     names are open before the catalog is copied, so that what is merged away or built again meanwhile is still there.
   - A backup shares no file with the data directory: a bad write or a bad sector hits every name that a file has, and a
-    link would take the backup along. A purge does not reach it: what left is in it until it is deleted. What an earlier
-    backup beside it has of full row files and indexes is linked from there, after its bytes were compared with the
-    checksum. All else is copied.
+    link would take the backup along. A purge of the engine does not reach it (engine/purge_backups.py does). What an
+    earlier backup beside it has of full row files and indexes is linked from there, after its bytes were compared with
+    the checksum. All else is copied.
   - What is derived and damaged is left out and named: a start builds it again. A damaged record is kept and named.
 In this order, each step durable before the next
   1. the files are opened; the catalog; then row files, indexes, models, dead letters, settings: each is read back
@@ -139,23 +139,29 @@ def create(
     try:
         make_directory(home)
         with alone(home):
-            if name:
-                _refuse_taken(home / name)
-            with scratch_directory(scratch_path(home), "backup") as scratch:
-                at = datetime.now(UTC)
-                taking = _Taking(layout, scratch, _earlier(home), advance)
-                backup = _take(taking, catalog, at)
-                write_new(scratch / DESCRIPTION, [encode(backup)], mode=0o400)
-                sync_tree(scratch)
-                failpoint("backup.described")
-                path = home / (name or f"{at:%Y-%m-%dT%H-%M-%S}.{at.microsecond // 1000:03d}Z-g{backup.generation}")
-                _refuse_taken(path)
-                scratch.rename(path)
-            failpoint("backup.renamed")
-            sync_directory(home)
-            return Made(path, backup, len(taking.linked))
+            return taken(layout, catalog, home, name, datetime.now(UTC), advance)
     finally:
         catalog.close()
+
+
+def taken(
+    layout: Layout, catalog: Catalog, home: Path, name: str, at: datetime, advance: Callable[[int], None]
+) -> Made:
+    """As create; the caller has `home` alone. at: when, as the backup says it."""
+    if name:
+        _refuse_taken(home / name)
+    with scratch_directory(scratch_path(home), "backup") as scratch:
+        taking = _Taking(layout, scratch, _earlier(home), advance)
+        backup = _take(taking, catalog, at)
+        write_new(scratch / DESCRIPTION, [encode(backup)], mode=0o400)
+        sync_tree(scratch)
+        failpoint("backup.described")
+        path = home / (name or f"{at:%Y-%m-%dT%H-%M-%S}.{at.microsecond // 1000:03d}Z-g{backup.generation}")
+        _refuse_taken(path)
+        scratch.rename(path)
+    failpoint("backup.renamed")
+    sync_directory(home)
+    return Made(path, backup, len(taking.linked))
 
 
 def _refuse_taken(path: Path) -> None:

@@ -52,7 +52,9 @@ class Upkeep:
         self._idle, self._merged = asyncio.Event(), asyncio.Event()
         self._bad_rows: list[tuple[int, int, int]] = []  # of row files that wait to be built again
         self._rows_mended = asyncio.Event()
-        self._sweeping = self._retaining = True  # at every start
+        self._retaining = True  # at every start
+        self._leaving, self._swept = asyncio.Event(), asyncio.Event()
+        self._leaving.set()
         self.rewriting = asyncio.Lock()  # held by who writes stored row files of the version in use anew
         self._switched: list[Switched] = []  # who waits for the end of the switch
         if publisher.manifest.switch is not None:
@@ -166,7 +168,9 @@ class Upkeep:
 
     async def idle(self) -> None:
         """Wait until nothing is due."""
-        for due, done in ((self._wanted, self._idle), (self._mergeable, self._merged)):
+        for due, done in (
+            (self._wanted, self._idle), (self._mergeable, self._merged), (self._leaving, self._swept),
+        ):  # fmt: skip
             done.clear()
             due.set()
             await done.wait()
@@ -181,6 +185,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._again(self._next))
             group.create_task(self._again(self._merge))
+            group.create_task(self._again(self._sweep))
 
     async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
         """One thing after the other; what fails is reported and tried again later."""
@@ -192,7 +197,6 @@ class Upkeep:
                 await asyncio.sleep(AGAIN_S)
 
     async def _next(self) -> None:
-        damaged = bool(self.publisher.catalog.damage)
         if self._bad_rows:
             of = self._bad_rows.pop(0)
             try:
@@ -203,10 +207,7 @@ class Upkeep:
                 self._rows_mended.set()
         elif self._clear_up():
             self._collect()
-        elif self._sweeping and not damaged:
-            self._sweeping = retention.sweep(self.publisher) > 0
-            await asyncio.sleep(SWEEP_PAUSE_S)
-        elif self._retaining and not damaged:
+        elif self._retaining and not self.publisher.catalog.damage:
             self._retaining = False
             self._retain()
         elif self.publisher.manifest.switch is not None:
@@ -231,9 +232,19 @@ class Upkeep:
         """Let what is due leave; its records follow slice by slice."""
         gone = retention.retain(self.publisher, self.config.retention)
         if gone:
-            self._sweeping = True
+            self._leaving.set()
             self._mergeable.set()
             log.info("%d events left by retention, the oldest is now seq %d", gone, self.publisher.manifest.first_seq)
+
+    async def _sweep(self) -> None:
+        """Delete a slice of what left; apart from all else, as the first retention of a large store takes an hour."""
+        if not self.publisher.catalog.damage and retention.sweep(self.publisher):
+            await asyncio.sleep(SWEEP_PAUSE_S)
+            return
+        self._leaving.clear()
+        self._swept.set()
+        await self._leaving.wait()
+        self._swept.clear()
 
     def _load(self, version: str) -> ModelSet:
         return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.alive)

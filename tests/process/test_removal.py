@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine import failpoint
+from engine.backup import found, read, verify
 from engine.confine import landlock_abi
 from engine.gc import named
 from engine.tiers import unindexed
@@ -17,9 +20,9 @@ from ipc.client import Client
 from ipc.errors import ClientError, NotFoundError
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, Filter, Options
-from tests.engine_fixture import Engine, Starter, all_events, ask, shape, stored_ids
+from tests.engine_fixture import Engine, Starter, all_events, ask, cli, shape, stored_ids
 from tests.events import ids, make, several
-from tests.store_fixture import ROWS
+from tests.store_fixture import ROWS, flip
 from tests.wait import eventually
 
 KEPT_BYTES = 4 << 20
@@ -316,6 +319,44 @@ def test_readers_answer_while_events_are_purged(start: Starter) -> None:
             data = path.read_bytes()
             assert b"victim9" not in data and VICTIM.encode() not in data, path
     assert engine.cli("doctor", "--deep").returncode == 0
+
+
+def test_a_purge_of_backups_killed_at_any_step_leaves_each_whole_and_the_next_ends_it(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """The one with the events or the one without them is there; asked again, only that without them is, by its name."""
+    with_victims(engine)
+    home = tmp_path / "backups"
+    assert engine.cli("backup", "create", home, "--name", "old").returncode == 0
+    shutil.copytree(home / "old", tmp_path / "old")
+    command = ("purge", "--addr", VICTIM, "--yes", "--backups", home)
+    for point in (
+        "restore.file",
+        "restore.renamed",
+        "backup.catalog",
+        "backup.described",
+        "backup.renamed",
+        "backup.doomed",
+    ):
+        killed = cli(*command, data_dir=engine.data_dir, env=engine.env | {"ENGINE_FAILPOINT": point})
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        whole = {"backup.renamed": ["old", "old.purged"], "backup.doomed": ["old.purged"]}.get(point, ["old"])
+        assert sorted(found(home)) == whole
+        assert {f.severity for name in whole for f in verify(home / name)} == {"ok"}
+        told = engine.json(*command)
+        assert told["events"] == 0  # it was killed after the engine had removed them
+        assert [one["name"] for one in told["backups"]][-1] == "old" and not any(b["error"] for b in told["backups"])
+        assert sorted(p.name for p in home.iterdir()) == [".backup.lock", "old"]
+        assert not any(
+            b"victim9" in p.read_bytes() or VICTIM.encode() in p.read_bytes() for p in home.rglob("*") if p.is_file()
+        )
+        assert read(home / "old").events == 190
+        shutil.rmtree(home / "old")
+        shutil.copytree(tmp_path / "old", home / "old")
+    (home / "old" / "catalog" / "catalog.0").chmod(0o600)
+    flip(home / "old" / "catalog" / "catalog.0", 5_000)
+    done = engine.cli(*command)
+    assert done.returncode == 7 and "is left as it is" in done.stdout
 
 
 def test_a_purge_that_names_nothing_is_refused(engine: Engine) -> None:
