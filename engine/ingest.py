@@ -41,7 +41,7 @@ from engine.guard import Guard
 from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
 from engine.orders import MAY, ORDERS, about, outcome_of
-from engine.publish import Outcome, Publisher, Submission, say_if_full
+from engine.publish import Outcome, Publisher, Submission, is_full, say_if_full
 from engine.recover import open_store
 from engine.scrubbing import Scrubbing
 from engine.sources.base import Parsed, SourceSpec
@@ -278,8 +278,7 @@ class IngestWorker:
         try:
             found = await self.compacting.run()
         except (EngineError, OSError) as e:
-            error = e if isinstance(e, EngineError) else EngineError(f"{e}; nothing was changed")
-            self._failed(connection, request, error)
+            self._failed(connection, request, _error(e, "nothing was changed"))
             return
         self._audit(connection, request, "done")
         connection.reply(Done(request.request_id, found["generation"], found))
@@ -294,8 +293,7 @@ class IngestWorker:
                     self.publisher, request.filter, request.ids, dry_run=request.dry_run, alive=self.worker.stamp
                 )
             except (EngineError, OSError) as e:
-                error = e if isinstance(e, EngineError) else EngineError(f"{e}; ask for the purge again")
-                self._failed(connection, request, error)
+                self._failed(connection, request, _error(e, "what was not removed is whole: ask for the purge again"))
                 return
             finally:
                 self.upkeep.replace_indexes()
@@ -580,6 +578,13 @@ def spec_of(name: str, source: Source, config: Config) -> SourceSpec:
         flows=Limits(flows.idle_s, flows.active_s, flows.flows_max, tunnels=flows.tunnels),
         join_pending_max=join.pending_max, join_wait_s=join.wait_s,
     )  # fmt: skip
+
+
+def _error(e: EngineError | OSError, left: str) -> EngineError:
+    """What an order is answered that failed. left: what is there now."""
+    if isinstance(e, EngineError):
+        return e
+    return NoSpaceError(f"the disk is full ({e.strerror}); {left}") if is_full(e) else EngineError(f"{e}; {left}")
 
 
 def main(worker: Worker) -> int:

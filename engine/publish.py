@@ -102,9 +102,13 @@ class Outcome(NamedTuple):
     waiting: int = 0  # firewall actions that have met no event yet, of all submissions
 
 
+def is_full(e: OSError) -> bool:
+    return e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def say_if_full(e: OSError, what: str = "batch") -> None:
     """Raises NoSpaceError where the disk is full. what: was not stored."""
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full(e):
         raise NoSpaceError(f"the disk is full ({e.strerror}); the {what} was not stored; free some space") from e
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import threading
@@ -17,9 +18,10 @@ from engine.confine import landlock_abi
 from engine.gc import named
 from engine.tiers import unindexed
 from ipc.client import Client
-from ipc.errors import ClientError, NotFoundError
+from ipc.errors import ClientError, NoSpaceError, NotFoundError
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, Filter, Options
+from tests.bad_disk import bad_disk
 from tests.engine_fixture import Engine, Starter, all_events, ask, cli, shape, stored_ids
 from tests.events import ids, make, several
 from tests.store_fixture import ROWS, flip
@@ -357,6 +359,21 @@ def test_a_purge_of_backups_killed_at_any_step_leaves_each_whole_and_the_next_en
     flip(home / "old" / "catalog" / "catalog.0", 5_000)
     done = engine.cli(*command)
     assert done.returncode == 7 and "is left as it is" in done.stdout
+
+
+def test_a_full_disk_is_what_a_purge_is_answered_and_asked_again_it_ends(start: Starter, tmp_path: Path) -> None:
+    (tmp_path / "seam").mkdir()
+    disk, env = bad_disk(tmp_path / "seam")
+    engine = start(env=env)
+    with_victims(engine)
+    disk.write_text(str(errno.ENOSPC))
+    with pytest.raises(NoSpaceError, match="the disk is full"):
+        engine.client().purge(filter=Filter(addr=[VICTIM]))
+    disk.unlink()
+    assert engine.client().purge(filter=Filter(addr=[VICTIM])).facts["events"] == 10
+    assert stored_ids(engine.client()) == ids(several(190))
+    assert engine.stop() == 0
+    assert engine.cli("doctor", "--deep").returncode == 0
 
 
 def test_a_purge_that_names_nothing_is_refused(engine: Engine) -> None:

@@ -21,11 +21,11 @@ from engine.embed.base import ModelSet
 from engine.features import unpack
 from engine.layout import Layout
 from ipc.client import Client
-from ipc.errors import ClientError, ConnectError
+from ipc.errors import ClientError, ConnectError, NotFoundError
 from ipc.event import Event
 from ipc.messages import Answer, ErrorCode, Options, Stored
 from tests.store_fixture import OTHER, other_model
-from tests.torture.oracle import Oracle, difference, number_of
+from tests.torture.oracle import FOLLOWED, Oracle, difference, number_of
 
 REFUSED = {ErrorCode.OVERLOADED, ErrorCode.NOT_READY, ErrorCode.DEADLINE}
 LINEAR = ("chronos", "attack")  # spaces whose vectors are cheaply made again
@@ -83,10 +83,14 @@ class Checks:
         if batch is None:
             return
         wait_for = batch.generation if of.chance.random() < 0.5 else 0
+        purged = batch.first in self.oracle.purged
         found = of.client.get(batch.ids, features=True, raw=True, min_generation=wait_for)
         of.saw(found.generation, max(acknowledged, batch.generation))
         names = [stored.event.event_id for stored in found.events]  # type: ignore[union-attr]
-        if batch.generation and names != batch.ids:
+        if self.oracle.may_be_gone(batch):
+            if purged and names:
+                self.found(f"purged, and there in generation {found.generation}: {names} of {batch}")
+        elif batch.generation and names != batch.ids:
             self.found(f"lost in generation {found.generation}: {found.missing} of {batch}")
         elif names not in ([], batch.ids):
             self.found(f"half a batch in generation {found.generation}: {len(names)} of {batch}")
@@ -104,7 +108,13 @@ class Checks:
             space=space, top_k=of.chance.randint(1, 12), collapse=of.chance.random() < 0.5,
             explain=of.chance.random() < 0.1,
         )  # fmt: skip
-        reply = of.client.query_similar(name, options=options)
+        purged = set(self.oracle.purged)
+        try:
+            reply = of.client.query_similar(name, options=options)
+        except NotFoundError:
+            if not self.oracle.may_be_gone(batch):
+                raise
+            return
         of.saw(reply.generation, max(acknowledged, batch.generation))
         (answer,) = reply.answers
         seqs = [hit.seq for hit in answer.hits]
@@ -112,12 +122,17 @@ class Checks:
         if len(set(seqs)) != len(seqs) or distances != sorted(distances) or not np.isfinite(distances).all():
             self.found(f"hits of {name} in {space}: {list(zip(seqs, distances, strict=True))}")
         of.compare([Stored(hit.seq, hit.event) for hit in answer.hits])
+        for number in [number_of(hit.event.event_id) for hit in answer.hits]:  # type: ignore[union-attr]
+            if purged and number < FOLLOWED and self.oracle.batch_of(number).first in purged:
+                self.found(f"purged, and a neighbour of {name}: event {number}")
         if space in LINEAR and answer.hits:
             self._measure(of, name, answer)
 
     def _measure(self, of: _Asking, name: str, answer: Answer) -> None:
         """Its distances against vectors made here, of what is stored."""
         found = of.client.get([name, *(hit.event.event_id for hit in answer.hits)], features=True)  # type: ignore[union-attr]
+        if found.missing and (self.oracle.retains or self.oracle.asked):  # gone since
+            return
         events = [stored.event for stored in found.events]
         assert all(isinstance(event, Event) for event in events)
         embedder = self.models[answer.model].embedders[answer.space]
@@ -129,22 +144,29 @@ class Checks:
         self.done["distances"] += len(told)
 
     def _list(self, of: _Asking) -> None:
-        """Everything there is: seqs without a gap, each event once and as it was when first seen, no half batch."""
+        """Everything there is: seqs in order and without a gap but for what was removed, each event once and as it was
+        when first seen, no half batch."""
         of.begin()
-        batches = list(self.oracle.acknowledged)
-        numbers = set[int]()
+        batches, purged = list(self.oracle.acknowledged), set(self.oracle.purged)
+        numbers, seqs = set[int](), dict[int, int]()
         after = -1
         while True:
             acknowledged = of.begin()
             page = of.client.list(after_seq=after, limit=500)
             of.saw(page.generation, acknowledged)
-            if [stored.seq for stored in page.events] != list(range(after + 1, after + 1 + len(page.events))):
-                self.found(f"seqs after {after}: {[stored.seq for stored in page.events]}")
+            found = [stored.seq for stored in page.events]
+            whole = not self.oracle.retains and not self.oracle.asked
+            expected = (
+                list(range(after + 1, after + 1 + len(found))) if whole else sorted({s for s in found if s > after})
+            )
+            if found != expected:
+                self.found(f"seqs after {after}: {found}")
             for stored in page.events:
                 number = number_of(stored.event.event_id)  # type: ignore[union-attr]
                 if number in numbers:
                     self.found(f"twice: event {number}")
                 numbers.add(number)
+                seqs[stored.seq] = number
                 content = xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(stored.event))
                 if stored.seq not in of.seen:
                     of.compare([stored])
@@ -155,7 +177,10 @@ class Checks:
                 break
             after = page.next_seq
         if page.next_seq < 0:
-            for text in self.oracle.broken(numbers, batches):
+            retains = self.oracle.retains  # what left while the pages were read is in the first of them
+            first = min((stored.seq for stored in of.client.list(limit=1).events), default=0) if retains else 0
+            left = {number for seq, number in seqs.items() if seq >= first}
+            for text in self.oracle.broken(left, batches, purged, retains=self.oracle.retains):
                 self.found(text)
 
 

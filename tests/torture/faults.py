@@ -26,7 +26,7 @@ from engine import failpoint
 from engine.embed import models
 from engine.layout import Layout
 from ipc.client import Client
-from ipc.errors import ClientError, ConnectError
+from ipc.errors import ClientError, ConnectError, NotFoundError
 from ipc.frames import frame
 from ipc.messages import PROTOCOL_VERSION, Hello, List, encode
 from tests.bad_disk import bad_disk, small_map
@@ -44,6 +44,8 @@ LEAVE_S = 20.0  # for orphans, on a busy machine; 2 s are promised
 LINES_PER_S = 4.0
 LABELS = 20
 CLIENT_S = 6.0  # of a client that misbehaves
+ORDER_S = 60.0  # a purge or a compaction is asked for again and again so long
+KEPT_BYTES_MIN = 4 << 20
 CLIENTS_MAX = 12
 ROLES = ("ingest", "reader-0", "reader-1")
 LOOPS = {"model.rows_ready"}  # each life would end there before it has done anything
@@ -95,7 +97,7 @@ class Faults:
         self.engine.env.pop("ENGINE_FAILPOINT", None)
         if armed and self.starts and self.chance.random() < 0.5:
             point = self.chance.choice(sorted(set(failpoint.POINTS) - LOOPS))
-            seldom = point.startswith(("model", "index", "row_file"))
+            seldom = point.startswith(("model", "index", "row_file", "purge", "compact", "leave.hidden"))
             nth = self.chance.randint(2, 4) if seldom else self.chance.randint(10, 60)
             self.engine.env["ENGINE_FAILPOINT"] = f"{point}:{nth}"
             self.done["failpoint"] += 1
@@ -327,7 +329,7 @@ class Faults:
 
     def full_map(self, chance: random.Random) -> None:
         """A map of hardly more than there is; a reader that starts now has to follow when it grows."""
-        used = max((path.stat().st_size for path in self.engine.layout.catalog.glob("catalog.[0-9]")), default=0)
+        used = max((path.stat().st_size for path in self.engine.layout.catalog.glob("catalog.*[0-9]")), default=0)
         self.map.write_text(str((used + chance.randint(1 << 16, 1 << 19)) // 4096 * 4096))
         self._signal("ingest", signal.SIGKILL)
         self._signal(chance.choice(ROLES[1:]), signal.SIGKILL)
@@ -387,7 +389,8 @@ class Faults:
                     self.labels.append((name, label, True))
                 except ClientError as e:
                     self.labels.append((name, label, False))
-                    if not isinstance(e, ConnectError) and e.code not in AGAIN:
+                    gone = isinstance(e, NotFoundError) and self.oracle.may_be_gone(batch)
+                    if not gone and not isinstance(e, ConnectError) and e.code not in AGAIN:
                         self.findings.append(f"a label: {e!r}")
 
     def switch(self, chance: random.Random) -> None:
@@ -406,3 +409,46 @@ class Faults:
                     client.forget_model()
         except ClientError as e:
             self.missed[f"switch: {type(e).__name__}"] += 1
+
+    def purge(self, chance: random.Random) -> None:
+        batch = self.oracle.look().draw(chance)
+        if batch is not None and batch.first not in self.oracle.asked:
+            self.oracle.asked.add(batch.first)
+            self._go(lambda _: self._purge(batch), 0)
+
+    def _purge(self, batch: Batch) -> None:
+        """Until it is acknowledged; else it may be half done."""
+        if self._ordered("purge", lambda client: client.purge(ids=batch.ids)):
+            self.oracle.purged.add(batch.first)
+            self.done["purged"] += batch.count
+
+    def compact(self, chance: random.Random) -> None:
+        self._go(lambda _: self._compact(), 0)
+
+    def _compact(self) -> None:
+        self.done["compacted"] += self._ordered("compact", lambda client: client.compact())
+
+    def _ordered(self, what: str, order: Callable[[Client], object]) -> bool:
+        """Asked for until it is acknowledged; was it?"""
+        end_s = time.monotonic() + ORDER_S
+        with Client.for_data_dir(self.data_dir, timeout_ms=20_000, client_name=what) as client:
+            while time.monotonic() < end_s and not self._ending.wait(0.2):
+                try:
+                    order(client)
+                except ClientError as e:
+                    self.missed[f"{what}: {type(e).__name__}"] += 1
+                    given_up = what == "compact" and "nothing was changed" in str(e)  # its child or a reader was killed
+                    if not given_up and not isinstance(e, ConnectError) and e.code not in AGAIN:
+                        self.findings.append(f"{what}: {e!r}")
+                else:
+                    return True
+        return False
+
+    def retain(self, chance: random.Random) -> None:
+        """A start with other settings."""
+        self.stop()
+        layout = self.engine.layout
+        taken = sum(path.stat().st_size for folder in (layout.rows, layout.indexes) for path in folder.iterdir())
+        self.engine.env["FLOWKIN_RETENTION__BYTES_MAX"] = str(max(KEPT_BYTES_MIN, taken * 2 // 3))
+        self.oracle.retains = True
+        self.start()

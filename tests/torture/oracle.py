@@ -2,6 +2,8 @@
 
 Always true
   - Event `number` is the same in every process. A batch is [first, first + count), and no number is in two.
+  - A batch that a purge was asked for may be gone, whole or in part; once that was acknowledged nothing of it is there.
+    From the moment on that events leave by age or size, the oldest leave first.
   - The file has a line for each batch before it is sent ("S first count"), one more when it was acknowledged and that
     is synced ("A first count generation"), and one for each broken promise ("F text"). A last line without its end
     does not count: its writer was killed.
@@ -13,7 +15,7 @@ import os
 import random
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,9 @@ from tests.events import line, make
 
 FOLLOWED = 10_000_000  # numbers from here on stand in the followed file
 TORN = b" torn\n"  # ends a line whose writer was killed in the middle of it
+OUT_OF_ORDER = (
+    12 * 20
+)  # events of batches sent at once (writer.py), which may be stored in another order than their own
 SENT = 65  # features that are sent; the others are derived
 
 
@@ -76,6 +81,8 @@ class Oracle:
     def __init__(self, path: Path) -> None:
         self.path, self.batches, self.findings = path, dict[int, Batch](), list[str]()
         self.acknowledged: list[Batch] = []
+        self.asked, self.purged = set[int](), set[int]()  # first numbers of batches: to be purged, and purged
+        self.retains = False
         self.generation = self.next = self.events = self._offset = 0
         self._lock = threading.Lock()
 
@@ -119,14 +126,27 @@ class Oracle:
         with self._lock:
             return [batch for batch in self.batches.values() if not batch.generation]
 
-    def broken(self, numbers: set[int], acknowledged: Sequence[Batch]) -> list[str]:
-        """What is wrong where exactly these events are stored, and these batches had been acknowledged before."""
+    def may_be_gone(self, batch: Batch) -> bool:
+        return self.retains or batch.first in self.asked
+
+    def batch_of(self, number: int) -> Batch:
+        with self._lock:
+            return self.batches[max(first for first in self.batches if first <= number)]
+
+    def broken(
+        self, numbers: set[int], acknowledged: Sequence[Batch], purged: Collection[int] = (), *, retains: bool = False
+    ) -> list[str]:
+        """What is wrong where exactly these events are stored, and these batches had been acknowledged before, and
+        these purged. retains: some may have left because they were the oldest."""
         there = sorted(n for n in numbers if n < FOLLOWED)
         with self._lock:
-            known = list(self.batches.values())
+            known, asked = list(self.batches.values()), set(self.asked)
         stored = {b: bisect_left(there, b.first + b.count) - bisect_left(there, b.first) for b in known}
-        half = [f"half a batch: {n} of {b}" for b, n in stored.items() if n not in (0, b.count)]
-        return half + [f"lost: {b}" for b in acknowledged if not stored[b]]
+        oldest = min((b.first for b, n in stored.items() if n == b.count), default=1 << 62) if retains else -1 << 62
+        judged = [b for b in known if b.first not in asked and b.first > oldest + OUT_OF_ORDER]
+        half = [f"half a batch: {stored[b]} of {b}" for b in judged if stored[b] not in (0, b.count)]
+        lost = [f"lost: {b}" for b in set(acknowledged) & set(judged) if not stored[b]]
+        return half + lost + [f"purged, and there: {b}" for b, n in stored.items() if n and b.first in purged]
 
 
 class Book:

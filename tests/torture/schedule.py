@@ -31,6 +31,9 @@ WEIGHTS = {  # names of methods in faults.py
     "deaf_client": 3,         # asks, and never reads
     "label_storm": 8,
     "switch": 4,              # of models, or the way back
+    "purge": 6,               # of a batch
+    "compact": 4,             # the catalog
+    "retain": 1,              # from now on only so much is kept, the oldest leave
 }
 # fmt: on
 

@@ -41,6 +41,28 @@ def test_the_oracle_knows_what_is_lost_and_what_is_half_there(tmp_path: Path) ->
     assert (again.next, again.acknowledged) == (10, [Batch(0, 3, 2)])
 
 
+def test_the_oracle_knows_what_was_purged_and_that_the_oldest_leave_first(tmp_path: Path) -> None:
+    book, oracle = Book(tmp_path / "oracle"), Oracle(tmp_path / "oracle")
+    batches = [Batch(first, 100, generation) for generation, first in enumerate(range(0, 1_000, 100), 2)]
+    for batch in batches:
+        book.send(batch)
+        book.acknowledge(batch, batch.generation)
+    known, everything = oracle.look().acknowledged, set(range(1_000))
+    assert oracle.broken(everything, known, retains=True) == []
+    oracle.asked.add(300)
+    half = everything - set(range(350, 400))
+    assert oracle.may_be_gone(known[3]) and not oracle.may_be_gone(known[2])
+    assert oracle.broken(half, known) == []
+    assert oracle.broken(half, known, [300]) == [f"purged, and there: {known[3]}"]
+    assert oracle.broken(everything - set(range(300, 400)), known, [300]) == []
+    assert oracle.broken(half - {0}, known)[0].startswith("half a batch")
+    left = set(range(550, 1_000))
+    assert oracle.broken(left, known, retains=True) == []
+    assert len(oracle.broken(left, known)) == 5
+    assert oracle.broken(left - set(range(900, 1_000)), known, retains=True) == [f"lost: {known[9]}"]
+    assert oracle.broken(left - {950}, known, retains=True) == [f"half a batch: 99 of {known[9]}"]
+
+
 def test_the_oracle_knows_an_event_that_is_not_as_it_was_sent() -> None:
     item = sent(3)
     stored = Stored(0, complete(sent(3), count=False), None, item.features, item.raw)

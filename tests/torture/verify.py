@@ -32,14 +32,19 @@ def verify(faults: Faults) -> tuple[list[str], dict[str, int]]:
         except AssertionError as e:
             findings.append(f"the store does not agree with itself: {e}")
         manifest = store.publisher.manifest
-    figures = {"events": manifest.count, "generation": manifest.generation, "indexes": len(manifest.indexes)}
+    figures = {
+        "events": manifest.events,
+        "left": manifest.first_seq,
+        "generation": manifest.generation,
+        "indexes": len(manifest.indexes),
+    }
     return findings + [f"after a clean stop: {words}" for words in said], figures
 
 
 def _stored(store: Store, faults: Faults) -> Iterator[str]:
     numbers = Counter[int]()
     with store.catalog.read() as view:
-        for seq, record in view.records(0, 1 << 40):
+        for seq, record in view.records(store.publisher.manifest.first_seq, 1 << 40):
             event = msgspec.msgpack.decode(record.head, type=Event)
             numbers[number_of(event.event_id)] += 1
             if wrong := difference(Stored(seq, event, None, record.features, record.raw), whole=True):
@@ -48,10 +53,11 @@ def _stored(store: Store, faults: Faults) -> Iterator[str]:
     if twice := [n for n, times in numbers.items() if times > 1]:
         yield f"twice: {twice}"
     oracle = faults.oracle.look()
-    yield from oracle.broken(set(numbers), oracle.acknowledged)
+    yield from oracle.broken(set(numbers), oracle.acknowledged, oracle.purged, retains=oracle.retains)
     sent = {n for batch in oracle.batches.values() for n in range(batch.first, batch.first + batch.count)}
     lines = set(range(FOLLOWED, FOLLOWED + faults.lines))
-    if lost := lines - set(numbers):
+    oldest = min(lines & set(numbers), default=1 << 62) if oracle.retains else 0
+    if lost := {number for number in lines - set(numbers) if number > oldest}:
         yield f"lost: {len(lost)} lines of the followed file, {sorted(lost)[:20]}"
     if never := set(numbers) - sent - lines:
         yield f"never sent: {sorted(never)[:20]}"
@@ -64,6 +70,8 @@ def _labels(view, faults: Faults) -> Iterator[str]:  # type: ignore[no-untyped-d
         said.setdefault(name, []).append((label, acknowledged))
     for name, labels in said.items():
         seq = view.find(name)
+        if seq is None and faults.oracle.may_be_gone(faults.oracle.batch_of(number_of(name))):
+            continue
         annotation = None if seq is None else view.annotation(seq)
         history = [] if annotation is None else [value for _, _, _, value in annotation.history]
         if len(set(history)) != len(history) or not set(history) <= {label for label, _ in labels}:
