@@ -8,6 +8,7 @@ Always true
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -98,7 +99,12 @@ def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], row
     from engine.embed.base import SPACES
     from engine.rows import RowMap
 
-    files = [RowMap(layout.row_file(*of), of[1], rows) for of in row_files]
+    files = []
+    for of in row_files:
+        with contextlib.suppress(FileNotFoundError):
+            files.append(RowMap(layout.row_file(*of), of[1], rows))
+    if lost := [of for of in row_files if of[1] not in {file.number for file in files}]:
+        return Built(bad_rows=lost)  # removed or purged since, which its manifest knows; or else it is built again
     if bad := [of for of, file in zip(row_files, files, strict=True) if file.bad_rows(rows)]:
         return Built(bad_rows=bad)
     built = Built(sealed=[(file.number, file.checksum()) for file in files])

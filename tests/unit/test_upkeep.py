@@ -59,3 +59,19 @@ def test_who_ends_first_leaves_the_files_of_the_other_alone(store: Store, first:
     assert {path.name for path in store.layout.indexes.iterdir()} == named
     assert {(index.lo, index.hi) for index in store.publisher.manifest.indexes} == {(0, 128), (128, 192)}
     assert not named & replaced
+
+
+def test_a_row_file_that_was_purged_before_the_child_opened_it_costs_no_failure(store: Store) -> None:
+    """It is told as one that is not there, and the manifest of now names another."""
+    store.publish(several(150))
+    before = store.publisher.manifest.row_file(0)
+    store.purge(ids=["e000003"])
+    built = build_indexes(
+        store.layout, [before, store.publisher.manifest.row_file(1)], store.publisher.manifest.row_file_rows
+    )
+    assert (built.bad_rows, built.indexes) == ([before], [])
+    config: Any = SimpleNamespace(network=Network(), store=store.config.store)
+    upkeep = Upkeep(store.layout, config, store.publisher, lambda: None)
+    assert not upkeep._named(before)
+    store.index()
+    store.check()
