@@ -279,6 +279,11 @@ _FILTER_NAMES = (
 )  # fmt: skip
 
 
+def _is_utf8(text: str) -> bool:
+    """Not where an argument's bytes were none."""
+    return text == text.encode("utf-8", "replace").decode()
+
+
 def filter_of(given: dict[str, Any]) -> Filter | None:
     """None where nothing is given, so that an engine sees at once that nothing is filtered."""
     from ipc.messages import Filter
@@ -299,6 +304,8 @@ def filter_of(given: dict[str, Any]) -> Filter | None:
                 flat.extend(item if isinstance(item, list) else [item])
             if len(flat) > 64:
                 raise click.UsageError(f"{name}: at most 64 values")
+            if any(isinstance(item, str) and not item.isascii() and not _is_utf8(item) for item in flat):
+                raise click.UsageError(f"{name}: not UTF-8")
             value = flat or None
         if value is not None:
             values[name] = value

@@ -265,7 +265,7 @@ def _value(text: str) -> Any:
     """A flag's or variable's text as TOML would read it, else as a plain string."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
@@ -301,6 +301,8 @@ def load(
             raise ConfigError(f"configuration {file} cannot be read: {e.strerror}") from e
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ConfigError(f"configuration {file} is not TOML: {e}") from e
+        except RecursionError:
+            raise ConfigError(f"configuration {file} is nested too deeply") from None
     known = {f.name for f in msgspec.structs.fields(Config)}
     for name, text in sorted((os.environ if env is None else env).items()):
         path = name.removeprefix(ENV_PREFIX).lower().split("__")

@@ -3,6 +3,7 @@
 Always true
   - Position in an index = seq - lo, but where rows are grouped: then an entry is a vector that no other entry has, and
     the rows that have it stand behind the FAISS index in the same file. An index file never changes once it has a name.
+  - FAISS is shown no file that disagrees with its checksum: of a damaged one it may make anything, a crash included.
   - A mapped index is never mutated (add and reset on one abort the process), and no numpy view into it is kept.
   - Distances that leave this module are squared L2 as FAISS ranks them; engine/snapshot.py takes the exact ones from
     the rows.
@@ -195,11 +196,13 @@ def checksum(path: Path) -> bytes:
 class MappedIndex:
     """An index file opened for reading, shared with every other process that maps it."""
 
-    def __init__(self, path: Path, size: int, lo: int, hi: int, nprobe: int) -> None:
-        """nprobe: 0 where all entries are compared. Raises CorruptionError where the file is not what the manifest
-        says, OSError where it is not there."""
+    def __init__(self, path: Path, size: int, sum128: bytes, lo: int, hi: int, nprobe: int) -> None:
+        """Reads all of it, to compare: to be called in a thread. sum128: its checksum; nprobe: 0 where all entries are
+        compared. Raises CorruptionError where the file is not what the manifest says, OSError where it is not there."""
         if path.stat().st_size != size:
             raise CorruptionError(str(path), f"has not the {size} bytes that the manifest says")
+        if checksum(path) != sum128:
+            raise CorruptionError(str(path), "disagrees with its checksum")
         self.path, self.lo, self.hi, self.nprobe = path, lo, hi, nprobe
         self._groups = _groups(path, size, hi - lo)
         try:

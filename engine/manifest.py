@@ -10,10 +10,12 @@ Always true
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
+from typing import Annotated
 
-from engine.errors import FormatError
+import msgspec
+from msgspec import Meta, Struct
+
+from engine.errors import CorruptionError, FormatError
 from engine.limits import FEATURES_VERSION, FORMAT_BORN, FORMAT_VERSION
 
 
@@ -83,7 +85,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     generation: int = 0
     count: int = 0  # the next seq
     first: int = 0  # number of the first row file that is left
-    row_file_rows: int
+    row_file_rows: Annotated[int, Meta(ge=1)]
     model: str
     epoch: int = 0
     epochs_used: int = 1  # the next switch takes this number
@@ -122,8 +124,13 @@ class Manifest(Struct, frozen=True, kw_only=True):
         return self.epoch, number, self.revisions.get(number, 0)
 
 
+class _Version(Struct):
+    format_version: int
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Manifest).decode
+_decode_version = msgspec.msgpack.Decoder(_Version).decode
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -131,18 +138,25 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(blob: bytes | memoryview) -> Manifest:
-    """Raises FormatError for a data directory that a newer flowkin wrote."""
+    """Raises FormatError for a data directory that a newer flowkin wrote, CorruptionError for what is no manifest."""
     try:
         manifest = _decode(blob)
-    except msgspec.ValidationError:
-        version = msgspec.msgpack.decode(blob).get("format_version")
-        raise FormatError(
-            f"the data directory has format {version}, this flowkin reads {FORMAT_VERSION}; "
-            "nothing was changed; use the version of flowkin that wrote it"
-        ) from None
+    except (ValueError, RecursionError) as e:
+        raise _refused(blob, e) from None
     if manifest.format_version > FORMAT_VERSION or manifest.features_version > FEATURES_VERSION:
         raise FormatError(
             f"the data directory has format {manifest.format_version} and features {manifest.features_version}, this "
             f"flowkin reads up to {FORMAT_VERSION} and {FEATURES_VERSION}; nothing was changed; use the newer flowkin"
         )
     return manifest
+
+
+def _refused(blob: bytes | memoryview, error: Exception) -> FormatError | CorruptionError:
+    try:
+        version = _decode_version(blob).format_version
+    except (ValueError, RecursionError):
+        return CorruptionError("the manifest", f"cannot be decoded: {error}")
+    return FormatError(
+        f"the data directory has format {version}, this flowkin reads {FORMAT_VERSION}; "
+        "nothing was changed; use the version of flowkin that wrote it"
+    )

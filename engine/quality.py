@@ -120,7 +120,8 @@ def _indexes(layout: Layout, named: Sequence[IndexFile]) -> Iterator[tuple[Index
     """Those that can be opened; rows of the others are searched exactly, as a reader does it."""
     for file in named:
         try:
-            yield file, MappedIndex(layout.index_file(file.file), file.size, file.lo, file.hi, file.nprobe)
+            path = layout.index_file(file.file)
+            yield file, MappedIndex(path, file.size, file.checksum, file.lo, file.hi, file.nprobe)
         except (OSError, CorruptionError):
             continue
 

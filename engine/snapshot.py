@@ -392,7 +392,7 @@ class Snapshots:
         return opened
 
     def _open(self, file: IndexFile) -> MappedIndex:
-        index = MappedIndex(self.layout.index_file(file.file), file.size, file.lo, file.hi, file.nprobe)
+        index = MappedIndex(self.layout.index_file(file.file), file.size, file.checksum, file.lo, file.hi, file.nprobe)
         index.touch()
         return index
 

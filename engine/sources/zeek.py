@@ -150,7 +150,7 @@ class ZeekAdapter(LineAdapter):
             if line[:1] == b"{":
                 try:
                     return self._object(line)[0]
-                except (msgspec.MsgspecError, RecursionError):
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     return ""
             if not self._is_header(line.removesuffix(b"\r")):
                 break

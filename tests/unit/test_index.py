@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine import index
 from engine.errors import CorruptionError
 from engine.index import MappedIndex, search_rows
+from tests.store_fixture import flip
 
 N, DIM, LO = 1_024, 16, 4_096
 
@@ -30,7 +31,7 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> MappedIndex:
     size, checksum = index.write(made, path)
     assert index.checksum(path) == checksum
     assert path.stat().st_mode & 0o777 == 0o400
-    return MappedIndex(path, size, LO, LO + N, made.nprobe)
+    return MappedIndex(path, size, checksum, LO, LO + N, made.nprobe)
 
 
 def brute(queries, k, allowed=None):  # type: ignore[no-untyped-def]
@@ -88,7 +89,7 @@ def test_equal_rows_are_one_entry_and_all_found(tmp_path: Path, n: int, distinct
     assert (made.kind, made.index.ntotal) == (kind, len(np.unique(data, axis=0)))
     size, checksum = index.write(made, tmp_path / "i")
     assert index.checksum(tmp_path / "i") == checksum and (tmp_path / "i").stat().st_size == size
-    opened = MappedIndex(tmp_path / "i", size, LO, LO + n, made.nprobe)
+    opened = MappedIndex(tmp_path / "i", size, checksum, LO, LO + n, made.nprobe)
     opened.touch()
     assert opened.exact == (kind == "flat_grouped") and 0 < opened.scanned(n) <= made.index.ntotal
     for k in (5, 50):
@@ -107,7 +108,7 @@ def test_equal_rows_are_one_entry_and_all_found(tmp_path: Path, n: int, distinct
 def test_a_filter_over_groups_gives_allowed_rows_of_them(tmp_path: Path, share: float) -> None:
     data = flooded(2_000, 300)
     made = index.build([data])
-    opened = MappedIndex(tmp_path / "i", index.write(made, tmp_path / "i")[0], LO, LO + 2_000, made.nprobe)
+    opened = MappedIndex(tmp_path / "i", *index.write(made, tmp_path / "i"), LO, LO + 2_000, made.nprobe)
     allowed = np.random.default_rng(6).random(2_000) < share
     k, queries = 60, data[[3, 17, 40]]
     found = opened.search(queries, k, allowed, int(allowed.sum()))
@@ -140,27 +141,30 @@ def test_groups_that_disagree_with_themselves_are_refused(tmp_path: Path, what: 
         rows[7] = 500
     else:
         starts = starts[:-1]
-    size, _ = index.write(made._replace(groups=index.Groups(starts, rows)), tmp_path / "i")
+    written = index.write(made._replace(groups=index.Groups(starts, rows)), tmp_path / "i")
     with pytest.raises(CorruptionError, match="groups"):
-        MappedIndex(tmp_path / "i", size, 0, 500, made.nprobe)
+        MappedIndex(tmp_path / "i", *written, 0, 500, made.nprobe)
 
 
-@pytest.mark.parametrize("what", ["size", "garbage", "another count"])
+@pytest.mark.parametrize("what", ["size", "one bit", "garbage", "another count"])
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / "index"
-    size, _ = index.write(index.build([vectors(128)]), path)
+    size, checksum = index.write(index.build([vectors(128)]), path)
     hi = 128
     if what == "size":
         size += 1
     elif what == "garbage":
         path.unlink()
         path.write_bytes(b"\x01" * size)
+        checksum = index.checksum(path)
+    elif what == "one bit":
+        flip(path, size // 2, 1)
     else:
         hi = 129
     with pytest.raises(CorruptionError, match=str(path)):
-        MappedIndex(path, size, 0, hi, 8)
+        MappedIndex(path, size, checksum, 0, hi, 8)
     with pytest.raises(OSError):
-        MappedIndex(tmp_path / "none", size, 0, hi, 8)
+        MappedIndex(tmp_path / "none", size, checksum, 0, hi, 8)
 
 
 def test_positions_that_a_damaged_index_makes_up_are_dropped(mapped: MappedIndex) -> None:
