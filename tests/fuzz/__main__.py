@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from bench.harness import commit, keep
 from tests.fuzz.run import Job, data_of, fuzz, work
 from tests.fuzz.targets import CORPUS, TARGETS, make, scratch
 
@@ -65,11 +66,11 @@ def main() -> int:
             except target.refuses as e:
                 print(f"refused: {e}")
         return 0
+    if args.keep:
+        commit()  # of the tree as it is now
     figures = everything(args.frames, args.seed, args.processes, (args.target,) if args.target else TARGETS)
     findings = [found for of in figures.values() for found in of["findings"]]
     if args.keep:
-        from bench.harness import keep
-
         keep("fuzz", {"frames": args.frames, "seed": args.seed}, {"targets": figures, "findings": findings})
     for name, of in figures.items():
         print(f"{name:24} " + "  ".join(f"{key} {value}" for key, value in of.items() if key != "findings"))

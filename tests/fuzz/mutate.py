@@ -10,8 +10,10 @@ INTEGERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800000
 TEXT = (
     b"nan", b"-inf", b"Infinity", b"1e999", b"-1", b"0", b"18446744073709551616", b"9223372036854775808", b"1e-320",
     b"-0", b'"', b"'", b",", b"\t", b"\n", b"\r\n", b"\0", b"{", b"}", b"[", b"]", b":", b"null", b"true", b"\\ud800",
-    b"\\u0000", b"\xff\xfe", b"\xef\xbb\xbf", b"\xf0\x9f\x98\x80", b"\xe2\x80\xae", b"\x1b[2J", b"::", b"999.1.1.1", b"/129",
-    b"1970", b"9999-12-31T23:59:60Z", b"0001-01-01T00:00:00+23:59", b"x" * 600, b"9" * 400, b"[" * 3000, b'{"a":' * 1500,
+    b"\\u0000", b"\xff\xfe", b"\xef\xbb\xbf", b"\xf0\x9f\x98\x80", b"\xe2\x80\xae", b"\x1b[2J", b"::", b"999.1.1.1",
+    b"/129",
+    b"1970", b"9999-12-31T23:59:60Z", b"0001-01-01T00:00:00+23:59", b"x" * 600, b"9" * 400, b"[" * 3000,
+    b'{"a":' * 1500,
 )  # fmt: skip
 MSGPACK = (
     b"\xc0", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff",

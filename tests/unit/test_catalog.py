@@ -332,3 +332,9 @@ def test_a_manifest_with_an_unknown_field_is_read(tmp_path: Path) -> None:
 def test_names_count_their_entries() -> None:
     assert Names(["Unknown", "DDoS"], [("eve", "eve")]).count == 3
     assert Event(event_id="a", source="b", ts=1, ts_start=1).family == ""
+
+
+@pytest.mark.parametrize("blob", [b"", b"\x82\xa1", b"\xa1\xff", b"\x81\xd0\x80\x01", b"\x91" * 3_000])
+def test_what_is_no_manifest_is_refused_by_name(blob: bytes) -> None:
+    with pytest.raises(CorruptionError, match="the manifest: cannot be decoded"):
+        decode(blob)

@@ -432,3 +432,11 @@ def test_texts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join, "JOIN_BYTES_MAX", 10)
     adapter.feed(rows(DNS | {"uid": "C6"}), len(data) + 202 + len(rows(DNS)))
     assert not shared_join.take("C6")
+
+
+def test_a_beginning_that_is_no_utf8_is_passed_over() -> None:
+    """A followed log's beginning is looked at before its lines are."""
+    adapter = ZeekAdapter(SourceSpec("zeek"))
+    adapter.prime(b'{"ts": 1.5, "uid": "\xd0", "id.orig_h": "10.0.0.1"}\n')
+    parsed = adapter.feed(lines(CONN_JSON), 0)
+    assert parsed.rejects == []
