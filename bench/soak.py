@@ -7,7 +7,8 @@ supervisor, workers and their children:
   fds, threads     of the supervisor and of the workers that live on; children: processes that come and go
   zombies, shm     must not be there
   lmdb_mib, free_pages, disk_mib, events
-  p50_ms, p99_ms   of the questions since the sample before, from when they were due; failed: those without an answer
+  p50_ms, p99_ms   of the questions answered since the sample before, from when they were due: a machine that cannot
+                   keep up shows here as a slope, and in fewer questions asked than were due
 After warm-up (the first third) each has a slope by least squares, in percent of its mean an hour. SLOPE_MAX is judged
 where HOURS_JUDGED are left after it: in minutes a single index build is a slope. The bounds below are always judged;
 exit status 1 where one is broken. --picture writes docs/soak.svg.
@@ -115,8 +116,9 @@ def asking() -> None:
             gone += 1
         except ClientError:
             failed += 1
-        place = min(int((due_s - job["start_s"]) / job["every_s"]), len(bins) - 1)
-        bins[place].append(time.monotonic() - due_s)
+        now_s = time.monotonic()
+        place = min(int((now_s - job["start_s"]) / job["every_s"]), len(bins) - 1)
+        bins[place].append(now_s - due_s)
         asked += 1
     if client is not None:
         client.close()

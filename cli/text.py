@@ -18,6 +18,7 @@ PROTOCOLS = {
 }  # fmt: skip
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 NS = 1_000_000_000
+NS_MAX = (1 << 63) - 1
 UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 # Controls (C0, DEL, C1), soft hyphen, Arabic letter mark, zero-width and bidi marks, line and paragraph separators,
@@ -75,21 +76,23 @@ def when(ns: int) -> str:
 
 
 def instant(text: str, now_ns: int | None = None) -> int:
-    """ns of an ISO time (without an offset: UTC), or of '24h', '7d', '90m' ago, or 'now'. Raises ValueError."""
+    """ns of an ISO time (without an offset: UTC), or of '24h', '7d', '90m' ago, or 'now'; from 1970 to 2262, what an
+    event may have. Raises ValueError."""
     now = time.time_ns() if now_ns is None else now_ns
     word = text.strip()
     if word.lower() == "now":
         return now
     parts = _DURATION.findall(word.removesuffix(" ago").removeprefix("-"))
     if parts and "".join(n + u for n, u in parts) == word.removesuffix(" ago").removeprefix("-").replace(" ", ""):
-        return max(0, now - int(sum(float(n) * UNIT_S[u] for n, u in parts) * NS))
+        age_s = min(sum(float(n) * UNIT_S[u] for n, u in parts), now / NS)  # no earlier than 1970, whatever the age
+        return max(0, now - int(age_s * NS))
     match = _INSTANT.fullmatch(word)
     if not match:
         raise ValueError(f"{text!r} is neither a time (2026-05-01T12:00:00Z) nor an age (90m, 24h, 7d)")
     day, clock, fraction, zone = match.groups()
     zone = "+00:00" if zone in (None, "Z", "z") else zone
     moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}{zone}")
-    return max(0, int(moment.timestamp()) * NS + int((fraction or "0").ljust(9, "0")))
+    return min(max(0, int(moment.timestamp()) * NS + int((fraction or "0").ljust(9, "0"))), NS_MAX)
 
 
 def end(address: str, port: int | None) -> str:

@@ -283,7 +283,8 @@ def manifests() -> Target:
 
     def run(data: bytes) -> None:
         found = manifest.decode(data)
-        assert manifest.decode(manifest.encode(found)) == found
+        again = manifest.encode(found)  # bytes are compared: a number may be NaN
+        assert manifest.encode(manifest.decode(again)) == again
         assert found.row_files >= 0 and found.row_file(0)
 
     one = IndexFile("attack", 0, 64, "attack-0", 9, b"x" * 16, "ivf_flat", 8)
