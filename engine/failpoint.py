@@ -1,57 +1,79 @@
-"""Named places where a test lets a process die. `failpoint("publish.committed")` does nothing unless armed.
+"""Named places where a test lets a process die, or its disk fail. `failpoint("publish.committed")` does nothing unless
+armed.
 
-ENGINE_FAILPOINT="name" kills the process with SIGKILL the first time it comes by; "name:3" the third time.
+ENGINE_FAILPOINT="name" kills the process with SIGKILL the first time it comes by; "name:3" the third time;
+"name=ENOSPC" and "name:3=EIO" raise that OSError there, once, as the call before it would.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from typing import NamedTuple
 
-POINTS = (
-    "publish.appended",  # rows written, not yet synced
-    "publish.synced",  # rows durable, nothing committed
-    "publish.before_commit",  # all puts done, transaction open
-    "publish.committed",  # durable and visible to who looks; counter not bumped
-    "publish.bumped",
-    "row_file.created",  # a new row file is written and renamed, not yet in a manifest
-    "index.built",  # the child's files are in place, not yet in a manifest
-    "index.committed",
-    "leave.hidden",  # the oldest row files are in no manifest any more, and still there
-    "leave.unlinked",  # their records are still there
-    "leave.swept",  # a slice of the records is gone
-    "compact.copied",  # another catalog is there, as of when the copy began
-    "compact.opened",  # every confined reader has it open; CURRENT names the old one
-    "compact.caught_up",  # it has all that came since
-    "compact.named",  # CURRENT names it; this process still has the old one open
-    "compact.followed",  # the old one is still there
-    "compact.removed",
-    "purge.forgotten",  # the context, waiting actions and dead letters hold nothing of it; events are still there
-    "purge.emptied",  # a row file without the rows is there, in no manifest
-    "purge.committed",  # these events are gone; the old row file is still there
-    "model.begun",  # a switch is in the manifest; from now on events are embedded by both versions
-    "model.both",  # an event's rows of both versions durable, nothing committed
-    "model.filled",  # rows of stored events are written for the new version, not yet counted
-    "model.advanced",
-    "model.rows_ready",  # all rows of the new version are there and counted, the old one is in use
-    "model.committed",
-    "backup.catalog",  # the copy of the catalog is there and read back, nothing else
-    "backup.file",  # one more row file or index is there
-    "backup.described",  # all of it is there and durable, under another name
-    "backup.renamed",
-    "backup.doomed",  # one that is deleted has lost its name, but not its files
-    "restore.file",  # one more file is there, beside the data directory to be
-    "restore.renamed",
-)
+DISK = ("EIO", "ENOSPC")
 
-_name, _, _nth = os.environ.get("ENGINE_FAILPOINT", "").partition(":")
+
+class Point(NamedTuple):
+    """after: what a process that stands here has just done. errors: in which that may end instead."""
+
+    after: str
+    errors: tuple[str, ...] = ()
+
+
+POINTS = {
+    "letters.appended": Point("dead letters are durable, and not counted", DISK),
+    "row_file.created": Point("a new row file is written and renamed, not yet in a manifest", DISK),
+    "publish.appended": Point("rows written, not yet synced", DISK),
+    "publish.synced": Point("rows durable, nothing committed", ("EIO",)),
+    "publish.before_commit": Point("all puts done, transaction open", ("EIO",)),
+    "publish.committed": Point("durable and visible to who looks; counter not bumped"),
+    "publish.bumped": Point("counter bumped, in any commit with a generation; nothing acknowledged"),
+    "label.committed": Point("a label or its change is durable; counter not bumped"),
+    "index.built": Point("the child's files are in place, not yet in a manifest", DISK),
+    "index.committed": Point("they are named; those that they replace are still there"),
+    "rows.built": Point("a row file is there again, made from the records, not yet in a manifest", DISK),
+    "rows.committed": Point("it is named; the damaged one is still there"),
+    "leave.hidden": Point("the oldest row files are in no manifest any more, and still there"),
+    "leave.unlinked": Point("their records are still there"),
+    "leave.swept": Point("a slice of the records is gone"),
+    "compact.copied": Point("another catalog is there, as of when the copy began"),
+    "compact.opened": Point("every confined reader has it open; CURRENT names the old one"),
+    "compact.caught_up": Point("it has all that came since"),
+    "compact.named": Point("CURRENT names it; this process still has the old one open"),
+    "compact.followed": Point("the old one is still there"),
+    "compact.removed": Point("the old one is gone"),
+    "purge.forgotten": Point("context, waiting actions and dead letters hold nothing of it; events are still there"),
+    "purge.emptied": Point("a row file without the rows is there, in no manifest"),
+    "purge.committed": Point("these events are gone; the old row file is still there"),
+    "model.begun": Point("a switch is in the manifest; from now on events are embedded by both versions"),
+    "model.both": Point("an event's rows of both versions durable, nothing committed", DISK),
+    "model.filled": Point("rows of stored events are written for the new version, not yet counted", DISK),
+    "model.advanced": Point("they are counted"),
+    "model.rows_ready": Point("all rows of the new version are there and counted, the old one is in use", ("EIO",)),
+    "model.committed": Point("the new version is in use; what a second switch before it kept is still there"),
+    "backup.catalog": Point("the copy of the catalog is there and read back, nothing else", DISK),
+    "backup.file": Point("one more row file or index is there", DISK),
+    "backup.described": Point("all of it is there and durable, under another name", DISK),
+    "backup.renamed": Point("it has its name, which is not yet durable", ("EIO",)),
+    "backup.doomed": Point("one that is deleted has lost its name, but not its files", ("EIO",)),
+    "restore.file": Point("one more file is there, beside the data directory to be", DISK),
+    "restore.renamed": Point("the data directory has its name, which is not yet durable", ("EIO",)),
+}
+
+_armed, _, _error = os.environ.get("ENGINE_FAILPOINT", "").partition("=")
+_name, _, _nth = _armed.partition(":")
 _left = int(_nth or 1)
 
 
 def failpoint(name: str) -> None:
-    """Die here if armed."""
+    """Die here if armed, or raise the OSError."""
     global _left
     if name == _name:
         _left -= 1
         if _left == 0:
+            if _error:
+                number = getattr(errno, _error)
+                raise OSError(number, os.strerror(number))
             os.kill(os.getpid(), signal.SIGKILL)

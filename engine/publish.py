@@ -297,6 +297,7 @@ class Publisher:
         rejects = [r for some in refused.values() for r in some]
         try:
             counters.letter_bytes = dead_letters.append(self.layout.dead_letters, rejects, at, counters.letter_bytes)
+            failpoint("letters.appended")
         except OSError as e:
             say_if_full(e)
             raise
@@ -513,6 +514,7 @@ class Publisher:
             batch.put_annotation(seq, old, new)
             manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1)
             batch.put_manifest(manifest)
+        failpoint("label.committed")
         self.adopt(manifest)
         return manifest.generation
 
@@ -547,6 +549,7 @@ class Publisher:
 
     def replace_rows(self, number: int, revision: int, sealed: Sequence[SealedRows]) -> None:
         """Name a row file that was built again; the indexes over its rows are made anew."""
+        failpoint("rows.built")
         self.close()
         lo, hi = number * self.manifest.row_file_rows, (number + 1) * self.manifest.row_file_rows
         left = [i for i in self.manifest.indexes if i.hi <= lo or hi <= i.lo]
@@ -555,6 +558,7 @@ class Publisher:
             sealed=[*(s for s in self.manifest.sealed if s.number != number), *sealed],
             indexes=left, stale=[file for file in self.manifest.stale if file in {i.file for i in left}],
         )  # fmt: skip
+        failpoint("rows.committed")
 
     def embed_also(self, models: ModelSet, switch: Switch) -> None:
         """From the next event on write rows in the version of a switch, too. Its row file is there on return, so that

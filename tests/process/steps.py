@@ -1,55 +1,165 @@
-"""Steps on a data directory, to be killed at a failpoint: python -m tests.process.steps DIR STEP..."""
+"""Steps on a data directory, in a process that dies or whose disk fails at a failpoint:
+python -m tests.process.steps DIR STEP...
+
+Always true
+  - Each step that was done is told in one line, "STEP GENERATION": the acknowledgement.
+  - A step that was committed and not acknowledged may be done again, as by a client who heard nothing: it changes
+    nothing then.
+  - Where the disk is full the step is tried once more, as the worker goes on; any other error ends the process, as it
+    ends the worker.
+"""
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
-from engine import gc, lock, retention, switch
+from engine import backup, gc, lock, retention, switch, take
+from engine.errors import NoSpaceError
 from engine.layout import Layout
 from engine.publish import Submission
+from engine.rows import _offsets
 from ipc.messages import Reject
 from tests.events import blocked, several
-from tests.store_fixture import Store
+from tests.store_fixture import OTHER, ROWS, Store, flip
 
 
-def main(data_dir: Path, steps: list[str]) -> None:
+class Steps:
+    def __init__(self, data_dir: Path) -> None:
+        self.layout, self._store = Layout(data_dir), None
+        self.home, self.restored = data_dir.with_name("backups"), data_dir.with_name("restored")
+
+    @property
+    def store(self) -> Store:
+        """Open while a step needs it: a backup is taken from beside."""
+        if self._store is None:
+            self._store = Store(self.layout.data_dir)
+        return self._store
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def do(self, step: str) -> int:
+        """The generation then; 0 for a step beside the store."""
+        name, *rest = step.split(":")
+        getattr(self, name)(step, *rest)
+        return self._store.generation if self._store is not None else 0
+
+    # ---- what is published
+
+    def publish(self, step: str, first: str, count: str) -> None:
+        self.store.publish(several(int(count), int(first)), {b"file": step.encode()})
+
+    def send(self, step: str, first: str, count: str) -> None:
+        """Events, two dead letters and what a firewall did about events before, of and after these; all of one file,
+        which is read on from its offset."""
+        at, n = int(first), int(count)
+        with self.store.catalog.read() as view:
+            if bytes(view.get("offsets", b"file") or b"") == step.encode():
+                return
+        actions = [blocked(number, after_s=0) for number in range(at - 10, at + n + 10)]
+        rejects = [Reject("file", number, f"bad {number}") for number in (at, at + 1)]
+        self.store.publisher.publish(
+            [Submission("ndjson", several(n, at), rejects, lambda outcome: None, {b"file": step.encode()}, "test",
+                        actions)]
+        )  # fmt: skip
+
+    def label(self, step: str, number: str, label: str) -> None:
+        with self.store.catalog.read() as view:
+            seq = view.find(f"e{int(number):06d}")
+            assert seq is not None
+            known = view.annotation(seq)
+        if known is None or known.label != label:
+            self.store.publisher.annotate(f"e{int(number):06d}", label, "ana")
+
+    # ---- what is derived
+
+    def index(self, step: str) -> None:
+        self.store.index()
+
+    def merge(self, step: str) -> None:
+        """And what is merged away goes."""
+        self.store.merge()
+        gc.collect(self.layout, self.store.publisher.manifest)
+
+    def harm(self, step: str) -> None:
+        """A bad sector in the row file that is written to; the next start finds it."""
+        manifest = self.store.publisher.manifest
+        path, stored = self.layout.row_file(*manifest.row_file(manifest.row_files - 1)), manifest.count % ROWS
+        assert stored
+        self.close()
+        flip(path, _offsets(ROWS)["attack"] + 3)
+        assert self.store
+
+    def retain(self, step: str, files: str) -> None:
+        retention.hide(self.store.publisher, int(files))
+
+    def sweep(self, step: str) -> None:
+        while retention.sweep(self.store.publisher):
+            pass
+
+    # ---- a switch of models
+
+    def begin(self, step: str) -> None:
+        manifest = self.store.publisher.manifest
+        if manifest.switch is None and manifest.model != OTHER:
+            self.store.begin_switch()
+
+    def go_on(self, step: str) -> None:
+        if self.store.publisher.manifest.switch is not None:
+            self.store.go_on()
+
+    def finish(self, step: str) -> None:
+        """Begun again where it was given up."""
+        self.begin(step)
+        if self.store.publisher.manifest.switch is not None:
+            while self.store.go_on():
+                pass
+            switch.finish(self.store.publisher)
+
+    # ---- backups
+
+    def backups(self) -> list[str]:
+        return list(backup.found(self.home)) if self.home.exists() else []
+
+    def create(self, step: str, name: str) -> None:
+        self.close()
+        if name not in self.backups():
+            take.create(self.layout, self.home, name, map_size=1 << 30)
+
+    def delete(self, step: str, name: str) -> None:
+        if name in self.backups():
+            backup.delete(self.home / name)
+
+    def restore(self, step: str, name: str) -> None:
+        if not self.restored.exists():
+            backup.restore(self.home / name, self.restored)
+
+
+def main(data_dir: Path, steps: list[str]) -> int:
     layout = Layout(data_dir)
     layout.make()
     lock.hold(layout.writer_lock, wait_s=1.0)
-    store = Store(data_dir)
-    for step in steps:
-        what, *rest = step.split(":")
-        if what == "publish":
-            first, count = map(int, rest)
-            store.publish(several(count, first), {b"file": step.encode()})
-        elif what == "refuse":
-            rejects = [Reject("file", n, f"bad {n}") for n in map(int, rest)]
-            offsets = {b"file": step.encode()}
-            store.publisher.publish([Submission("ndjson", [], rejects, lambda outcome: None, offsets, "test")])
-        elif what == "act":  # on events before, of and after those that are stored with it
-            first, count = map(int, rest)
-            actions = [blocked(n, after_s=0) for n in range(first - 10, first + count + 10)]
-            store.publish(several(count, first), {b"actions": step.encode()}, actions)
-        elif what == "index":
-            store.index()
-        elif what == "merge":  # and what is merged away goes
-            store.merge()
-            gc.collect(layout, store.publisher.manifest)
-        elif what == "retain":
-            retention.hide(store.publisher, int(rest[0]))
-        elif what == "sweep":
-            while retention.sweep(store.publisher):
-                pass
-        elif what == "begin":
-            store.begin_switch(*rest)
-        elif what == "go_on":
-            store.go_on()
-        elif what == "finish":
-            switch.finish(store.publisher)
-        print(f"{step} {store.generation}", flush=True)  # the acknowledgement
-    store.close()
+    with Steps(data_dir) as to:
+        for step in steps:
+            try:
+                generation = to.do(step)
+            except (OSError, NoSpaceError) as e:
+                if not isinstance(e, NoSpaceError) and e.errno != errno.ENOSPC:
+                    raise
+                generation = to.do(step)
+            print(step, generation, flush=True)  # the acknowledgement
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-from engine import failpoint
 from ipc.event import Annotation, Event
 from ipc.messages import Filter
 from tests.argus import KEY, OTHER_KEY, action, csv, jsonl, key_file, rag, row
 from tests.engine_fixture import Engine, Starter, all_events, ask
-from tests.events import T0, S, several
-from tests.process.test_faults import run_steps
-from tests.store_fixture import Store
+from tests.events import T0, S
 from tests.wait import eventually
 
 
@@ -24,36 +21,6 @@ def firewall(engine: Engine) -> dict[str, int]:
     with engine.client() as client:
         found: dict[str, int] = client.stats().facts["firewall"]
         return found
-
-
-def kept(data_dir: Path) -> tuple[dict[int, Any], set[Any], object]:
-    """Annotations by seq, the actions that wait and whether they met an event, and what of them is counted."""
-    with Store(data_dir) as store, store.catalog.read() as view:
-        c = view.counters()
-        waiting = {(w.action, w.met) for w in store.publisher.actions.waiting.values()}
-        offset = view.get("offsets", b"actions") is not None
-        return (
-            {seq: view.annotation(seq) for seq in range(store.publisher.manifest.count) if view.annotation(seq)},
-            waiting,
-            (c.actions_joined, c.actions_waiting, offset),
-        )
-
-
-@pytest.mark.parametrize("point", [p for p in failpoint.POINTS if p.startswith("publish.")])
-def test_killed_at_any_step_of_a_publish_actions_are_all_said_or_none(tmp_path: Path, point: str) -> None:
-    """With the events and the offset of their file: all of it, or nothing; again, and it is as if never killed."""
-    data_dir, whole = tmp_path / "killed", tmp_path / "whole"
-    for path in (data_dir, whole):
-        with Store(path) as store:
-            store.publish(several(30))
-    assert run_steps(whole, "act:30:20").returncode == 0
-    expected = kept(whole)
-    assert len(expected[0]) >= 30 and len(expected[1]) == 40 and expected[2][1] > 0  # type: ignore[index]
-    assert run_steps(data_dir, "act:30:20", point=point).returncode == -signal.SIGKILL
-    committed = point in ("publish.committed", "publish.bumped")
-    assert kept(data_dir) == (expected if committed else ({}, set(), (0, 0, False)))
-    assert run_steps(data_dir, "act:30:20").returncode == 0
-    assert kept(data_dir) == expected
 
 
 def said(engine: Engine) -> dict[str, list[tuple[int, str]]]:

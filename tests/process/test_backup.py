@@ -1,4 +1,4 @@
-"""Backups of a real engine in the middle of ingest, and processes killed at every step of one."""
+"""Backups of a real engine in the middle of ingest. Killed at every step of one: test_failpoints.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.backup import delete, found, read, restore, verify
+from engine.backup import found, read, verify
 from engine.catalog import Catalog
-from engine.failpoint import POINTS
-from engine.layout import Layout
-from engine.take import create
 from tests.engine_fixture import ROOT, Engine, Starter, answers, cli, environment, shape, stored_ids
 from tests.events import ids, several
 from tests.store_fixture import Store, closed, flip
@@ -160,7 +157,7 @@ def test_a_stopped_engine_is_backed_up_too_and_the_commands_tell_what_they_find(
     assert cli("backup", "prune", home, "--keep", 0).returncode == 2
 
 
-# ---- killed at every step -------------------------------------------------------------------------------------------
+# ---- stopped and killed ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -168,56 +165,8 @@ def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return closed(tmp_path_factory.mktemp("born") / "data")
 
 
-def killed(point: str, *args: object) -> None:
-    done = cli(*args, env={"ENGINE_FAILPOINT": point})
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 def names(home: Path) -> set[str]:
     return {path.name for path in home.iterdir()} - {".backup.lock"}
-
-
-OF_CREATE = [*(p for p in POINTS if p.startswith("backup.") and p != "backup.doomed"), "backup.file:4", "backup.file:9"]
-
-
-@pytest.mark.parametrize("point", OF_CREATE)
-def test_a_backup_killed_at_any_step_is_whole_or_none(born: Path, tmp_path: Path, point: str) -> None:
-    home = tmp_path / "backups"
-    create(Layout(born), home, "before", map_size=1 << 30)
-    killed(point, "backup", "create", home, "--name", "killed", "--data-dir", born)
-    whole = point == "backup.renamed"
-    assert list(found(home)) == ["before", "killed"] if whole else ["before"]
-    assert len(names(home)) == 2  # what is half made lies under another name
-    made = create(Layout(born), home, "after", map_size=1 << 30)
-    assert names(home) == {"before", "after"} | ({"killed"} if whole else set())
-    assert made.linked == 8
-    for name in found(home):
-        assert [f for f in verify(home / name) if f.severity != "ok"] == []
-
-
-@pytest.mark.parametrize("point", [*(p for p in POINTS if p.startswith("restore.")), "restore.file:15"])
-def test_a_restore_killed_at_any_step_is_whole_or_none(born: Path, tmp_path: Path, point: str) -> None:
-    home, target = tmp_path / "backups", tmp_path / "restored"
-    path = create(Layout(born), home, map_size=1 << 30).path
-    killed(point, "backup", "restore", path, target)
-    assert target.exists() == (point == "restore.renamed")
-    if not target.exists():
-        restore(path, target)
-    assert {p.name for p in tmp_path.iterdir()} == {"backups", "restored"}
-    with Store(target) as store:
-        assert store.ids() == ids(several(150))
-        store.check()
-
-
-def test_a_delete_killed_is_done_and_the_next_cleans(born: Path, tmp_path: Path) -> None:
-    home = tmp_path / "backups"
-    for name in ("a", "b", "c"):
-        create(Layout(born), home, name, map_size=1 << 30)
-    killed("backup.doomed", "backup", "delete", home / "a")
-    killed("backup.doomed", "backup", "prune", home, "--keep", 1)
-    assert list(found(home)) == ["c"] and len(names(home)) == 2
-    delete(home / "c")
-    assert names(home) == set()
 
 
 def test_a_backup_that_is_stopped_by_a_signal_leaves_nothing(born: Path, tmp_path: Path) -> None:
@@ -233,11 +182,6 @@ def test_a_backup_that_is_stopped_by_a_signal_leaves_nothing(born: Path, tmp_pat
     )
     assert b"KeyboardInterrupt" in done.stderr
     assert names(home) == set()
-
-
-def test_every_failpoint_of_a_backup_is_one_where_a_process_is_killed() -> None:
-    mine = {p for p in POINTS if p.startswith(("backup.", "restore."))}
-    assert mine == {*(p.partition(":")[0] for p in OF_CREATE), "backup.doomed", "restore.file", "restore.renamed"}
 
 
 def test_a_backup_killed_while_it_copies_the_catalog_pins_nothing(start: Starter, tmp_path: Path) -> None:

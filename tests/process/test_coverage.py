@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine import failpoint
 from engine.dead_letters import newest
 from engine.features import NAMES
-from engine.layout import Layout
 from tests.data import content
-from tests.engine_fixture import ROOT, Engine, Starter, environment
+from tests.engine_fixture import Engine, Starter
 from tests.events import make, ndjson, several
-from tests.store_fixture import Store
 
 EVE = "eve_generated/pcap_stratosphere/test-cc-capture-1.pcap.eve.json.gz"
 CIC = "ground_truth_flows/cicflowmeter_java_98a5beb/cicflowmeter_official_test.pcap.csv.gz"
@@ -105,36 +98,3 @@ def test_stats_are_what_a_recount_gives_and_survive_a_kill(start: Starter, tmp_p
     assert figures(engine) == before
     engine.ingest([make(900), make(901, source="other")])
     agree(engine, tmp_path / "two.ndjson")
-
-
-@pytest.fixture(scope="module")
-def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data_dir = tmp_path_factory.mktemp("born") / "data"
-    with Store(data_dir) as store:
-        store.publish(several(3))
-    return data_dir
-
-
-@pytest.mark.parametrize("point", [p for p in failpoint.POINTS if p.startswith("publish.") and "append" not in p])
-def test_killed_at_any_step_each_letter_is_there_and_counted_once(born: Path, tmp_path: Path, point: str) -> None:
-    """What is read again after the kill, because its offset was not committed, is neither doubled nor lost."""
-    data_dir = tmp_path / "data"
-    shutil.copytree(born, data_dir)
-
-    def steps(*steps: str, point: str = "") -> int:
-        command = [sys.executable, "-P", "-m", "tests.process.steps", str(data_dir), *steps]
-        return subprocess.run(command, env=environment({"ENGINE_FAILPOINT": point}), cwd=ROOT, check=False).returncode
-
-    assert steps("refuse:1:2") == 0
-    assert steps("refuse:3:4:5", point=point) == -signal.SIGKILL
-    with Store(data_dir) as store, store.catalog.read() as view:
-        committed = bytes(view.get("offsets", b"file") or b"")
-    if committed == b"refuse:1:2":  # it is read again, with what came since
-        assert steps("refuse:3:4:5:6") == 0
-    else:
-        assert steps("refuse:6") == 0
-    assert [letter.offset for letter in newest(Layout(data_dir).dead_letters)] == [6, 5, 4, 3, 2, 1]
-    with Store(data_dir) as store:
-        store.check()
-        assert {r: t.count for r, t in store.publisher.letters["test"].items()} == {"bad N": 6}
-        assert store.publisher.counters.sources["test"].rejected == 6

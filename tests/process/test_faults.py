@@ -1,4 +1,4 @@
-"""Faults: a process killed at every step of a publish, files deleted, cut and bit-flipped.
+"""Faults: a process killed at birth, files deleted, cut and bit-flipped.
 
 Nothing acknowledged is lost, no distance is wrong, and a start never refuses because of a derived file."""
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import failpoint, recover, switch
+from engine import recover
 from engine.embed import models
 from engine.embed.base import SPACES
 from engine.errors import CorruptionError, FormatError
@@ -31,7 +31,6 @@ from tests.events import ids, make, several
 from tests.store_fixture import OTHER, ROWS, Store, closed, flip, other_model
 from tests.wait import eventually
 
-AFTER_COMMIT = {"publish.committed", "publish.bumped", "index.committed"}
 ASKED = ["e000003", "e000070", "e000129"]
 
 
@@ -74,71 +73,7 @@ def opened(data_dir: Path) -> Iterator[Callable[[], Store]]:
     close()
 
 
-# ---- killed at every step -----------------------------------------------------------------------------------------
-
-
-def step_of(point: str) -> str:
-    """A step that comes by `point`."""
-    match point.partition(".")[0]:
-        case "index":
-            return "index"
-        case _:
-            return "publish:150:200"  # into three more row files
-
-
-PUBLISHING = ("publish.", "row_file.", "index.")
-
-
-@pytest.mark.parametrize("point", [point for point in failpoint.POINTS if point.startswith(PUBLISHING)])
-def test_killed_at_any_step_a_store_is_all_old_or_all_new(
-    data_dir: Path, opened: Callable[[], Store], point: str
-) -> None:
-    """SIGKILL: all of generation n or all of n + 1, what was acknowledged is there once, and it simply goes on."""
-    n = opened().generation
-    opened.close()  # type: ignore[attr-defined]
-    step = step_of(point)
-    steps = ["publish:150:200", "index"] if step == "index" else [step]
-    died = run_steps(data_dir, *steps, point=point)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    n += len(died.stdout.splitlines())  # acknowledged steps
-    store = opened()
-    assert store.generation == (n + 1 if point in AFTER_COMMIT else n)
-    published = (step.startswith("publish") and point in AFTER_COMMIT) or step == "index"
-    assert store.ids() == ids(several(350 if published else 150))
-    with store.catalog.read() as view:
-        offset = view.get("offsets", b"file")
-        assert (offset is not None) == published  # in the same commit as the events
-    store.check()
-    again = run_steps_here(store)
-    assert (again.accepted, again.duplicates) == ((0, 200) if published else (200, 0))
-    store.index()
-    assert store.ids() == ids(several(350))
-    store.check()
-    assert {i.lo for i in store.publisher.manifest.indexes} == {0, 64, 128, 192, 256}
-    assert len(store.ask("e000340", top_k=10, collapse=False).hits) == 10
-
-
-def run_steps_here(store: Store):  # type: ignore[no-untyped-def]
-    return store.publish(several(200, 150))
-
-
-SWITCH = ["begin", "publish:150:200", "go_on", "publish:350:30", "go_on", "go_on", "finish"]
-
-
-SWITCH_KILLED = [  # point, steps acknowledged, is the one that died committed, events of the new version then
-    ("model.begun", 0, True, 0), ("model.both", 1, False, 0), ("model.both:2", 3, False, 64),
-    ("publish.appended:5", 1, False, 0), ("model.filled", 2, False, 0), ("model.filled:3", 5, False, 128),
-    ("model.advanced", 2, True, 64), ("model.advanced:3", 5, True, 150), ("model.rows_ready", 6, False, 150),
-    ("model.committed", 6, True, -1),
-]  # fmt: skip
-
-
-def test_every_failpoint_is_one_where_a_process_is_killed() -> None:
-    switch = {point.partition(":")[0] for point, *_ in SWITCH_KILLED}
-    assert switch >= {point for point in failpoint.POINTS if point.startswith("model.")}
-    retained = {point.partition(":")[0] for point in RETENTION_KILLED}
-    assert retained == {point for point in failpoint.POINTS if point.startswith("leave.")}
-
+# ---- killed in retention: all other failpoints in test_failpoints.py and test_removal.py --------------------------
 
 RETENTION_KILLED = ["leave.hidden", "leave.unlinked", "leave.swept", "leave.swept:2"]
 
@@ -166,49 +101,13 @@ def test_retention_killed_at_any_step_has_let_go_and_goes_on(
     store.check()
 
 
-@pytest.mark.parametrize(("point", "acknowledged", "committed", "counted"), SWITCH_KILLED)
-def test_a_switch_killed_at_any_step_goes_on(
-    data_dir: Path, opened: Callable[[], Store], point: str, acknowledged: int, committed: bool, counted: int
-) -> None:
-    """SIGKILL: the next start goes on where the manifest says, no event is lost, and the way back is one commit."""
-    before = opened().publisher.manifest
-    opened.close()  # type: ignore[attr-defined]
-    died = run_steps(data_dir, *SWITCH, point=point)
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    assert len(died.stdout.splitlines()) == acknowledged
-    store = opened()
-    assert store.generation == before.generation + acknowledged + committed
-    store.check()
-    under_way = store.publisher.manifest.switch
-    assert (under_way is None) == (point == "model.committed")
-    if under_way is not None:
-        assert store.publisher.manifest.model == before.model
-        assert (under_way.since, under_way.to.count) == (150, counted)
-    store.publish(several(250, 150))
-    if under_way is not None:
-        while store.go_on():
-            pass
-        switch.finish(store.publisher)
-    assert store.publisher.manifest.model == OTHER
-    assert store.ids() == ids(several(400))
-    store.check()
-    store.index()
-    assert len(store.ask("e000340", top_k=10, collapse=False).hits) == 10
-    generation = store.generation
-    store.switch(before.model)
-    assert store.publisher.manifest.epoch == before.epoch
-    assert point == "model.committed" or store.generation == generation + 1
-    store.check()
+def test_retention_is_killed_at_every_failpoint_of_it() -> None:
+    assert {point.partition(":")[0] for point in RETENTION_KILLED} == {
+        point for point in failpoint.POINTS if point.startswith("leave.")
+    }
 
 
-@pytest.mark.parametrize("nth", range(1, 5))
-def test_killed_between_two_row_files_of_one_batch(data_dir: Path, opened: Callable[[], Store], nth: int) -> None:
-    died = run_steps(data_dir, "publish:150:200", point=f"publish.appended:{nth}")
-    assert died.returncode == -signal.SIGKILL
-    store = opened()
-    assert store.ids() == ids(several(150))
-    assert store.publish(several(200, 150)).accepted == 200
-    store.check()
+# ---- killed at birth; at every step of all that follows: test_failpoints.py ---------------------------------------
 
 
 BIRTH = """
@@ -235,8 +134,9 @@ def test_killed_at_birth_the_next_start_is_a_birth(tmp_path: Path) -> None:
             [sys.executable, "-P", "-c", BIRTH, str(nth), str(data_dir)], env=environment(), capture_output=True,
             text=True, timeout=60, check=False,
         )  # fmt: skip
-        after = run_steps(data_dir, "publish:0:2")
-        assert after.stdout == "publish:0:2 2\n", after.stderr
+        with Store(data_dir) as store:
+            store.publish(several(2))
+            assert (store.generation, store.ids()) == (2, ids(several(2)))
         if died.returncode == 0:
             break
         assert died.returncode == -signal.SIGKILL, died.stderr
