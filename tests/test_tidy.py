@@ -13,6 +13,7 @@ import pytest
 
 from cli.pages import PAGES
 from engine import failpoint
+from tests import reliability
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ipc", "engine", "cli")
@@ -109,6 +110,22 @@ def test_the_supervisor_and_a_client_load_nothing_heavy() -> None:
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_generated_pages_are_fresh(name: str) -> None:
     assert (ROOT / name).read_text() == PAGES[name](), f"{name} is stale: make docs"
+
+
+def test_every_fault_has_tests_that_exist() -> None:
+    """A test named in tests/reliability.toml, and none of its 35 rows without one."""
+    rows = reliability.rows()
+    assert [row["number"] for row in rows] == list(range(1, 36))
+    for test in (test for row in rows for test in row["tests"] or pytest.fail(row["fault"])):
+        path, _, name = test.partition("::")
+        there = {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert name in there, test
+
+
+def test_the_page_of_faults_is_fresh() -> None:
+    record = reliability.recorded()
+    assert record["current"] == reliability.code(), "the storage code was changed: make docs marks results stale"
+    assert reliability.PAGE.read_text() == reliability.page(record), "docs/RELIABILITY.md is stale: make docs"
 
 
 def test_tests_wait_for_things_not_for_time() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,13 +89,16 @@ def test_a_start_syncs_the_names_that_a_dead_process_left(recording: Recording) 
     assert list(disk.pending()) == []
 
 
-def test_after_a_power_failure_all_that_was_acknowledged_is_there(recording: Recording, oracle: Oracle) -> None:
+def test_after_a_power_failure_all_that_was_acknowledged_is_there(
+    recording: Recording, oracle: Oracle, record_property: Callable[[str, object], None]
+) -> None:
     """Once, with its record and its three vectors as they were written; no half batch, no older generation, nothing to
     mend, indexes whole, and the next append works. All states of one publish and one index swap, then drawn ones."""
     found = explore(recording, oracle, STATES, seed=0)
     assert found.findings == []
     assert found.states == STATES
     assert found.exhaustive > 800
+    record_property("states", found.states)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,8 @@ def died(born: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.armed)
-def test_at_every_failpoint(unharmed, died, case: Case) -> None:  # type: ignore[no-untyped-def]
+def test_at_every_failpoint(unharmed, died, case: Case, record_property) -> None:  # type: ignore[no-untyped-def]
+    record_property("disk errors" if case.error else "kills", 1)
     steps = AREAS[case.area]
     states = unharmed(steps)
     folder, process = died[case].result()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import recover
+from engine import failpoint, recover
 from engine.embed import models
 from engine.embed.base import SPACES
 from engine.errors import CorruptionError, FormatError

@@ -6,7 +6,7 @@ By hand more of them: python -m tests.scrub --bits 1000 --truncations 200
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,13 +30,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Known
     yield whole, build(whole)
 
 
-def test_no_damage_breaks_a_promise(made: tuple[Path, Known], tmp_path: Path) -> None:
+def test_no_damage_breaks_a_promise(
+    made: tuple[Path, Known], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     whole, known = made
     damages = [*draw(whole, SEED, BITS, TRUNCATIONS)]
     done = [*cases(whole, known, damages, tmp_path, 2)]
     assert [(case.damage, case.broken()) for case in done if case.broken()] == []
     assert {case.damage.kind for case in done} == WEIGHTS.keys()
     assert len({case.outcome for case in done}) > 3
+    record_property("damages", len(done))
 
 
 def test_a_seed_draws_the_same_damages(made: tuple[Path, Known]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.torture.checks import Checks
 from tests.torture.faults import Faults
-from tests.torture.schedule import draw
+from tests.torture.schedule import BRIEF, WEIGHTS, draw
 from tests.torture.verify import verify
 from tests.wait import eventually
 
@@ -29,6 +29,7 @@ OURS = "TORTURE_MOUNTS"  # in the environment: this process has mounts of its ow
 DISK_BYTES = 384 << 20
 DISK_BYTES_A_MINUTE = 48 << 20
 LATE = 3.0  # times the minutes, until the kills that were asked for are done
+HEARD_S = 5.0
 FINDINGS_MAX = 20
 SETTLE_S = 120.0
 
@@ -41,9 +42,10 @@ def may_mount() -> bool:
 
 
 def torture(
-    folder: Path, minutes: float, kills: int, seed: int, events_per_s: float, small_disk: bool
+    folder: Path, minutes: float, kills: int, seed: int, events_per_s: float, small_disk: bool, brief: bool = False
 ) -> dict[str, Any]:
-    """All of it, in an empty folder; what was done and found."""
+    """All of it, in an empty folder; what was done and found. brief: only faults that are soon over, each after
+    something was acknowledged since the one before, until the kills are done."""
     data_dir = folder / "data"
     data_dir.mkdir(mode=0o700)
     if small_disk:
@@ -58,12 +60,17 @@ def torture(
         faults.start_writer()
         faults.feed()
         start_s = time.monotonic()
-        for step in draw(seed):
+        for step in draw(seed, BRIEF if brief else WEIGHTS):
             elapsed_s, killed = time.monotonic() - start_s, faults.kills.total()
+            if brief and killed >= kills:
+                break
             if elapsed_s > minutes * 60 and (killed >= kills or elapsed_s > minutes * 60 * LATE):
                 break
             if len(faults.findings) + len(checks.findings) + len(faults.oracle.findings) > FINDINGS_MAX:
                 break
+            if brief:
+                heard = faults.oracle.look().events
+                faults.within(lambda heard=heard: int(faults.oracle.look().events > heard), HEARD_S)
             threading.Event().wait(step.pause_s)
             faults.do(step.fault, step.seed)
         tortured_s = time.monotonic() - start_s
@@ -114,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=1.0, help="of faults; start and end come on top")
     parser.add_argument("--kills", type=int, default=0, help="go on until so many are done, up to 3 times the minutes")
+    parser.add_argument("--brief", action="store_true", help="faults that are soon over, until the kills are done")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--events-per-s", type=float, default=60.0)
     parser.add_argument("--json", action="store_true", help="one line")
@@ -126,8 +134,9 @@ def main() -> int:
         os.execvpe(words[0], words, {**os.environ, OURS: "1", "PYTHONPATH": str(Path(__file__).parents[2])})
     with tempfile.TemporaryDirectory(prefix="flowkin-torture-") as temporary:
         figures = torture(
-            args.folder or Path(temporary), args.minutes, args.kills, args.seed, args.events_per_s, small_disk
-        )
+            args.folder or Path(temporary), args.minutes, args.kills, args.seed, args.events_per_s, small_disk,
+            args.brief,
+        )  # fmt: skip
     if args.keep:
         from bench.harness import keep
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 PAUSE_S = 0.3  # between two faults, on average
@@ -35,6 +35,18 @@ WEIGHTS = {  # names of methods in faults.py
     "compact": 4,             # the catalog
     "retain": 1,              # from now on only so much is kept, the oldest leave
 }
+BRIEF = {  # what takes hardly longer than the recovery from it
+    "kill_ingest": 12,
+    "kill_reader": 4,
+    "kill_supervisor": 1,
+    "kill_all": 2,
+    "kill_writer": 2,
+    "bad_disk": 1,
+    "rotate": 2,
+    "garbage": 1,
+    "label_storm": 1,
+    "switch": 1,
+}
 # fmt: on
 
 
@@ -46,11 +58,11 @@ class Step(NamedTuple):
     seed: int
 
 
-def draw(seed: int) -> Iterator[Step]:
+def draw(seed: int, weights: Mapping[str, int] = WEIGHTS) -> Iterator[Step]:
     """Without end. Each fault comes once, in any order, before they come by their weights."""
     chance = random.Random(seed)
-    once = sorted(WEIGHTS)
+    once = sorted(weights)
     chance.shuffle(once)
     while True:
-        fault = once.pop() if once else chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        fault = once.pop() if once else chance.choices(list(weights), list(weights.values()))[0]
         yield Step(chance.uniform(0, 2 * PAUSE_S), fault, chance.getrandbits(32))

@@ -1,12 +1,17 @@
-"""The oracle of the torture would notice, and its table is whole. The torture itself is run by hand: make torture"""
+"""The oracle of the torture would notice, its table is whole, and twenty kills of it. By the hour: make torture"""
 
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.normalize import complete
 from ipc.messages import ErrorCode, Failure, Ingested, Stored
+from tests.engine_fixture import environment
 from tests.torture.faults import Faults
 from tests.torture.oracle import FOLLOWED, Batch, Book, Oracle, difference, sent
 from tests.torture.schedule import WEIGHTS, draw
@@ -82,4 +87,31 @@ def test_an_answer_that_says_half_of_a_batch_was_there_is_a_finding(tmp_path: Pa
     assert Oracle(tmp_path / "oracle").look().findings == []
     assert judge(book, batch, Ingested(1, 2, 1, 2, 0))
     assert not judge(book, batch, Failure(1, ErrorCode.INTERNAL, ""))
+    assert judge(book, Batch(0, 3, 2), Ingested(1, 2, 0, 3, 0))
     assert len(Oracle(tmp_path / "oracle").look().findings) == 2
+    assert judge(book, Batch(0, 3, 2), Ingested(1, 3, 3, 0, 0))
+    assert len(Oracle(tmp_path / "oracle").look().findings) == 3
+
+
+KILLS = 20
+
+
+def test_twenty_kills_and_nothing_is_lost(record_property: Callable[[str, object], None]) -> None:
+    """The real thing, as briefly as so many kills can be: an hour of it is run by hand."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "tests.torture",
+        "--brief",
+        "--kills",
+        str(KILLS),
+        "--minutes",
+        "1",
+        "--json",
+    ]
+    done = subprocess.run([*command, "--seed", "1"], env=environment(), capture_output=True, text=True, check=False)
+    figures = json.loads(done.stdout)
+    assert figures["findings"] == [] and done.returncode == 0
+    assert figures["kills"] >= KILLS and figures["acknowledged"] > 0 and figures["checks"]["look_up"] > 0
+    record_property("kills", figures["kills"])

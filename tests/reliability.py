@@ -1,0 +1,136 @@
+"""docs/RELIABILITY.md: each fault, the tests that hold its promise, how often, and with what result.
+
+    python -m tests.reliability          the page, from what was last recorded
+    python -m tests.reliability --run    run those tests first, and record what came of them
+
+Always true
+  - The page is a pure function of tests/reliability.toml, docs/reliability.json and the last lines of bench/results.
+  - A result counts for the storage code that it was made with; once that is changed it is marked stale.
+  - What a test counts (kills, states) it says by pytest's record_property, as a whole number.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+ROOT = Path(__file__).parents[1]
+PAGE, RECORD = ROOT / "docs" / "RELIABILITY.md", ROOT / "docs" / "reliability.json"
+STORAGE = [
+    f"engine/{name}.py"
+    for name in (
+        "actions", "append", "backup", "build", "catalog", "compact", "counter", "counters", "coverage", "dead_letters", "files", "gc",
+        "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge", "quarantine", "rebuild", "recover", "retention", "rows",
+        "scrub", "snapshot", "structure", "switch", "take", "tiers", "upkeep",
+    )
+]  # fmt: skip
+HEAD = """# What was tried against it
+
+Generated from tests/reliability.toml and what was recorded (`python -m tests.reliability --run`); do not edit.
+
+In the suite: how many cases of the named tests passed, and what they count. By hand: the last line of bench/results,
+with its commit. Stale: the storage code was changed since.
+
+"""
+
+
+def rows() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = tomllib.loads((ROOT / "tests" / "reliability.toml").read_text())["row"]
+    return found
+
+
+def code() -> str:
+    """Of the storage code, as it is."""
+    digest = xxhash.xxh3_64()
+    for name in STORAGE:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+class Recorder:
+    """A pytest plugin: test function -> outcomes and counts."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Counter[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            of = self.found.setdefault(report.nodeid.partition("[")[0], Counter())
+            of[report.outcome] += 1
+            for name, value in report.user_properties if report.when == "call" else ():
+                of[name] += int(value)  # type: ignore[call-overload]
+
+
+def run() -> int:
+    """Run what the rows name; keep what came of it. pytest's exit status."""
+    recorder = Recorder()
+    names = sorted({test for row in rows() for test in row["tests"]})
+    status = pytest.main(["-q", "-p", "no:cacheprovider", *names], plugins=[recorder])
+    record = {"code": code(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "tests": recorder.found}
+    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return int(status)
+
+
+def _in_suite(row: dict[str, Any], record: dict[str, Any]) -> tuple[str, str]:
+    """What was counted, and the result."""
+    total = Counter[str]()
+    for test in row["tests"]:
+        total.update(record["tests"].get(test, {"not run": 1}))
+    outcomes = {name: total.pop(name, 0) for name in ("passed", "failed", "skipped", "not run")}
+    counts = [f"{outcomes['passed']} passed", *(f"{n} {name}" for name, n in sorted(total.items()))]
+    bad = [f"{n} {name}" for name, n in outcomes.items() if n and name != "passed"]
+    stale = "; stale" if record["code"] != record.get("current") else ""
+    return ", ".join(counts), (", ".join(bad) or "holds") + stale
+
+
+def _by_hand(row: dict[str, Any], record: dict[str, Any]) -> str:
+    if "by_hand" not in row:
+        return ""
+    name, figure = row["by_hand"]
+    line = json.loads((ROOT / "bench" / "results" / f"{name}.jsonl").read_text().splitlines()[-1])
+    wrong = len(line.get("findings", ()))
+    stale = "; stale" if line["at"] < record["changed_at"] else ""
+    return f"{line[figure]} {figure}, {wrong} findings, {line['commit']} of {line['at'][:10]}{stale}"
+
+
+def page(record: dict[str, Any]) -> str:
+    lines = [f"Recorded {record['at'][:10]}.", "", "| # | fault | promise | tests | in the suite | by hand | result |"]
+    lines.append("|---:|---|---|---|---|---|---|")
+    for row in rows():
+        tests = "<br>".join(f"{test}" for test in row["tests"])
+        counts, result = _in_suite(row, record)
+        short = f"{result}; short of it: {row['short']}" if "short" in row else result
+        cells = (row["number"], row["fault"], row["promise"], tests, counts, _by_hand(row, record), short)
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def recorded() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RECORD.read_text())
+    return found
+
+
+def main() -> int:
+    status = run() if "--run" in sys.argv[1:] else 0
+    record = recorded()
+    if record.get("current") != code():
+        command = ["git", "log", "-1", "--format=%cI", "--", *STORAGE]
+        git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        at = datetime.fromisoformat(git.stdout.strip()).astimezone(UTC) if git.stdout.strip() else datetime.now(UTC)
+        record |= {"current": code(), "changed_at": at.isoformat(timespec="seconds")}
+        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(page(record))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
