@@ -28,9 +28,10 @@ PAGE, RECORD = ROOT / "docs" / "RELIABILITY.md", ROOT / "docs" / "reliability.js
 STORAGE = [
     f"engine/{name}.py"
     for name in (
-        "actions", "append", "backup", "build", "catalog", "compact", "counter", "counters", "coverage", "dead_letters", "files", "gc",
-        "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge", "quarantine", "rebuild", "recover", "retention", "rows",
-        "scrub", "snapshot", "structure", "switch", "take", "tiers", "upkeep",
+        "actions", "append", "backup", "build", "catalog", "compact", "counter", "counters", "coverage",
+        "dead_letters", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge",
+        "quarantine", "rebuild", "recover", "retention", "rows", "scrub", "snapshot", "structure", "switch", "take",
+        "tiers", "upkeep",
     )
 ]  # fmt: skip
 HEAD = """# What was tried against it
@@ -73,11 +74,12 @@ class Recorder:
 def run() -> int:
     """Run what the rows name; keep what came of it. pytest's exit status."""
     recorder = Recorder()
-    names = sorted({test for row in rows() for test in row["tests"]})
-    status = pytest.main(["-q", "-p", "no:cacheprovider", *names], plugins=[recorder])
-    record = {"code": code(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "tests": recorder.found}
-    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    return int(status)
+    names = sorted({test for row in rows() for test in row["tests"]}, key=lambda test: ("/unit/" not in test, test))
+    try:
+        return int(pytest.main(["-q", "-p", "no:cacheprovider", *names], plugins=[recorder]))
+    finally:  # also where it was interrupted: the rest is "not run"
+        record = {"code": code(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "tests": recorder.found}
+        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def _in_suite(row: dict[str, Any], record: dict[str, Any]) -> tuple[str, str]:
