@@ -4,7 +4,8 @@ Started by bench/load.py as `python -m bench.generator --child`; it lasts `secon
 (rate > 0): request i is due at i / rate, whatever has become of those before, and its latency runs from then. Closed
 loop (rate 0): each connection sends its next request at its reply; a refused one waits for REFUSED_S, so that refusals
 do not pass for load. cpu_share: CPU seconds of this process for each second of the load; near 1 the generator, not the
-engine, is what was measured. sent_late (open loop): how late the generator itself was.
+engine, is what was measured. sent_late (open loop): how late the generator itself was. good_qps: answers that came
+within deadline_ms of when their request was due, while the load lasted. refused: failures by code.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import asyncio
 import struct
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import uvloop
 
 from bench.harness import ChildSide, percentiles_ms
-from ipc.messages import Hello, Options, QuerySimilar, encode
+from ipc.messages import ErrorCode, Hello, Options, QuerySimilar, encode
 
 FAILURE_TAG = 67
 PLACE = 0x7FFFFFFF  # stands for the request id in a prepared body, as a u32
@@ -73,12 +75,15 @@ class Peer(asyncio.Protocol):
 class Load:
     """Drives the connections for some seconds."""
 
-    def __init__(self, path: str, bodies: list[Body], connections: int, rate_qps: float, seconds: float) -> None:
+    def __init__(
+        self, path: str, bodies: list[Body], connections: int, rate_qps: float, seconds: float, deadline_s: float
+    ) -> None:
         self.path, self.bodies, self.connections = path, bodies, connections
-        self.rate_qps, self.seconds = rate_qps, seconds
+        self.rate_qps, self.seconds, self.deadline_s = rate_qps, seconds, deadline_s
         self.latency_s: list[float] = []
         self.late_s: list[float] = []
-        self.in_time = self.failures = self.lost = self.sent = 0
+        self.in_time = self.good = self.failures = self.lost = self.sent = 0
+        self.refused: Counter[str] = Counter()
         self.over = self.closing = False
         self.due_s: dict[int, float] = {}
 
@@ -94,9 +99,11 @@ class Load:
         failed = body[1] == FAILURE_TAG
         if failed:
             self.failures += 1
+            self.refused[ErrorCode(code_of(body)).name] += 1
         else:
             self.latency_s.append(now_s - due_s)
             self.in_time += not self.over
+            self.good += not self.over and now_s - due_s <= self.deadline_s
         if self.rate_qps or self.over:
             return
         if failed:
@@ -127,8 +134,8 @@ class Load:
         for peer in peers:
             peer.transport.close()
         return {
-            "qps": round(self.in_time / took_s, 1), **percentiles_ms(self.latency_s), "failures": self.failures,
-            "lost": self.lost, "unanswered": len(self.due_s), "sent": self.sent,
+            "qps": round(self.in_time / took_s, 1), "good_qps": round(self.good / took_s, 1),
+            **percentiles_ms(self.latency_s), "failures": self.failures, "refused": dict(self.refused), "lost": self.lost, "unanswered": len(self.due_s), "sent": self.sent,
             "sent_late": percentiles_ms(self.late_s), "client_cpu_share": round(cpu_s / took_s, 3),
             "client_cpu_us_per_query": round(cpu_s / max(1, self.in_time) * 1e6, 1),
         }  # fmt: skip
@@ -143,13 +150,18 @@ class Load:
             await asyncio.sleep(TICK_S)
 
 
+WIDTHS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # of unsigned integers, in bytes
+
+
 def request_id_of(body: bytes) -> int:
     """Of a reply [tag, request_id, ...]; array head and tag are one byte each."""
     kind = body[2]
-    if kind < 0x80:
-        return kind
-    width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}[kind]
-    return int.from_bytes(body[3 : 3 + width], "big")
+    return kind if kind < 0x80 else int.from_bytes(body[3 : 3 + WIDTHS[kind]], "big")
+
+
+def code_of(body: bytes) -> int:
+    """Of a Failure, [tag, request_id, code, ...]; codes are below 128."""
+    return body[3 + WIDTHS.get(body[2], 0)]
 
 
 def main() -> int:
@@ -157,8 +169,9 @@ def main() -> int:
     job = side.job
     options = Options(space=job["space"], collapse=job["collapse"], deadline_ms=job["deadline_ms"])
     load = Load(
-        job["path"], [Body(name, options) for name in job["names"]], job["connections"], job["rate_qps"], job["seconds"]
-    )
+        job["path"], [Body(name, options) for name in job["names"]], job["connections"], job["rate_qps"],
+        job["seconds"], job["deadline_ms"] / 1e3,
+    )  # fmt: skip
     side.ready()
     side.done(uvloop.run(load.run()))
     return 0
