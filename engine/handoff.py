@@ -5,6 +5,8 @@ Always true
   - A connection is in one process only: offer() closes the supervisor's copy as soon as the kernel took it.
   - At most HANDOFF_BACKLOG_MAX connections are on the way. Counts are running totals, so a report that could not be
     sent is made good by the next: open = sent - closed, on the way = sent - taken.
+  - A worker without a free file descriptor leaves connections in the channel until it has one: the kernel would drop
+    what it cannot deliver, and the peer would see EOF.
   - A worker that dies takes its connections along; the supervisor forgets the channel with its counts.
 """
 
@@ -30,6 +32,7 @@ FD = struct.Struct("=i")
 FD_SPACE = socket.CMSG_SPACE(FD.size)
 TOTALS = struct.Struct("<QQ")  # taken, closed
 REPORT_AGAIN_S = 0.02
+TAKE_AGAIN_S = 0.1  # without a free file descriptor
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -127,7 +130,7 @@ class Receiver:
         self.on_rolled: Callable[[bool], None] = lambda all_of_them: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_end: Callable[[], None] = lambda: None
-        self._reporting = False
+        self._reporting = self._short = self._stopped = False
 
     def job(self) -> bytes:
         """The first message, before the loop runs; blocks. Empty when the supervisor is gone."""
@@ -142,7 +145,7 @@ class Receiver:
 
     def stop(self) -> None:
         """Take nothing more. What is on the way is closed: its peers were not welcomed yet, and connect again."""
-        self.on_connection = None
+        self.on_connection, self._stopped = None, True
         if self._loop is not None and self._loop.remove_reader(self.sock):
             self._receive()
 
@@ -181,6 +184,8 @@ class Receiver:
 
     def _receive(self) -> None:
         for _ in range(HANDOFF_BACKLOG_MAX):
+            if not self._has_room():
+                return
             try:
                 # not socket.recv_fds(): in Python 3.11 it forgets its flags, and a child would inherit the connection
                 message, ancillary, _, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, FD_SPACE, socket.MSG_CMSG_CLOEXEC)
@@ -202,6 +207,26 @@ class Receiver:
             elif not message:
                 self._end()
                 return
+
+    def _has_room(self) -> bool:
+        """Could a descriptor be received now? If not, the channel is left alone for TAKE_AGAIN_S."""
+        try:
+            os.close(os.dup(self.sock.fileno()))
+        except OSError as e:
+            if not self._short:
+                log.error("no connection can be taken: %s; tried again every %g s", e, TAKE_AGAIN_S)
+            self._short = True
+            if self._loop is not None and self._loop.remove_reader(self.sock):
+                self._loop.call_later(TAKE_AGAIN_S, self._take_again)
+            return False
+        if self._short:
+            log.warning("connections are taken again")
+            self._short = False
+        return True
+
+    def _take_again(self) -> None:
+        if self._loop is not None and not self._stopped:
+            self._loop.add_reader(self.sock, self._receive)
 
     def _end(self) -> None:
         if self._loop is not None and self._loop.remove_reader(self.sock):

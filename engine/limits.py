@@ -42,7 +42,9 @@ ACTION_HISTORY_MAX = 64  # actions in the history of one event
 
 HANDOFF_BACKLOG_MAX = 64  # connections on the way to one worker
 PENDING_REQUESTS_MAX = 1_024  # of one reader
-PENDING_PER_CONNECTION_MAX = 256
+PENDING_PER_CONNECTION_CROWDED = 8  # once half of these places are taken: who sends most is refused first
+WAIT_SHARE_MAX = 0.5  # of its deadline that a request may be expected to wait in a reader; else it is refused at once
+FILES_KEPT = 512  # descriptors of a worker that are not for connections: files, refusals that are still to be told
 
 LISTEN_BYTES_MAX = 64 << 20  # of one listening source, read and not stored yet; what comes beyond is dropped
 LISTEN_CONNECTIONS_MAX = 64  # of one listening source

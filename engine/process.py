@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from engine.limits import FILES_KEPT
+
 PR_SET_PDEATHSIG = 1
 PARENT_GONE = 1
 
@@ -59,6 +61,11 @@ def raise_limits() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def connections_max(wanted: int) -> int:
+    """How many connections a worker may have: what is wanted, or what the limit on open files leaves for them."""
+    return max(1, min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_KEPT))
 
 
 def name_process(name: str) -> None:

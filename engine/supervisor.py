@@ -39,7 +39,7 @@ from engine.errors import BootError, ConfigError, EngineError
 from engine.files import open_ours
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
-from engine.process import memory_bytes, raise_limits, set_up_log
+from engine.process import connections_max, memory_bytes, raise_limits, set_up_log
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
 from engine.sockets import bind, check_parents, check_private, remove
 from engine.worker import Job
@@ -56,6 +56,7 @@ WORKER_ENV = dict.fromkeys(THREADS, "1") | MALLOC | QUIET
 ACCEPTS_IN_A_TURN = 64
 TURN_S_MAX = 0.25  # the longest sleep between two looks at the heartbeats
 SILENT_NS = 1_000_000_000  # a worker that long without a stamp gets connections only when no other can
+ACCEPT_AGAIN_S = 0.1  # after it failed
 RETRY_S = 0.02  # when a channel was full
 START_PATIENCE = 10  # a worker that is not ready yet may be silent so many times longer
 SAME_SIGNAL_S = 0.5  # timeout(1) and others send SIGTERM twice at once, to us and to our group: that is one
@@ -124,6 +125,12 @@ class Supervisor:
         self.layout = Layout(Path(config.data_dir).absolute())
         secure(self.layout, config)
         raise_limits()
+        wanted = config.sockets.connections_max
+        if (most := connections_max(wanted)) < wanted:
+            log.warning(
+                "a worker takes %d connections, not sockets.connections_max = %d: raise the hard limit on open files "
+                "(ulimit -Hn, LimitNOFILE=)", most, wanted,
+            )  # fmt: skip
         lock(self.layout, stack)
         file = File(self.layout.audit)
         stack.callback(file.close)
@@ -143,6 +150,7 @@ class Supervisor:
         self.suspicion = Suspicion()
         self.readers_wait_s = 0.0  # no reader starts before, unless the ingest worker has checked the files
         self.accept_after_s = 0.0
+        self.accept_failing = ""  # why the last accept failed; "": it did not
         self.roll: deque[_Slot] = deque()
         self.rolled: _Slot | None = None
         self.rolls_for: handoff.Sender | None = None  # who waits for the end of it
@@ -422,9 +430,14 @@ class Supervisor:
             except BlockingIOError:
                 return
             except OSError as e:  # no file descriptors, no memory: the backlog keeps it
-                log.error("accept on the %s socket: %s", listener.kind, e)
-                self.accept_after_s = time.monotonic() + 0.1
+                if not self.accept_failing:
+                    log.error("no connection can be accepted: %s; tried again every %g s", e, ACCEPT_AGAIN_S)
+                self.accept_failing = str(e)
+                self.accept_after_s = time.monotonic() + ACCEPT_AGAIN_S
                 return
+            if self.accept_failing:
+                log.warning("connections are accepted again")
+                self.accept_failing = ""
             if not self._hand(listener.kind, connection):
                 log.info("all %s workers are busy taking connections: accepting pauses", listener.kind)
                 self.held[listener.kind] = connection

@@ -171,23 +171,28 @@ def test_no_supervisor_means_no_job(ends: tuple[Sender, Receiver]) -> None:
     assert receiver.job() == b""
 
 
-def test_without_a_free_descriptor_a_connection_is_dropped_and_counted(ends: tuple[Sender, Receiver]) -> None:
+def test_without_a_free_descriptor_a_connection_waits_until_there_is_one(ends: tuple[Sender, Receiver]) -> None:
     sender, receiver = ends
+    taken: list[socket.socket] = []
 
     async def scenario() -> None:
         receiver.attach(asyncio.get_running_loop(), lambda: None)
-        receiver.on_connection = lambda sock: pytest.fail("there was no descriptor")
+        receiver.on_connection = taken.append
         a, b = socket.socketpair()
         assert sender.offer(a)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
         try:
             await turns()
+            assert not taken
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert b.recv(1) == b""
-        assert sender.receive()
-        assert (sender.taken, sender.open) == (1, 0)
+        async with asyncio.timeout(5):
+            while not taken:
+                await asyncio.sleep(0.01)
+        b.sendall(b"x")
+        assert taken[0].recv(1) == b"x"
+        taken[0].close()
         b.close()
         receiver.stop()
 
