@@ -78,6 +78,10 @@ class FrameReader:
         """Bytes of a frame that is not whole yet are held (once next_frame() gave None)."""
         return bool(self._buffer)
 
+    @property
+    def held_bytes(self) -> int:
+        return len(self._buffer)
+
     def end(self) -> None:
         """The stream ended here. Raises TruncatedFrameError inside a frame."""
         held = len(self._buffer)

@@ -6,7 +6,10 @@ Always true
   - A request handed to the handler is `pending` until its last reply, its Cancel, or the end of the connection. A reply
     to a request that is not pending is dropped, so a handler never has to check.
   - Everything a peer can make us hold is bounded: half a frame (in bytes and seconds), pending requests, unread replies
-    (in bytes and seconds). While a peer does not read its replies, its requests are not read.
+    (in bytes and seconds), and so is what all hold together. While a peer does not read its replies, its requests are
+    not read; one that takes none of them for write_s is closed.
+  - What is refused for want of room is refused before it is decoded: a refusal must cost little, or an overload would
+    live on refusals.
   - Bytes that are a frame but no request cost one Failure; bytes that are no frame cost the connection.
   - EOF from the peer ends the connection; what it still had pending is not wanted any more.
 """
@@ -69,6 +72,7 @@ class Bounds(NamedTuple):
     write_s: float = 10.0  # how long a peer may leave its replies unread
     write_high_bytes: int = 1 << 20  # unread replies above this: its requests are not read
     write_bytes_max: int = 32 << 20  # unread replies above this: closed at once
+    held_bytes_max: int = 128 << 20  # half frames, requests under way and unread replies of all connections together
 
 
 @dataclass(slots=True)
@@ -89,6 +93,7 @@ class _Head(Struct, array_like=True, gc=False):
 
 
 _decode_head = Decoder(_Head).decode
+_CANCEL = Cancel.__struct_config__.tag
 
 
 def request_id_of(body: bytes) -> int:
@@ -114,11 +119,14 @@ class Server:
         bounds: Bounds = Bounds(),  # noqa: B008 - immutable
         on_close: Callable[[], None] = lambda: None,
         admit: Callable[[Connection], str] = lambda connection: "",
+        places: Callable[[], int] = lambda: 1 << 30,
     ) -> None:
-        """admit: why a peer is refused (DENIED), once it has said Hello; "": it is not. It may set connection.roles."""
+        """admit: why a peer is refused (DENIED), once it has said Hello; "": it is not. It may set connection.roles.
+        places: how many requests one connection may have under way just now (bounds.pending_max at any time)."""
         self.role, self.handle, self.generation = role, handle, generation
         self.name, self.version, self.other_socket = name, version, other_socket
-        self.bounds, self.on_close, self.admit = bounds, on_close, admit
+        self.bounds, self.on_close, self.admit, self.places = bounds, on_close, admit, places
+        self.held_bytes = 0
         self.connections: set[Connection] = set()
         self.counters = Counters()
         self.draining = False
@@ -166,6 +174,19 @@ class Server:
         for connection in list(self.connections):
             connection.abort()
 
+    def _let_go(self) -> None:
+        """All together hold too much: close who holds the most, one after the other."""
+        for connection in self.connections:
+            connection.count_held()
+        while self.held_bytes > self.bounds.held_bytes_max and self.connections:
+            most = max(self.connections, key=lambda connection: connection.held_bytes)
+            log.warning(
+                "closed: client %r pid %d makes this worker hold %d bytes, all together %d",
+                most.client, most.pid, most.held_bytes, self.held_bytes,
+            )  # fmt: skip
+            self.counters.errors += 1
+            most.abort()
+
     def _opened(self, connection: Connection) -> None:
         self.connections.add(connection)
 
@@ -196,7 +217,10 @@ class Connection(asyncio.Protocol):
             self.pid = self.uid = self.gid = -1
         self._transport: asyncio.Transport | None = None
         self._frames = FrameReader(FRAME_BYTES_HELLO)
-        self._pending: dict[int, type] = {}
+        self._pending: dict[int, tuple[type, int]] = {}  # kind, bytes
+        self._pending_bytes = self._written_bytes = 0
+        self._taken_bytes = -1  # by the peer, when the write timer began; -1: it does not read at all
+        self.held_bytes = 0  # as of the last count_held()
         self._greeted = self._closing = self._draining = False
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -220,13 +244,14 @@ class Connection(asyncio.Protocol):
             self.fail(request_id, ErrorCode.BAD_REQUEST, f"{detail} (a smaller top_k or limit, no features, no raw)")
             return
         if not more:
-            del self._pending[request_id]
+            self._pending_bytes -= self._pending.pop(request_id)[1]
         self._write(body)
         self._close_if_drained()
 
     def fail(self, request_id: int, error: Exception | ErrorCode, detail: str = "", retry_after_ms: int = 0) -> None:
         """Answer with a Failure: an ErrorCode and detail, or an exception with a `code` of its own (else INTERNAL)."""
-        if self._pending.pop(request_id, None) is not None:
+        if (found := self._pending.pop(request_id, None)) is not None:
+            self._pending_bytes -= found[1]
             if isinstance(error, ErrorCode):
                 self._failure(request_id, error, detail, retry_after_ms)
             elif isinstance(code := getattr(error, "code", None), ErrorCode):
@@ -239,25 +264,26 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Send what is written, then close; what is pending is not wanted any more."""
         if not self._closing and self._transport is not None:
-            self._closing = True
-            self._pending.clear()
+            self._forget()
             self._cancel_read_timer()
-            if self._write_timer is None:
-                self._write_timer = asyncio.get_running_loop().call_later(self.server.bounds.write_s, self.abort)
+            self._cancel_write_timer()
+            self._write_timer = asyncio.get_running_loop().call_later(self.server.bounds.write_s, self.abort)
             self._transport.close()
 
     def abort(self) -> None:
         """Close now."""
-        self._closing = True
-        self._pending.clear()
+        self._forget()
+        self._frames = FrameReader(0)
         if self._transport is not None:
             self._transport.abort()
+        self.server.held_bytes -= self.held_bytes
+        self.held_bytes = 0
 
     def drain(self) -> None:
         """Read no more, answer what is pending (a watch never ends, so it is left), close."""
         self._draining = True
         self._cancel_read_timer()
-        self._pending = {i: kind for i, kind in self._pending.items() if kind is not Watch}
+        self._pending = {i: found for i, found in self._pending.items() if found[0] is not Watch}
         self._stop_reading()
         self._close_if_drained()
 
@@ -294,32 +320,31 @@ class Connection(asyncio.Protocol):
                 self._cancel_read_timer()
             if self._frames.partial and self._read_timer is None:
                 self._start_read_timer(self.server.bounds.frame_s, "half a frame came")
+        self._hold()
 
     def eof_received(self) -> None:
         if self._frames.partial:
             self.server.counters.errors += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closing = True
-        self._pending.clear()
+        self._forget()
         self._cancel_read_timer()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        self._cancel_write_timer()
         self._transport = None
+        self.server.held_bytes -= self.held_bytes
+        self.held_bytes = 0
         self.server._lost(self)
 
     def pause_writing(self) -> None:
         self._stop_reading()
         self._cancel_read_timer()
-        if self._write_timer is None:
-            self._write_timer = asyncio.get_running_loop().call_later(self.server.bounds.write_s, self._unread)
+        if not self._closing:
+            self._start_write_timer(-1)
 
     def resume_writing(self) -> None:
         if self._closing or self._transport is None:
             return
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        self._start_write_timer(self._taken())
         if not self._draining:
             self._transport.resume_reading()
             if self._frames.partial:
@@ -362,6 +387,10 @@ class Connection(asyncio.Protocol):
     def _on_request(self, body: bytes) -> None:
         server = self.server
         server.counters.requests += 1
+        most = min(server.bounds.pending_max, server.places())
+        full = len(self._pending) >= most or server.held_bytes + len(body) > server.bounds.held_bytes_max
+        if (full or self._draining) and self._refused(body, most):
+            return
         try:
             request: Request = decode_request(body)
         except (ValueError, RecursionError) as e:
@@ -378,15 +407,32 @@ class Connection(asyncio.Protocol):
             self._failure(request_id, ErrorCode.WRONG_SOCKET, f"{kind.__name__} belongs to the {right} socket{where}")
         elif request_id in self._pending:
             self._failure(request_id, ErrorCode.BAD_REQUEST, f"request id {request_id} is still under way")
-        elif self._draining or len(self._pending) >= server.bounds.pending_max:
-            detail = f"{len(self._pending)} requests are under way on this connection"
-            self._failure(request_id, ErrorCode.OVERLOADED, detail, RETRY_AFTER_MS)
         else:
-            self._pending[request_id] = kind
+            self._pending[request_id] = kind, len(body)
+            self._pending_bytes += len(body)
             try:
                 server.handle(self, request)
             except Exception as e:  # one request's trouble is one Failure
                 self.fail(request_id, e)
+
+    def _refused(self, body: bytes, most: int) -> bool:
+        """Answer OVERLOADED; False: it is to be decoded all the same, a Cancel, or in error."""
+        try:
+            head = _decode_head(body)
+        except (ValueError, RecursionError):
+            return False
+        if head.tag == _CANCEL or head.request_id in self._pending:
+            return False
+        if self._draining:
+            why = "this worker leaves"
+        elif len(self._pending) >= self.server.bounds.pending_max:
+            why = f"{len(self._pending)} requests are under way on this connection"
+        elif len(self._pending) >= most:
+            why = "too many requests wait in this worker"
+        else:
+            why = "this worker holds as many bytes as it may"
+        self._failure(head.request_id, ErrorCode.OVERLOADED, why, RETRY_AFTER_MS)
+        return True
 
     def _cancel(self, cancel: Cancel) -> None:
         known = cancel.target in self._pending
@@ -411,9 +457,51 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self.server.counters.bytes_out += len(body)
+        self._written_bytes += 4 + len(body)
         self._transport.write(frame(body))
         if self._transport.get_write_buffer_size() > self.server.bounds.write_bytes_max:
             self._unread()
+            return
+        if self._write_timer is None:
+            self._start_write_timer(self._taken())
+        self._hold()
+
+    def _taken(self) -> int:
+        """Bytes of replies that the kernel took from us."""
+        return self._written_bytes - (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    def _start_write_timer(self, taken_bytes: int) -> None:
+        self._cancel_write_timer()
+        self._taken_bytes = taken_bytes
+        self._write_timer = asyncio.get_running_loop().call_later(self.server.bounds.write_s, self._look_unread)
+
+    def _look_unread(self) -> None:
+        self._write_timer = None
+        taken_bytes = self._taken()
+        if taken_bytes == self._written_bytes:
+            return
+        if self._taken_bytes in (-1, taken_bytes):
+            self._unread()
+        else:
+            self._start_write_timer(taken_bytes)
+
+    def count_held(self) -> None:
+        """See server.held_bytes; what the peer read meanwhile is seen at the next call only."""
+        held_bytes = self._frames.held_bytes + self._pending_bytes + self._written_bytes - self._taken()
+        self.server.held_bytes += held_bytes - self.held_bytes
+        self.held_bytes = held_bytes
+
+    def _hold(self) -> None:
+        if not self._closing:
+            self.count_held()
+            if self.server.held_bytes > self.server.bounds.held_bytes_max:
+                self.server._let_go()
+
+    def _forget(self) -> None:
+        """Nothing more is read or answered."""
+        self._closing = True
+        self._pending.clear()
+        self._pending_bytes = 0
 
     def _stop_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing() and self._transport.is_reading():
@@ -427,6 +515,11 @@ class Connection(asyncio.Protocol):
         detail = f"{what} within {after_s:g} s"
         code = ErrorCode.BAD_REQUEST if self._greeted else ErrorCode.VERSION
         self._read_timer = asyncio.get_running_loop().call_later(after_s, self._end, code, detail)
+
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _cancel_read_timer(self) -> None:
         if self._read_timer is not None:
