@@ -46,6 +46,10 @@ class Sockets(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = []
     connections_max: Annotated[int, Meta(ge=1, le=100_000, description="Open connections of one worker.")] = 12_000
+    patience_ms: Annotated[
+        Ms,
+        Meta(description="A peer that takes longer for its Hello, the rest of a frame, or to read replies is closed."),
+    ] = 10_000
 
 
 class Access(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

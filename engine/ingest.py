@@ -70,7 +70,7 @@ from ipc.messages import (
     Stats,
     UseModel,
 )
-from ipc.server import Bounds, Connection, Server
+from ipc.server import Connection, Server
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class IngestWorker:
         self.server = Server(
             role="write", handle=self.handle, generation=lambda: self.publisher.manifest.generation,
             name=worker.role, version=VERSION, other_socket=str(worker.layout.query_socket),
-            bounds=Bounds(connections_max=self.config.sockets.connections_max), admit=self.admit,
+            bounds=worker.bounds(), admit=self.admit,
         )  # fmt: skip
 
     async def run(self) -> None:

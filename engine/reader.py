@@ -4,6 +4,8 @@ Always true
   - It only maps and reads, holds no state worth keeping, and may die at any time.
   - All requests that wait are answered together: one read transaction, one snapshot, one generation. The transaction
     ends before anything is awaited.
+  - A request that would wait for most of its deadline is refused when it comes, and one whose deadline passed is not
+    worked on: otherwise an overload is answered with answers that nobody waits for any more.
   - What needs time (a text to embed, events that are not stored) is prepared in a thread and then queued like the rest.
 """
 
@@ -43,7 +45,12 @@ from engine.errors import (
     WrongModelError,
 )
 from engine.features import F32, unpack
-from engine.limits import PENDING_REQUESTS_MAX, YOUNG_OBJECTS_MAX
+from engine.limits import (
+    PENDING_PER_CONNECTION_CROWDED,
+    PENDING_REQUESTS_MAX,
+    WAIT_SHARE_MAX,
+    YOUNG_OBJECTS_MAX,
+)
 from engine.normalize import complete
 from engine.publish import load_models
 from engine.query import A, Answering, Question, spaces_of, stored_question
@@ -82,7 +89,7 @@ from ipc.messages import (
     Watch,
     encode,
 )
-from ipc.server import Bounds, Connection, Server
+from ipc.server import Connection, Server
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +114,12 @@ class Pending(NamedTuple):
         options = getattr(self.request, "options", None)
         return int(getattr(options or self.request, "min_generation", 0))
 
-    def overdue(self, limit_ms: int, now_s: float) -> bool:
+    def deadline_s(self, limit_ms: int) -> float:
         options = getattr(self.request, "options", None)
-        asked_ms = int(getattr(options or self.request, "deadline_ms", limit_ms))
-        return (now_s - self.arrived_s) * 1000 > min(asked_ms, limit_ms)
+        return min(int(getattr(options or self.request, "deadline_ms", limit_ms)), limit_ms) / 1_000
+
+    def overdue(self, limit_ms: int, now_s: float) -> bool:
+        return now_s - self.arrived_s > self.deadline_s(limit_ms)
 
 
 class Reader:
@@ -125,6 +134,8 @@ class Reader:
         self.thread = ThreadPoolExecutor(1, "prepare")
         self.pending: deque[Pending] = deque()
         self.preparing = 0
+        self.each_s = self.prepare_each_s = 0.0  # what one request took of late; see _mean
+        self.served, self.served_s = 0, 0.0  # the last batch, if more waited; when it began
         self.waiting: list[Pending] = []
         self.watchers: dict[tuple[Connection, int], int] = {}
         self.watching: asyncio.TimerHandle | None = None
@@ -135,7 +146,7 @@ class Reader:
         self.server = Server(
             role="read", handle=self.handle, generation=lambda: self.counter.value, name=worker.role, version=VERSION,
             other_socket=str(worker.layout.write_socket),
-            bounds=Bounds(connections_max=self.config.sockets.connections_max), admit=self.admit,
+            bounds=worker.bounds(), admit=self.admit, places=self.places,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -198,19 +209,30 @@ class Reader:
     # ---- arrival --------------------------------------------------------------------------------------------------
 
     def handle(self, connection: Connection, request: Request) -> None:
-        if len(self.pending) + len(self.waiting) + self.preparing >= PENDING_REQUESTS_MAX:
-            connection.fail(
-                request.request_id, OverloadedError(f"{PENDING_REQUESTS_MAX} requests wait in this reader; try again"),
-                retry_after_ms=RETRY_AFTER_MS,
-            )  # fmt: skip
-            return
         pending = Pending(connection, request, time.monotonic())
         if isinstance(request, Stats) and self.confined.landlock:
             self._measure(pending)
         elif isinstance(request, SearchText | QueryEvent) or (isinstance(request, Classify) and request.events):
-            self._prepare(pending)
-        else:
+            if self._in_time(pending, self.preparing * self.prepare_each_s):
+                self._prepare(pending)
+        elif len(self.pending) < BATCH_REQUESTS_MAX or self._in_time(pending, len(self.pending) * self.each_s):
             self._queue(pending)
+
+    def places(self) -> int:
+        """Asked by the server before it decodes a request: how many one connection may have under way."""
+        waiting = len(self.pending) + len(self.waiting) + self.preparing
+        if waiting < PENDING_REQUESTS_MAX // 2:
+            return PENDING_REQUESTS_MAX
+        return PENDING_PER_CONNECTION_CROWDED if waiting < PENDING_REQUESTS_MAX else 0
+
+    def _in_time(self, pending: Pending, wait_s: float) -> bool:
+        """False: it is refused, as it would wait too long. What it waited unread is not known, hence a share."""
+        if wait_s <= WAIT_SHARE_MAX * pending.deadline_s(self.config.readers.deadline_ms):
+            return True
+        wait_ms = round(wait_s * 1_000)
+        error = OverloadedError(f"it would wait {wait_ms} ms in this reader, for most of its deadline; try again")
+        pending.connection.fail(pending.request.request_id, error, retry_after_ms=max(RETRY_AFTER_MS, wait_ms // 2))
+        return False
 
     def _queue(self, pending: Pending) -> None:
         self.pending.append(pending)
@@ -236,6 +258,16 @@ class Reader:
         assert models is not None
 
         def work() -> list[Question]:
+            start_s = time.monotonic()
+            if not pending.connection.wants(pending.request.request_id):
+                return []
+            if pending.overdue(self.config.readers.deadline_ms, start_s):
+                raise DeadlineError("its deadline passed; try again")
+            found = prepared()
+            self.prepare_each_s = _mean(self.prepare_each_s, time.monotonic() - start_s)
+            return found
+
+        def prepared() -> list[Question]:
             if isinstance(pending.request, SearchText):
                 return [self._text_question(pending.request, models)]
             if pending.questions is not None:
@@ -291,6 +323,8 @@ class Reader:
         """Answer what waits, in one read transaction."""
         self.scheduled = False
         now_s = time.monotonic()
+        if self.served:  # more waited: what the loop read and refused meanwhile counts, too
+            self.each_s = _mean(self.each_s, (now_s - self.served_s) / self.served)
         batch: list[Pending] = []
         while self.pending and len(batch) < BATCH_REQUESTS_MAX:
             pending = self.pending.popleft()
@@ -300,7 +334,9 @@ class Reader:
                 pending.connection.fail(pending.request.request_id, DeadlineError("its deadline passed; try again"))
                 continue
             batch.append(pending)
+        self.served, self.served_s = 0, now_s
         if self.pending:
+            self.served = len(batch)
             self.scheduled = True
             self.worker.loop.call_soon(self._serve)
         if not batch:
@@ -473,6 +509,11 @@ class Reader:
         if self.watching is not None:
             self.watching.cancel()
         self.watching = self.worker.loop.call_later(WATCH_S, self._watch) if self.watchers else None
+
+
+def _mean(so_far: float, new: float) -> float:
+    """A mean that forgets: the last ones weigh most."""
+    return so_far + (new - so_far) / 8 if so_far else new
 
 
 def _told(error: Exception) -> Exception:

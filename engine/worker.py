@@ -33,8 +33,8 @@ from engine.config import Config
 from engine.errors import BootError, CorruptionError, EngineError
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
-from engine.process import PARENT_GONE, die_with_parent, name_process, raise_limits, set_up_log
-from ipc.server import Server
+from engine.process import PARENT_GONE, connections_max, die_with_parent, name_process, raise_limits, set_up_log
+from ipc.server import Bounds, Server
 
 log = logging.getLogger("engine.worker")
 
@@ -80,6 +80,12 @@ class Worker:
         """Run main to its end on uvloop and return its status (None: 0)."""
         status: int = uvloop.run(self._run(main))
         return status
+
+    def bounds(self) -> Bounds:
+        """What peers may cost this worker."""
+        sockets = self.config.sockets
+        most, patience_s = connections_max(sockets.connections_max), sockets.patience_ms / 1_000
+        return Bounds(connections_max=most, hello_s=patience_s, frame_s=patience_s, write_s=patience_s)
 
     def serve(self, server: Server) -> None:
         """Connections from the supervisor go to this server, their ends back to the supervisor."""
