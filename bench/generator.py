@@ -135,7 +135,8 @@ class Load:
             peer.transport.close()
         return {
             "qps": round(self.in_time / took_s, 1), "good_qps": round(self.good / took_s, 1),
-            **percentiles_ms(self.latency_s), "failures": self.failures, "refused": dict(self.refused), "lost": self.lost, "unanswered": len(self.due_s), "sent": self.sent,
+            **percentiles_ms(self.latency_s), "failures": self.failures, "refused": dict(self.refused),
+            "lost": self.lost, "unanswered": len(self.due_s), "sent": self.sent,
             "sent_late": percentiles_ms(self.late_s), "client_cpu_share": round(cpu_s / took_s, 3),
             "client_cpu_us_per_query": round(cpu_s / max(1, self.in_time) * 1e6, 1),
         }  # fmt: skip

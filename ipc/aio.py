@@ -3,6 +3,7 @@
 Always true
   - A reply goes to the call with its id; a broken connection fails every call that waits on it, at once.
   - A read is sent again, once, when its connection breaks; a write never is.
+  - What was refused as OVERLOADED is sent again after retry_after_ms, within the same deadline.
   - A call that is cancelled or late sends Cancel, and its answer, if it still comes, is dropped.
 """
 
@@ -18,8 +19,8 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, cast
 
 from ipc import calls
-from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, Path, R, unexpected
-from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
+from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, Path, R, Refused, unexpected
+from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, OverloadedError, VersionError, error_of
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
     FRAME_BYTES_MAX,
@@ -145,8 +146,16 @@ class AsyncClient:
 
     async def call(self, make: Make, *, timeout_ms: int | None = None) -> Reply:
         """The reply to make(request_id, left_ms); a Failure is raised. A read is tried again once if its connection
-        breaks."""
+        breaks, and what was refused for want of room when the engine says, as long as there is time."""
         deadline_s = time.monotonic() + (self.timeout_ms if timeout_ms is None else timeout_ms) / 1_000
+        refused = Refused(deadline_s)
+        while True:
+            try:
+                return await self._twice(make, deadline_s)
+            except OverloadedError as e:
+                await asyncio.sleep(refused.pause_s(e))
+
+    async def _twice(self, make: Make, deadline_s: float) -> Reply:
         try:
             return await self._once(make, deadline_s)
         except ConnectionLostError:

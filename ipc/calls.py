@@ -7,13 +7,15 @@ Always true
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Generic, NamedTuple, TypeVar, get_args
 
 from msgspec.structs import replace
 
-from ipc.errors import ClientError, VersionError
+from ipc.errors import ClientError, OverloadedError, VersionError
 from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import (
     AddModel,
@@ -67,6 +69,23 @@ Path = str | PathLike[str]
 Make = Callable[[int, int], Request]  # (request id, milliseconds left) -> the request
 R = TypeVar("R", bound=Reply)
 How = TypeVar("How", Options, Voting)
+
+
+class Refused:
+    """How often one call was refused for want of room, and when to try again. Nothing of it was done, so a write may be
+    sent again, too."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s, self.times = deadline_s, 0
+
+    def pause_s(self, error: OverloadedError) -> float:
+        """What the engine asks for, twice as long each time, and not the same for all who were refused together. Raises
+        the error where the engine does not ask for it, or no time is left."""
+        pause_s: float = error.retry_after_ms / 1_000 * (1 << self.times) * random.uniform(0.8, 1.2)
+        if pause_s == 0 or time.monotonic() + pause_s >= self.deadline_s:
+            raise error
+        self.times += 1
+        return pause_s
 
 
 class Call(NamedTuple, Generic[R]):

@@ -4,6 +4,8 @@ Always true
   - A call ends by its deadline plus LATE_MS, whatever the engine does. The same deadline travels in the request.
   - A read is sent again, once, when its connection breaks; a write never is. An idle connection that the engine closed
     meanwhile is noticed before a request is sent.
+  - What was refused as OVERLOADED is sent again after retry_after_ms, within the same deadline; in a pipeline the
+    refusal is yielded instead.
   - A call that is interrupted (Ctrl-C, or any exception while waiting) leaves no connection with an answer under way:
     it is cancelled and closed, and the next call connects anew.
   - One thread at a time. Nothing of ours is imported but ipc, so a client needs msgspec and nothing else.
@@ -25,8 +27,8 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self
 
 from ipc import calls
-from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, Path, R, unexpected
-from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, VersionError, error_of
+from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, Path, R, Refused, unexpected
+from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, OverloadedError, VersionError, error_of
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
     FRAME_BYTES_MAX,
@@ -236,8 +238,16 @@ class Client:
 
     def call(self, make: Make, *, timeout_ms: int | None = None) -> Reply:
         """The reply to make(request_id, left_ms); a Failure is raised. A read is tried again once if its connection
-        breaks."""
+        breaks, and what was refused for want of room when the engine says, as long as there is time."""
         deadline_s = self._deadline(timeout_ms)
+        refused = Refused(deadline_s)
+        while True:
+            try:
+                return self._twice(make, deadline_s)
+            except OverloadedError as e:
+                time.sleep(refused.pause_s(e))
+
+    def _twice(self, make: Make, deadline_s: float) -> Reply:
         try:
             return self._once(make, deadline_s)
         except ConnectionLostError:
