@@ -130,7 +130,7 @@ class Receiver:
         self.on_rolled: Callable[[bool], None] = lambda all_of_them: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_end: Callable[[], None] = lambda: None
-        self._reporting = self._short = self._stopped = False
+        self._reading = self._reporting = self._short = self._stopped = False
 
     def job(self) -> bytes:
         """The first message, before the loop runs; blocks. Empty when the supervisor is gone."""
@@ -141,12 +141,12 @@ class Receiver:
         """Serve the channel on this loop; on_end once the supervisor is gone."""
         self._loop, self._on_end = loop, on_end
         self.sock.setblocking(False)
-        loop.add_reader(self.sock, self._receive)
+        self._read()
 
     def stop(self) -> None:
         """Take nothing more. What is on the way is closed: its peers were not welcomed yet, and connect again."""
         self.on_connection, self._stopped = None, True
-        if self._loop is not None and self._loop.remove_reader(self.sock):
+        if self._ignore():
             self._receive()
 
     def send(self, kind: bytes) -> None:
@@ -216,20 +216,28 @@ class Receiver:
             if not self._short:
                 log.error("no connection can be taken: %s; tried again every %g s", e, TAKE_AGAIN_S)
             self._short = True
-            if self._loop is not None and self._loop.remove_reader(self.sock):
-                self._loop.call_later(TAKE_AGAIN_S, self._take_again)
+            if self._ignore() and self._loop is not None:
+                self._loop.call_later(TAKE_AGAIN_S, self._read)
             return False
         if self._short:
             log.warning("connections are taken again")
             self._short = False
         return True
 
-    def _take_again(self) -> None:
+    def _read(self) -> None:
         if self._loop is not None and not self._stopped:
             self._loop.add_reader(self.sock, self._receive)
+            self._reading = True
+
+    def _ignore(self) -> bool:
+        """Was the channel read until now? (remove_reader() of uvloop does not tell.)"""
+        was, self._reading = self._reading, False
+        if was and self._loop is not None:
+            self._loop.remove_reader(self.sock)
+        return was
 
     def _end(self) -> None:
-        if self._loop is not None and self._loop.remove_reader(self.sock):
+        if self._ignore():
             self._on_end()
 
     def _take(self, fds: list[int]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from engine import handoff
 from engine.handoff import Receiver, Sender
@@ -60,7 +61,7 @@ def test_a_connection_arrives_works_and_its_end_is_counted(ends: tuple[Sender, R
         receiver.stop()
 
     before = open_fds()
-    asyncio.run(scenario())
+    uvloop.run(scenario())
     assert open_fds() == before
 
 
@@ -95,7 +96,7 @@ def test_room_comes_back_when_the_worker_takes(ends: tuple[Sender, Receiver]) ->
             b.close()
         receiver.stop()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_offering_to_a_dead_worker_is_refused_not_raised(ends: tuple[Sender, Receiver]) -> None:
@@ -122,7 +123,7 @@ def test_the_end_of_the_supervisor_is_told_once(ends: tuple[Sender, Receiver]) -
         receiver.closed_one()  # reporting to nobody is no error
         await turns()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_the_job_comes_first_and_ready_and_checked_go_back(ends: tuple[Sender, Receiver]) -> None:
@@ -146,7 +147,7 @@ def test_the_job_comes_first_and_ready_and_checked_go_back(ends: tuple[Sender, R
         assert sender.checked
         receiver.stop()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_stopping_worker_closes_what_is_on_the_way(ends: tuple[Sender, Receiver]) -> None:
@@ -162,7 +163,7 @@ def test_a_stopping_worker_closes_what_is_on_the_way(ends: tuple[Sender, Receive
         b.close()
         await turns()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_no_supervisor_means_no_job(ends: tuple[Sender, Receiver]) -> None:
@@ -196,7 +197,7 @@ def test_without_a_free_descriptor_a_connection_waits_until_there_is_one(ends: t
         b.close()
         receiver.stop()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_heartbeat_pages_hold_what_was_put(tmp_path: Path) -> None:
