@@ -3,6 +3,7 @@
 Always true
   - While the file TEST_BAD_DISK holds an errno, every fdatasync of a worker fails with it, and every fsync; EIO once,
     and at an fdatasync: the next process finds a disk that works.
+  - While the file TEST_SLOW_DISK holds milliseconds, every fdatasync takes so much longer.
   - A catalog is opened with a map of as many bytes as the file TEST_MAP_BYTES says, where it is there.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from tests.engine_fixture import ROOT
 
 SEAM = """
-import errno, os
+import errno, os, time
 _trigger, _real = os.environ.get("TEST_BAD_DISK", ""), os.fdatasync
 def _number(path):
     try:
@@ -21,7 +22,10 @@ def _number(path):
             return int(file.read())
     except (OSError, ValueError):
         return 0
+_slow = os.environ.get("TEST_SLOW_DISK", "")
 def fdatasync(fd):
+    if _slow and (ms := _number(_slow)):
+        time.sleep(ms / 1e3)
     code = _number(_trigger)
     if not code:
         return _real(fd)
@@ -56,3 +60,10 @@ def small_map(folder: Path) -> tuple[Path, dict[str, str]]:
     """(the file for bytes of the map, environment); beside bad_disk."""
     size = folder / "map_bytes"
     return size, {"TEST_MAP_BYTES": str(size)}
+
+
+def slow_disk(folder: Path) -> tuple[Path, dict[str, str]]:
+    """(the file for milliseconds, environment), with the seam in `folder`, which is there."""
+    _, env = bad_disk(folder)
+    slow = folder / "slow_ms"
+    return slow, env | {"TEST_SLOW_DISK": str(slow)}

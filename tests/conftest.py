@@ -23,6 +23,11 @@ settings.register_profile(
 settings.load_profile("flowkin")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--idle", default="2000", help="of tests/process/test_load.py: connections that say nothing")
+    parser.addoption("--active", default="200", help="connections that ask")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starter]:
     """start(...) -> a running Engine; each is stopped and checked at the end."""
