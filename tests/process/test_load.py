@@ -55,8 +55,8 @@ class Peer:
 
     def __init__(self, path: Path, *, hello: bool = True) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(path))  # before the timeout: with one, a full backlog is an error instead of a wait
         self.sock.settimeout(30)
-        self.sock.connect(str(path))
         self.frames = FrameReader(FRAME_BYTES_MAX)
         if hello:
             self.send(Hello(PROTOCOL_VERSION, "peer"))

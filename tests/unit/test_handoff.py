@@ -61,7 +61,7 @@ def test_a_connection_arrives_works_and_its_end_is_counted(ends: tuple[Sender, R
         receiver.stop()
 
     before = open_fds()
-    uvloop.run(scenario())
+    asyncio.run(scenario())
     assert open_fds() == before
 
 
