@@ -19,13 +19,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress, islice
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Raw
 
 from engine import access, confine, facts, filters
+from engine.admission import Pending, in_time, mean, places
 from engine.catalog import Catalog, View
 from engine.classify import Classifying, options_of
 from engine.columns import Columns
@@ -41,16 +41,10 @@ from engine.errors import (
     DeadlineError,
     NotFoundError,
     NotReadyError,
-    OverloadedError,
     WrongModelError,
 )
 from engine.features import F32, unpack
-from engine.limits import (
-    PENDING_PER_CONNECTION_CROWDED,
-    PENDING_REQUESTS_MAX,
-    WAIT_SHARE_MAX,
-    YOUNG_OBJECTS_MAX,
-)
+from engine.limits import YOUNG_OBJECTS_MAX
 from engine.normalize import complete
 from engine.publish import load_models
 from engine.query import A, Answering, Question, spaces_of, stored_question
@@ -97,29 +91,6 @@ BATCH_REQUESTS_MAX = 64  # answered in one read transaction
 WATCH_S = 0.020
 KEEP_UP_S = 0.25  # how often an idle reader looks for a new generation, so that it holds nothing that is gone
 WAIT_S = 0.002  # how often a request for a later generation looks again
-RETRY_AFTER_MS = 20
-
-
-class Pending(NamedTuple):
-    """A request under way. questions: what a thread has prepared of it, with the model of that version."""
-
-    connection: Connection
-    request: Request
-    arrived_s: float
-    questions: list[Question] | None = None
-    model: str = ""
-
-    @property
-    def min_generation(self) -> int:
-        options = getattr(self.request, "options", None)
-        return int(getattr(options or self.request, "min_generation", 0))
-
-    def deadline_s(self, limit_ms: int) -> float:
-        options = getattr(self.request, "options", None)
-        return min(int(getattr(options or self.request, "deadline_ms", limit_ms)), limit_ms) / 1_000
-
-    def overdue(self, limit_ms: int, now_s: float) -> bool:
-        return now_s - self.arrived_s > self.deadline_s(limit_ms)
 
 
 class Reader:
@@ -134,7 +105,7 @@ class Reader:
         self.thread = ThreadPoolExecutor(1, "prepare")
         self.pending: deque[Pending] = deque()
         self.preparing = 0
-        self.each_s = self.prepare_each_s = 0.0  # what one request took of late; see _mean
+        self.each_s = self.prepare_each_s = 0.0  # what one request took of late; see mean()
         self.served, self.served_s = 0, 0.0  # the last batch, if more waited; when it began
         self.waiting: list[Pending] = []
         self.watchers: dict[tuple[Connection, int], int] = {}
@@ -209,30 +180,17 @@ class Reader:
     # ---- arrival --------------------------------------------------------------------------------------------------
 
     def handle(self, connection: Connection, request: Request) -> None:
-        pending = Pending(connection, request, time.monotonic())
+        pending, limit_ms = Pending(connection, request, time.monotonic()), self.config.readers.deadline_ms
         if isinstance(request, Stats) and self.confined.landlock:
             self._measure(pending)
         elif isinstance(request, SearchText | QueryEvent) or (isinstance(request, Classify) and request.events):
-            if self._in_time(pending, self.preparing * self.prepare_each_s):
+            if in_time(pending, self.preparing * self.prepare_each_s, limit_ms):
                 self._prepare(pending)
-        elif len(self.pending) < BATCH_REQUESTS_MAX or self._in_time(pending, len(self.pending) * self.each_s):
+        elif len(self.pending) < BATCH_REQUESTS_MAX or in_time(pending, len(self.pending) * self.each_s, limit_ms):
             self._queue(pending)
 
     def places(self) -> int:
-        """Asked by the server before it decodes a request: how many one connection may have under way."""
-        waiting = len(self.pending) + len(self.waiting) + self.preparing
-        if waiting < PENDING_REQUESTS_MAX // 2:
-            return PENDING_REQUESTS_MAX
-        return PENDING_PER_CONNECTION_CROWDED if waiting < PENDING_REQUESTS_MAX else 0
-
-    def _in_time(self, pending: Pending, wait_s: float) -> bool:
-        """False: it is refused, as it would wait too long. What it waited unread is not known, hence a share."""
-        if wait_s <= WAIT_SHARE_MAX * pending.deadline_s(self.config.readers.deadline_ms):
-            return True
-        wait_ms = round(wait_s * 1_000)
-        error = OverloadedError(f"it would wait {wait_ms} ms in this reader, for most of its deadline; try again")
-        pending.connection.fail(pending.request.request_id, error, retry_after_ms=max(RETRY_AFTER_MS, wait_ms // 2))
-        return False
+        return places(len(self.pending) + len(self.waiting) + self.preparing)
 
     def _queue(self, pending: Pending) -> None:
         self.pending.append(pending)
@@ -264,7 +222,7 @@ class Reader:
             if pending.overdue(self.config.readers.deadline_ms, start_s):
                 raise DeadlineError("its deadline passed; try again")
             found = prepared()
-            self.prepare_each_s = _mean(self.prepare_each_s, time.monotonic() - start_s)
+            self.prepare_each_s = mean(self.prepare_each_s, time.monotonic() - start_s)
             return found
 
         def prepared() -> list[Question]:
@@ -324,7 +282,7 @@ class Reader:
         self.scheduled = False
         now_s = time.monotonic()
         if self.served:  # more waited: what the loop read and refused meanwhile counts, too
-            self.each_s = _mean(self.each_s, (now_s - self.served_s) / self.served)
+            self.each_s = mean(self.each_s, (now_s - self.served_s) / self.served)
         batch: list[Pending] = []
         while self.pending and len(batch) < BATCH_REQUESTS_MAX:
             pending = self.pending.popleft()
@@ -509,11 +467,6 @@ class Reader:
         if self.watching is not None:
             self.watching.cancel()
         self.watching = self.worker.loop.call_later(WATCH_S, self._watch) if self.watchers else None
-
-
-def _mean(so_far: float, new: float) -> float:
-    """A mean that forgets: the last ones weigh most."""
-    return so_far + (new - so_far) / 8 if so_far else new
 
 
 def _told(error: Exception) -> Exception:

@@ -39,6 +39,7 @@ from engine.errors import BootError, ConfigError, EngineError
 from engine.files import open_ours
 from engine.heartbeat import Heartbeat
 from engine.layout import Layout
+from engine.limits import HANDOFF_BACKLOG_MAX
 from engine.process import connections_max, memory_bytes, raise_limits, set_up_log
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
 from engine.sockets import bind, check_parents, check_private, remove
@@ -414,14 +415,21 @@ class Supervisor:
                 self.selector.unregister(listener.sock)
 
     def _takers(self, kind: str) -> list[_Slot]:
-        """Ready workers with room in their channels, the one with the fewest connections first, silent ones last."""
+        """Ready workers with room in their channels, the one with the fewest connections first, silent ones last. One
+        that has far more than another waits for it: where it goes is for life, and idle ones never even it out."""
         since_ns = self.turn_ns - SILENT_NS
-        takers = [
+        found = [
             (slot.beat.stamp_ns < since_ns, slot.sender.open, slot.index, slot)
             for slot in self.slots
-            if slot.kind == kind and slot.ready and slot.sender is not None and not slot.sender.full
+            if slot.kind == kind and slot.ready and slot.sender is not None
         ]
-        return [slot for *_, slot in sorted(takers)]
+        fewest = min((open_count for silent, open_count, *_ in found if not silent), default=0)
+        most = fewest + max(HANDOFF_BACKLOG_MAX, fewest // 10)
+        return [
+            slot
+            for silent, open_count, _, slot in sorted(found)
+            if slot.sender is not None and not slot.sender.full and (silent or open_count <= most)
+        ]
 
     def _accept(self, listener: _Listener) -> None:
         for _ in range(ACCEPTS_IN_A_TURN):
