@@ -11,7 +11,7 @@ Tables
   ids          event_id NUL source -> seq u64 BE | xxh3_128 of raw
   annotations  seq -> msgpack Annotation           marks     field NUL value NUL seq -> nothing (index of annotations)
   texts        xxh3_128 of (text model, sentence) -> float32 vector
-  offsets      followed file -> its state          tracker   "checkpoint" -> u64 seq | state of the context tracker
+  offsets      followed file -> its state          tracker   the context's state, in pieces (engine/checkpoint.py)
   extents      first seq -> u32 rows, then xxh3_64 of each region's bytes
   meta         "manifest", "names" (families and sources by number), "counters"; for each source "coverage" NUL source
                (engine/coverage.py) and "letters" NUL source (engine/dead_letters.py); "action" NUL number u64 BE -> a

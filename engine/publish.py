@@ -33,7 +33,7 @@ import zstandard
 from msgspec import Struct
 
 from engine import actions as firewall
-from engine import coverage, dead_letters
+from engine import checkpoint, coverage, dead_letters
 from engine import features as feature_table
 from engine.actions import Actions, Hit, Plan
 from engine.append import Extent, RowAppender
@@ -336,9 +336,9 @@ class Publisher:
             self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted),
             names_count=names.count, switch=switch, filled=self._filled(first + len(accepted)),
         )  # fmt: skip
-        checkpointed, checkpoint = self.checkpointed, b""
+        checkpointed, context = self.checkpointed, b""
         if self._checkpoint_due():
-            checkpointed, checkpoint = first, seq_key(first) + self.tracker.dump()
+            checkpointed, context = first, self.tracker.dump()
             lap("checkpoint")
         with self.catalog.write() as batch:
             seqs = [seq_key(seq) for seq in range(first, first + len(accepted))]
@@ -368,8 +368,8 @@ class Publisher:
                     batch.delete("offsets", key)
             if names is not self.names:
                 batch.put_names(names)
-            if checkpoint:
-                batch.put("tracker", b"checkpoint", checkpoint)
+            if context:
+                checkpoint.put(batch, first, context)
             covered = self._cover(batch, manifest, names, counters)
             for name, tallies in letters.items():
                 dead_letters.put(batch, name, tallies)
@@ -388,7 +388,7 @@ class Publisher:
         lap("context")
         self.actions.adopt(plan)
         self.names, self.counters, self.checkpointed = names, counters, checkpointed
-        self._checkpoint_bytes = len(checkpoint) or self._checkpoint_bytes
+        self._checkpoint_bytes = len(context) or self._checkpoint_bytes
         self.coverage |= covered
         self.letters |= letters
         self.adopt(manifest)
@@ -586,7 +586,7 @@ class Publisher:
 
     def put_checkpoint(self, batch: Batch) -> None:
         self.checkpointed = self.manifest.count
-        batch.put("tracker", b"checkpoint", seq_key(self.manifest.count) + self.tracker.dump())
+        checkpoint.put(batch, self.manifest.count, self.tracker.dump())
 
     def know_cards(self) -> None:
         """Of the versions that there are: from now on a card that is another one is damaged."""

@@ -29,8 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from engine import dead_letters, filters, gc, quarantine
-from engine.catalog import seq_key
+from engine import checkpoint, dead_letters, filters, gc, quarantine
 from engine.dead_letters import Letter
 from engine.errors import BadRequestError, OverloadedError
 from engine.failpoint import failpoint
@@ -198,7 +197,7 @@ def _forget(publisher: Publisher, named: Named) -> int:
         old, generation=old.generation + 1, kept=None, purges=old.purges + 1, format_version=FORMAT_VERSION
     )
     with publisher.catalog.write() as batch:
-        batch.put("tracker", b"checkpoint", seq_key(old.count) + tracker.dump())
+        checkpoint.put(batch, old.count, tracker.dump())
         publisher.actions.delete(gone, batch)
         batch.put_counters(counters)
         batch.put_manifest(manifest)

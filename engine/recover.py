@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from engine import gc, quarantine, switch
+from engine import checkpoint, gc, quarantine, switch
 from engine.catalog import CURRENT, RESTORE, Catalog, Record, named
 from engine.config import Config
 from engine.context import Tracker
@@ -210,10 +210,9 @@ def replayed(
     tracker, seq = fresh, 0
     try:
         with catalog.read() as view:
-            checkpoint = view.get("tracker", b"checkpoint")
-            if checkpoint is not None:
-                tracker = Tracker.load(bytes(checkpoint[8:]), internal)
-                seq = int.from_bytes(checkpoint[:8], "big")
+            found = checkpoint.stored(view)
+        if found is not None:
+            tracker, seq = Tracker.load(found[1], internal), found[0]
     except CorruptionError as e:
         log.error("%s; the context is made again from all records", e)
     first = seq

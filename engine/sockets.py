@@ -14,8 +14,12 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
+from engine import notify
+from engine.config import Config
 from engine.errors import BootError, ConfigError, EngineError
+from engine.layout import Layout
 
 LISTEN_BACKLOG = 4_096
 PATH_BYTES_MAX = 107
@@ -111,3 +115,36 @@ def remove(sock: socket.socket, path: Path | None, inode: int) -> None:
         with contextlib.suppress(OSError):
             if path.lstat().st_ino == inode:
                 path.unlink()
+
+
+class Listener(NamedTuple):
+    """path: to be unlinked at the end; None when systemd owns the socket."""
+
+    kind: str  # of the workers it is for
+    sock: socket.socket
+    path: Path | None
+    inode: int
+
+
+def socket_paths(layout: Layout, config: Config) -> dict[str, Path]:
+    return {
+        "query": Path(config.sockets.query) if config.sockets.query else layout.query_socket,
+        "write": Path(config.sockets.write) if config.sockets.write else layout.write_socket,
+    }
+
+
+def listen(layout: Layout, config: Config, stack: contextlib.ExitStack) -> list[Listener]:
+    """Both listening sockets, from systemd or bound here. Raises BootError, ConfigError."""
+    given = notify.listeners()
+    modes = {"query": config.sockets.query_mode, "write": config.sockets.write_mode}
+    listeners = []
+    for name, path in socket_paths(layout, config).items():
+        kind = "reader" if name == "query" else "ingest"
+        if name in given:
+            listener = Listener(kind, given[name], None, 0)
+        else:
+            sock = bind(path, int(modes[name], 8), config.sockets.write_group if name == "write" else "")
+            listener = Listener(kind, sock, path, path.lstat().st_ino)
+        stack.callback(remove, listener.sock, listener.path, listener.inode)
+        listeners.append(listener)
+    return listeners

@@ -26,7 +26,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -42,7 +41,7 @@ from engine.layout import Layout
 from engine.limits import HANDOFF_BACKLOG_MAX
 from engine.process import connections_max, memory_bytes, raise_limits, set_up_log
 from engine.restart import GiveUp, Policy, Restart, Suspicion, describe
-from engine.sockets import bind, check_parents, check_private, remove
+from engine.sockets import Listener, check_parents, check_private, listen, remove, socket_paths
 from engine.worker import Job
 
 log = logging.getLogger("engine.supervisor")
@@ -91,15 +90,6 @@ class _Slot:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
-
-
-class _Listener(NamedTuple):
-    """path: to be unlinked at the end; None when systemd owns the socket."""
-
-    kind: str  # of the workers it is for
-    sock: socket.socket
-    path: Path | None
-    inode: int
 
 
 def run(config: Config, *, modules: Mapping[str, str] = MODULES) -> int:
@@ -431,7 +421,7 @@ class Supervisor:
             if slot.sender is not None and not slot.sender.full and (silent or open_count <= most)
         ]
 
-    def _accept(self, listener: _Listener) -> None:
+    def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPTS_IN_A_TURN):
             try:
                 connection, _ = listener.sock.accept()
@@ -599,27 +589,3 @@ def lock(layout: Layout, stack: contextlib.ExitStack) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     stack.callback(os.ftruncate, fd, 0)
-
-
-def socket_paths(layout: Layout, config: Config) -> dict[str, Path]:
-    return {
-        "query": Path(config.sockets.query) if config.sockets.query else layout.query_socket,
-        "write": Path(config.sockets.write) if config.sockets.write else layout.write_socket,
-    }
-
-
-def listen(layout: Layout, config: Config, stack: contextlib.ExitStack) -> list[_Listener]:
-    """Both listening sockets, from systemd or bound here. Raises BootError, ConfigError."""
-    given = notify.listeners()
-    modes = {"query": config.sockets.query_mode, "write": config.sockets.write_mode}
-    listeners = []
-    for name, path in socket_paths(layout, config).items():
-        kind = "reader" if name == "query" else "ingest"
-        if name in given:
-            listener = _Listener(kind, given[name], None, 0)
-        else:
-            sock = bind(path, int(modes[name], 8), config.sockets.write_group if name == "write" else "")
-            listener = _Listener(kind, sock, path, path.lstat().st_ino)
-        stack.callback(remove, listener.sock, listener.path, listener.inode)
-        listeners.append(listener)
-    return listeners

@@ -28,7 +28,7 @@ PAGE, RECORD = ROOT / "docs" / "RELIABILITY.md", ROOT / "docs" / "reliability.js
 STORAGE = [
     f"engine/{name}.py"
     for name in (
-        "actions", "append", "backup", "build", "catalog", "compact", "counter", "counters", "coverage",
+        "actions", "append", "backup", "build", "catalog", "checkpoint", "compact", "counter", "counters", "coverage",
         "dead_letters", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge",
         "quarantine", "rebuild", "recover", "retention", "rows", "scrub", "snapshot", "structure", "switch", "take",
         "tiers", "upkeep",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cli import feed
-from engine import facts
+from engine import checkpoint, facts
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.features import CONTEXT_INDEXES, empty, unpack
@@ -110,8 +110,8 @@ def test_a_large_state_is_stored_as_seldom_as_its_bytes_allow_and_a_start_replay
     def stored(store: Store) -> tuple[int, int]:
         """(events seen, bytes) of the stored state."""
         with store.catalog.read() as view:
-            blob = view.get("tracker", b"checkpoint")
-            return (0, 0) if blob is None else (int.from_bytes(blob[:8], "big"), len(blob))
+            seq, state = checkpoint.stored(view) or (0, b"")
+            return seq, len(state)
 
     with Store(tmp_path / "data") as store:
         seen = [0]
