@@ -276,6 +276,7 @@ def alone(home: Path) -> Iterator[None]:
             shutil.rmtree(path)
         yield
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that is just being started may have a copy of it
         os.close(fd)
 
 

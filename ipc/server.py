@@ -189,6 +189,7 @@ class Server:
 
     def _opened(self, connection: Connection) -> None:
         self.connections.add(connection)
+        self._empty.clear()
 
     def _lost(self, connection: Connection) -> None:
         self.connections.discard(connection)

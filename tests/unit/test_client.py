@@ -678,6 +678,9 @@ def test_connections_are_bounded(engine: Engine) -> None:
 
 
 def test_drain_answers_what_is_pending_reads_no_more_and_closes(engine: Engine) -> None:
+    with Client(engine.query) as client:
+        client.ping()
+    eventually(lambda: engine.open == 0)  # that it was once without connections must not end the drain
     with Raw(engine.query) as idle, Raw(engine.query) as busy, Raw(engine.query) as watching:
         busy.send(Get(1, ["late"]))
         watching.send(Watch(1))
