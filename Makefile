@@ -21,12 +21,12 @@ demo: setup  ## real events, real neighbours, and a reason
 	@$(BIN)/python examples/demo.py
 
 test: setup  ## every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: setup  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 docs: setup  ## the generated pages: commands, settings, protocol, features
 	$(BIN)/python -m cli.pages
