@@ -418,13 +418,13 @@ class Faults:
     def purge(self, chance: random.Random) -> None:
         batch = self.oracle.look().draw(chance)
         if batch is not None and batch.first not in self.oracle.asked:
-            self.oracle.asked.add(batch.first)
+            self.oracle.let_go(batch)
             self._go(lambda _: self._purge(batch), 0)
 
     def _purge(self, batch: Batch) -> None:
         """Until it is acknowledged; else it may be half done."""
         if self._ordered("purge", lambda client: client.purge(ids=batch.ids)):
-            self.oracle.purged.add(batch.first)
+            self.oracle.purged.update({batch.first} - self.oracle.again)
             self.done["purged"] += batch.count
 
     def compact(self, chance: random.Random) -> None:
@@ -455,5 +455,5 @@ class Faults:
         layout = self.engine.layout
         taken = sum(path.stat().st_size for folder in (layout.rows, layout.indexes) for path in folder.iterdir())
         self.engine.env["FLOWKIN_RETENTION__BYTES_MAX"] = str(max(KEPT_BYTES_MIN, taken * 2 // 3))
-        self.oracle.retains = True
+        self.oracle.let_go(None)
         self.start()

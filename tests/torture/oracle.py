@@ -5,8 +5,11 @@ Always true
   - A batch that a purge was asked for may be gone, whole or in part; once that was acknowledged nothing of it is there.
     From the moment on that events leave by age or size, the oldest leave first.
   - The file has a line for each batch before it is sent ("S first count"), one more when it was acknowledged and that
-    is synced ("A first count generation"), and one for each broken promise ("F text"). A last line without its end
-    does not count: its writer was killed.
+    is synced ("A first count generation"), one before it is sent again ("W first count"), and one for each broken
+    promise ("F text"). A last line without its end does not count: its writer was killed.
+  - A second file beside it has a line before a batch is asked to be purged ("P first") or the oldest may leave ("R").
+    What is gone would be stored anew if it was sent again, so each side writes its line first and then looks for the
+    other's: either nothing is sent again, or nothing is claimed of what was.
 """
 
 from __future__ import annotations
@@ -81,7 +84,8 @@ class Oracle:
     def __init__(self, path: Path) -> None:
         self.path, self.batches, self.findings = path, dict[int, Batch](), list[str]()
         self.acknowledged: list[Batch] = []
-        self.asked, self.purged = set[int](), set[int]()  # first numbers of batches: to be purged, and purged
+        # first numbers of batches: to be purged, purged, and sent again
+        self.asked, self.purged, self.again = set[int](), set[int](), set[int]()
         self.retains = False
         self.generation = self.next = self.events = self._offset = 0
         self._lock = threading.Lock()
@@ -99,7 +103,21 @@ class Oracle:
             for text in whole.splitlines(keepends=True):
                 if not text.endswith(TORN):
                     self._take(text.decode().rstrip("\n"))
+            if self._going.exists():
+                told = self._going.read_text().split("\n")[:-1]
+                self.retains = "R" in told
+                self.asked = {int(text[2:]) for text in told if text.startswith("P ")}
         return self
+
+    @property
+    def _going(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.going")
+
+    def let_go(self, batch: Batch | None) -> None:
+        """Before this batch is asked to be purged; None: before the oldest may leave."""
+        with self._going.open("a") as file:
+            file.write("R\n" if batch is None else f"P {batch.first}\n")
+        self.look()
 
     def _take(self, text: str) -> None:
         kind, rest = text.split(" ", 1)
@@ -107,6 +125,9 @@ class Oracle:
             self.findings.append(rest)
             return
         batch = Batch(*map(int, rest.split()))
+        if kind == "W":
+            self.again.add(batch.first)
+            return
         self.batches[batch.first] = batch
         self.next = max(self.next, batch.first + batch.count)
         if kind == "A":
@@ -142,7 +163,8 @@ class Oracle:
         with self._lock:
             known, asked = list(self.batches.values()), set(self.asked)
         stored = {b: bisect_left(there, b.first + b.count) - bisect_left(there, b.first) for b in known}
-        oldest = min((b.first for b, n in stored.items() if n == b.count), default=1 << 62) if retains else -1 << 62
+        held = [b.first for b, n in stored.items() if n == b.count and b.first not in self.again]
+        oldest = min(held, default=1 << 62) if retains else -1 << 62
         judged = [b for b in known if b.first not in asked and b.first > oldest + OUT_OF_ORDER]
         half = [f"half a batch: {stored[b]} of {b}" for b in judged if stored[b] not in (0, b.count)]
         lost = [f"lost: {b}" for b in set(acknowledged) & set(judged) if not stored[b]]
@@ -159,6 +181,9 @@ class Book:
 
     def send(self, batch: Batch) -> None:
         os.write(self.fd, f"S {batch.first} {batch.count}\n".encode())
+
+    def send_again(self, batch: Batch) -> None:
+        os.write(self.fd, f"W {batch.first} {batch.count}\n".encode())
 
     def acknowledge(self, batch: Batch, generation: int) -> None:
         os.write(self.fd, f"A {batch.first} {batch.count} {generation}\n".encode())

@@ -81,16 +81,31 @@ def test_the_oracle_knows_an_event_that_is_not_as_it_was_sent() -> None:
 
 
 def test_an_answer_that_says_half_of_a_batch_was_there_is_a_finding(tmp_path: Path) -> None:
-    book, batch = Book(tmp_path / "oracle"), Batch(0, 3)
-    assert not judge(book, batch, Failure(1, ErrorCode.NO_SPACE, ""))
-    assert judge(book, batch, Ingested(1, 2, 0, 3, 0))
+    book, batch, oracle = Book(tmp_path / "oracle"), Batch(0, 3), Oracle(tmp_path / "oracle")
+    assert not judge(book, oracle, batch, Failure(1, ErrorCode.NO_SPACE, ""))
+    assert judge(book, oracle, batch, Ingested(1, 2, 0, 3, 0))
     assert Oracle(tmp_path / "oracle").look().findings == []
-    assert judge(book, batch, Ingested(1, 2, 1, 2, 0))
-    assert not judge(book, batch, Failure(1, ErrorCode.INTERNAL, ""))
-    assert judge(book, Batch(0, 3, 2), Ingested(1, 2, 0, 3, 0))
+    assert judge(book, oracle, batch, Ingested(1, 2, 1, 2, 0))
+    assert not judge(book, oracle, batch, Failure(1, ErrorCode.INTERNAL, ""))
+    assert judge(book, oracle, Batch(0, 3, 2), Ingested(1, 2, 0, 3, 0))
     assert len(Oracle(tmp_path / "oracle").look().findings) == 2
-    assert judge(book, Batch(0, 3, 2), Ingested(1, 3, 3, 0, 0))
+    assert judge(book, oracle, Batch(0, 3, 2), Ingested(1, 3, 3, 0, 0))
     assert len(Oracle(tmp_path / "oracle").look().findings) == 3
+    oracle.let_go(batch)
+    assert judge(book, oracle, Batch(0, 3, 2), Ingested(1, 3, 3, 0, 0))
+    assert len(Oracle(tmp_path / "oracle").look().findings) == 3, "what was purged may be stored anew"
+
+
+def test_what_is_sent_again_after_it_left_does_not_make_others_lost(tmp_path: Path) -> None:
+    book, oracle = Book(tmp_path / "oracle"), Oracle(tmp_path / "oracle")
+    batches = [Batch(first, 500, 1 + first) for first in range(0, 5_000, 500)]
+    for batch in batches:
+        book.send(batch)
+        book.acknowledge(batch, batch.generation)
+    book.send_again(batches[1])
+    oracle.let_go(None)
+    there = set(range(500, 1_000)) | set(range(3_000, 5_000))  # the second was stored anew
+    assert oracle.retains and oracle.broken(there, batches, retains=True) == []
 
 
 KILLS = 20

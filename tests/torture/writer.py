@@ -34,7 +34,7 @@ def sizes(chance: random.Random) -> list[int]:
     return [chance.randint(100, 250) if chance.random() < 0.05 else chance.randint(1, 50)]
 
 
-def judge(book: Book, batch: Batch, reply: Reply) -> bool:
+def judge(book: Book, oracle: Oracle, batch: Batch, reply: Reply) -> bool:
     """Was it acknowledged?"""
     if isinstance(reply, Failure):
         if reply.code not in AGAIN:
@@ -43,7 +43,7 @@ def judge(book: Book, batch: Batch, reply: Reply) -> bool:
     assert isinstance(reply, Ingested)
     told, known = (reply.accepted, reply.duplicates, reply.rejected), (0, batch.count, 0)
     if batch.generation:
-        if told != known:
+        if told != known and not oracle.look().may_be_gone(batch):
             book.finding(f"{batch} was forgotten: {reply}")
         return True
     if told not in ((batch.count, 0, 0), known):
@@ -69,7 +69,9 @@ def main(data_dir: Path, path: Path, seed: int, events_per_s: float) -> int:
                     return 1
             if not left:
                 if oracle.acknowledged and chance.random() < AGAIN_SHARE:
-                    left.append(chance.choice(oracle.acknowledged))
+                    book.send_again(batch := chance.choice(oracle.acknowledged))
+                    if not oracle.look().may_be_gone(batch):
+                        left.append(batch)
                 for count in sizes(chance):
                     left.append(Batch(first, count))
                     book.send(left[-1])
@@ -83,7 +85,7 @@ def main(data_dir: Path, path: Path, seed: int, events_per_s: float) -> int:
             asked, failed = list(left), False
             try:
                 for batch, reply in zip(asked, client.pipeline(makes), strict=True):
-                    if judge(book, batch, reply):
+                    if judge(book, oracle, batch, reply):
                         left.remove(batch)
                     else:
                         failed = True
