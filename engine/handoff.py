@@ -156,16 +156,15 @@ class Receiver:
 
     def measure(self) -> bool:
         """Ask for the workers' memory; on_measured comes then. False: the channel is full, or its other end gone."""
-        try:
-            self.sock.send(MEASURE)
-        except OSError:
-            return False
-        return True
+        return self._ask(MEASURE)
 
     def roll(self) -> bool:
         """Ask for new readers in the place of confined ones; on_rolled comes then. False: as measure()."""
+        return self._ask(ROLL)
+
+    def _ask(self, kind: bytes) -> bool:
         try:
-            self.sock.send(ROLL)
+            self.sock.send(kind)
         except OSError:
             return False
         return True
