@@ -181,8 +181,11 @@ def fresh_texts(models: ModelSet) -> list[tuple[bytes, bytes]]:
 class Publisher:
     """The writing end of a data directory. Owned by the ingest worker; not for threads."""
 
-    def __init__(self, layout: Layout, catalog: Catalog, counter: Counter, models: ModelSet, tracker: Tracker) -> None:
-        """`tracker` must have seen every stored event (see engine/recover.py)."""
+    def __init__(
+        self, layout: Layout, catalog: Catalog, counter: Counter, models: ModelSet, tracker: Tracker, checkpointed: int
+    ) -> None:
+        """`tracker` must have seen every stored event, its stored state those before `checkpointed`: see
+        engine/recover.py."""
         self.layout, self.catalog, self.counter, self.models, self.tracker = layout, catalog, counter, models, tracker
         with catalog.read() as view:
             manifest = view.manifest()
@@ -196,7 +199,7 @@ class Publisher:
         self.other: ModelSet | None = None  # of a switch: it embeds what comes, too
         self.stages = Stages(layout)
         self._rows, self._other_rows = (RowAppender(layout, self.stages.lap) for _ in range(2))
-        self.checkpointed = self.manifest.count  # the next seq of the tracker's stored state; a start goes on there
+        self.checkpointed = checkpointed  # the next seq of the tracker's stored state; a start goes on there
         self._checkpoint_bytes = 0
         self._compress = zstandard.ZstdCompressor(level=1).compress  # of a record, level 3 saves nothing more
         counter.value = self.manifest.generation

@@ -78,8 +78,8 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     if not born:
         _check_generation(layout, config, counter, manifest)
     model = mended_models(layout, catalog, config, manifest.model, alive)
-    tracker = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)[0]
-    publisher = Publisher(layout, catalog, counter, model, tracker)
+    tracker, _, seen = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)
+    publisher = Publisher(layout, catalog, counter, model, tracker, seen)
     if not damage:
         publisher.know_cards()
     _mend_rows(publisher, alive)
@@ -213,9 +213,9 @@ def mend_rows(publisher: Publisher, number: int, alive: Callable[[], None] = lam
 
 def replayed(
     catalog: Catalog, fresh: Tracker, internal: list[str], alive: Callable[[], None] = lambda: None
-) -> tuple[Tracker, int]:
-    """The context tracker as of the committed count, and that count: the stored checkpoint, then every record since;
-    every record where there is no checkpoint or it is damaged."""
+) -> tuple[Tracker, int, int]:
+    """The context tracker as of the committed count, that count, and what the stored checkpoint had seen of it: that
+    checkpoint, then every record since; every record (and 0) where there is no checkpoint or it is damaged."""
     start = time.monotonic()
     tracker, seq = fresh, 0
     try:
@@ -233,7 +233,7 @@ def replayed(
             break
     if seq - first > CHUNK_ROWS:
         log.info("context of %d events replayed in %.1f s", seq - first, time.monotonic() - start)
-    return tracker, seq
+    return tracker, seq, first
 
 
 def catch_up(catalog: Catalog, tracker: Tracker, seq: int) -> tuple[int, bool]:

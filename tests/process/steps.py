@@ -100,12 +100,23 @@ class Steps:
         flip(path, _offsets(ROWS)["attack"] + 3)
         assert self.store
 
+    # ---- what leaves
+
     def retain(self, step: str, files: str) -> None:
         retention.hide(self.store.publisher, int(files))
 
     def sweep(self, step: str) -> None:
         while retention.sweep(self.store.publisher):
             pass
+
+    def leave(self, step: str, files: str) -> None:
+        self.store.leave(int(files))
+
+    def purge(self, step: str, *numbers: str) -> None:
+        self.store.purge(ids=[f"e{int(number):06d}" for number in numbers])
+
+    def compact(self, step: str) -> None:
+        self.store.compact()
 
     # ---- a switch of models
 
