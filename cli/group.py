@@ -22,7 +22,7 @@ CHAPTERS = {  # name of the command -> its file in cli/commands
     },
     "Know more": {
         "stats": "know", "dead_letters": "know", "info": "know", "models": "models", "fit": "models",
-        "train": "models", "purge": "data", "compact": "data", "export": "data",
+        "train": "models", "purge": "data", "compact": "data", "export": "data", "migrate": "migrate",
     },
 }  # fmt: skip
 FILES = {name: file for chapter in CHAPTERS.values() for name, file in chapter.items()}

@@ -4,7 +4,8 @@ Always true
   - What is committed is the truth. Derived files that are gone or damaged are made again from the records.
   - A start never refuses because of a damaged derived file; a directory of a newer format is refused by name.
 In this order
-  1. directories: names that a process made, which died before it synced them
+  1. directories: names that a process made, which died before it synced them; dead letters that a migration did not put
+     in place any more
   2. catalog: its structure is looked at (where it is damaged nothing is written, see Catalog.damage); LMDB comes back
      at its last commit, which is not before what the counter was told; a damaged model that ships is written again
   3. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
@@ -60,7 +61,10 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     long steps. Raises FormatError, KeyFileError, BootError, CorruptionError (the catalog), OSError."""
     cipher = cipher_of(config.store.key_file, layout.data_dir)
     layout.sync()
-    damage = _structure(layout) if (layout.catalog / CURRENT).exists() else ""
+    damage = ""
+    if (layout.catalog / CURRENT).exists():
+        gc.settle_letters(layout)
+        damage = _structure(layout)
     catalog = Catalog(
         layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability, cipher=cipher
     )

@@ -44,6 +44,7 @@ AREAS = {  # the part of a name before its dot: steps on a store of 150 events t
     "leave": ("send:150:250", "leave:4", "send:400:20"),
     "purge": ("publish:150:200", "label:200:benign", "purge:200:210", "publish:350:20"),  # of one row file: one round
     "compact": ("send:150:200", "leave:2", "compact", "send:350:20"),
+    "migrate": ("send:150:200", "migrate:a", "migrate:b", "send:350:20", "migrate:plain"),
 }
 AGAIN = {  # the same point, come by later: another row file, a merge, a publish in a switch
     "publish": ["publish.appended:2", "publish.appended:4", "row_file.created:2"],
@@ -54,6 +55,7 @@ AGAIN = {  # the same point, come by later: another row file, a merge, a publish
     "backup": ["backup.file:4", "backup.file:9"],
     "restore": ["restore.file:15"],
     "leave": ["leave.swept:3", "leave.swept:4"],
+    "migrate": ["migrate.step:2", "migrate.step:9", "migrate.placed:2", "migrate.named:3", "migrate.settled:2"],
 }  # fmt: skip
 PROCESSES = 2
 ASKED = ["e000003", "e000070", "e000129", "e000201", "e000390"]
@@ -96,7 +98,7 @@ def seen(store: Store) -> dict[str, Any]:
         "counted": (counters.actions_joined, counters.actions_waiting, counters.families, counters.record_bytes,
                     {name: (c.events, c.rejected) for name, c in counters.sources.items()}),
         "letters": {name: sum(t.count for t in tallies.values()) for name, tallies in publisher.letters.items()},
-        "kept letters": [msgspec.json.decode(line, type=dead_letters.Letter).offset for line in lines],
+        "kept letters": [msgspec.json.decode(line, type=dead_letters.Line).offset for line in lines],
         "answers": [shape(store.ask(name, top_k=20, collapse=False)) for name in ASKED if name in there],
     }  # fmt: skip
 
@@ -107,6 +109,7 @@ def whole(store: Store) -> dict[str, Any]:
     store.check()
     catalog = store.catalog.path.name
     assert {path.name for path in layout.catalog.iterdir()} == {"CURRENT", catalog, f"{catalog}-lock"}
+    assert not layout.migrating.exists() and not layout.letters_beside()
     there = {path.name for folder in (layout.rows, layout.indexes) for path in folder.iterdir()}
     assert there <= gc.named(layout, manifest)
     assert {i.file for i in manifest.indexes} <= there
@@ -209,7 +212,7 @@ def test_at_every_failpoint(unharmed, died, case: Case, record_property) -> None
         assert backups(to) == {"backup": ["b"], "restore": ["a"]}.get(case.area, [])
         if case.area in ("backup", "restore"):
             assert {p.name for p in to.home.iterdir()} == {*backup.found(to.home), ".backup.lock"}
-    assert {p.name for p in folder.iterdir()} <= {"data", "backups", "restored"}
+    assert {p.name for p in folder.iterdir()} <= {"data", "backups", "restored", "a.key", "b.key"}
     if case.area == "restore":
         with Store(to.restored) as store:
             assert whole(store) == states[-1]
