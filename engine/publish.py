@@ -300,7 +300,9 @@ class Publisher:
         at = time.time_ns()
         rejects = [r for some in refused.values() for r in some]
         try:
-            counters.letter_bytes = dead_letters.append(self.layout.dead_letters, rejects, at, counters.letter_bytes)
+            counters.letter_bytes = dead_letters.append(
+                self.layout.dead_letters, rejects, at, counters.letter_bytes, self.catalog.cipher
+            )
             failpoint("letters.appended")
         except OSError as e:
             say_if_full(e)

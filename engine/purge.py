@@ -174,7 +174,7 @@ def _purge_letters(
     """(dead letters removed, left). The file is replaced before its size is committed: a larger size cuts nothing."""
     if not publisher.layout.dead_letters.exists():
         return 0, 0
-    removed, left, size = dead_letters.rewritten(publisher.layout.dead_letters, goes, alive)
+    removed, left, size = dead_letters.rewritten(publisher.layout.dead_letters, goes, alive, publisher.catalog.cipher)
     if removed:
         counters = msgspec.structs.replace(publisher.counters, letter_bytes=size)
         with publisher.catalog.write() as batch:

@@ -59,7 +59,7 @@ def dead_letters(session: Session, out: Out, limit: int, reason: str) -> None:
     """
     from cli import questions
 
-    out.letters(questions.letters(session.existing().dead_letters, reason, limit))
+    out.letters(questions.letters(session.existing().dead_letters, reason, limit, session.cipher()))
 
 
 @group.command("info")
