@@ -17,7 +17,6 @@ A death before 2 leaves letters and rows past the committed count, which the nex
 from __future__ import annotations
 
 import collections
-import errno
 import logging
 import time
 from bisect import bisect_right
@@ -55,6 +54,7 @@ from engine.errors import (
 )
 from engine.failpoint import failpoint
 from engine.featurize import featurize
+from engine.files import is_full
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
@@ -101,10 +101,6 @@ class Outcome(NamedTuple):
     rejects: list[Reject]  # with those that publishing added
     joined: int = 0  # firewall actions said of events
     waiting: int = 0  # firewall actions that have met no event yet, of all submissions
-
-
-def is_full(e: OSError) -> bool:
-    return e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def say_if_full(e: OSError, what: str = "batch") -> None:
