@@ -234,6 +234,30 @@ def rewritten(
     return removed, left, size
 
 
+def copied(
+    path: Path, committed: int, new: Path, given: Cipher | NoKey | None, wanted: Cipher | NoKey | None
+) -> int:
+    """The letters in the first `committed` bytes of a file into a new one, opened with one cipher and sealed with
+    another; durable on return. How many lines were no letter, or could not be opened: they are left out. Raises
+    OSError."""
+    lost = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal lost
+        read = 0
+        with path.open("rb") as file:
+            while read < committed and (line := file.readline()):
+                read += len(line)
+                letter = next(_opened(line.rstrip(b"\n"), given), None)
+                if letter is not None:
+                    yield (letter if wanted is None else letter.sealed(wanted)).line()
+                elif line != b"\n":
+                    lost += 1
+
+    write_new(new, lines())
+    return lost
+
+
 def newest(path: Path, cipher: Cipher | NoKey | None = None) -> Iterator[Letter]:
     """The letters, the newest first, as far as LOOK_BYTES_MAX from the end reach. A line that is none is left out, and
     so is a last one that is not yet whole. Raises OSError, and KeyFileError at one that is sealed for want of a key."""

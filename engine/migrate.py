@@ -39,20 +39,27 @@ from engine import dead_letters, gc, lock
 from engine.catalog import CURRENT, ENCRYPTED, TABLES, Catalog, named
 from engine.cipher import SEALED_BYTES, Cipher, cipher_of, fitting
 from engine.config import Config
-from engine.errors import BadRequestError, CorruptionError, EngineError, KeyFileError, NoSpaceError, NotReadyError
+from engine.errors import (
+    BadRequestError,
+    CorruptionError,
+    DeniedError,
+    EngineError,
+    KeyFileError,
+    NoSpaceError,
+    NotReadyError,
+)
 from engine.failpoint import failpoint
-from engine.files import free_bytes, make_directory, sync_directory, write_new
+from engine.files import free_bytes, is_full, make_directory, sync_directory, write_new
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED, FORMAT_REMOVED
 from engine.manifest import Manifest
-from engine.publish import is_full
 from engine.recover import map_size
 from engine.structure import check
 from engine.version import VERSION
 
 STEP_VALUES = 4_096  # in one commit of the copy
 STEP_BYTES = 8 << 20
-ROOM_SHARE = 1.1  # of what the values take: pages that are not quite full
+ROOM_SHARE, ROOM_BYTES = 1.1, 1 << 20  # of what the values take, and more: pages that are not full or just replaced
 PLAIN, SEALED = "plain", "encrypted"
 MANIFEST, COUNTERS = b"manifest", b"counters"
 _NAMED_ANEW = frozenset((("meta", MANIFEST), ("meta", COUNTERS)))
@@ -143,6 +150,12 @@ def run(
     names the new one. advance: called with the number of values that are copied or compared. Raises LockedError,
     FormatError, KeyFileError, NoSpaceError, BadRequestError, NotReadyError, CorruptionError, EngineError: nothing was
     changed unless the message says so."""
+    owner = layout.data_dir.stat().st_uid
+    if owner != os.geteuid():
+        raise DeniedError(
+            f"{layout.data_dir} belongs to uid {owner}, and its engine could not read what uid {os.geteuid()} wrote; "
+            "nothing was changed; migrate it as its owner"
+        )
     held = _alone(layout, dry_run)
     try:
         if not dry_run and (layout.catalog / CURRENT).exists():
@@ -263,7 +276,7 @@ class _Migration:
             used, letters = view.used_bytes(), min(view.counters().letter_bytes, _size(self.layout.dead_letters))
         more = (bool(after.key_id) - bool(before.key_id)) * SEALED_BYTES * sealed
         number = _number(self.source.path.name) + 1
-        catalog = {"path": f"catalog/catalog.{number}", "bytes": round((used + max(0, more)) * ROOM_SHARE)}
+        catalog = {"path": f"catalog/catalog.{number}", "bytes": round((used + max(0, more)) * ROOM_SHARE) + ROOM_BYTES}
         file = {"path": self.layout.dead_letters.name, "bytes": 2 * letters}  # sealed and as base64, or less
         files = [catalog, *([file] if letters else [])] if self.plan.steps else []
         return {
@@ -408,7 +421,6 @@ class _Migration:
             raise EngineError(
                 f"{e}; the new catalog {new} is in use, but the old one may still be there; `flowkin migrate` again"
             ) from e
-
 
     def _undo(self) -> None:
         """What nothing names goes, as far as it can be had; a start removes it, too."""

@@ -20,11 +20,11 @@ EVENTS = 100
 LABELLED = "e000007"
 
 
-def make(target: Path) -> None:
+def make(target: Path, key_file: Path | None = None) -> None:
     """EVENTS events, one row file full and indexed, one event labelled, closed in order."""
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder) / "data"
-        with Store(data_dir) as store:
+        with Store(data_dir, key_file) as store:
             store.publish(several(EVENTS))
             store.index()
             store.publisher.annotate(LABELLED, "true_positive", "ana")

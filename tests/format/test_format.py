@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.limits import FORMAT_VERSION
+from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED, FORMAT_VERSION
 from tests.events import ids, several
 from tests.format.make import EVENTS, LABELLED, make, unpack
 from tests.store_fixture import Store
@@ -14,15 +14,24 @@ from tests.store_fixture import Store
 KEPT = sorted(Path(__file__).parent.glob("v*.tar.zst"))
 
 
-@pytest.mark.parametrize("kept", [None, *KEPT], ids=lambda path: path.stem if path else f"this one, v{FORMAT_VERSION}")
-def test_a_data_directory_of_a_released_format_opens_and_goes_on(tmp_path: Path, kept: Path | None) -> None:
-    if kept is None:
-        kept = tmp_path / "now.tar.zst"
-        make(kept)
+@pytest.mark.parametrize(
+    "kept", [FORMAT_BORN, FORMAT_ENCRYPTED, *KEPT], ids=lambda of: getattr(of, "stem", f"now v{of}")
+)
+def test_a_data_directory_of_a_released_format_opens_and_goes_on(tmp_path: Path, kept: Path | int) -> None:
+    key_file = None
+    if not isinstance(kept, Path):
+        if kept == FORMAT_ENCRYPTED:
+            key_file = tmp_path / "key"
+            key_file.touch(0o600)
+            key_file.write_text("ab" * 32)
+        number, kept = kept, tmp_path / "now.tar.zst"
+        make(kept, key_file)
         assert kept.stat().st_size < 1 << 20  # small enough to keep
-    with Store(unpack(kept, tmp_path)) as store:
+    else:
+        number = int(kept.name.removesuffix(".tar.zst")[1:])
+    with Store(unpack(kept, tmp_path), key_file) as store:
         assert store.ids() == ids(several(EVENTS))
-        assert store.publisher.manifest.format_version <= FORMAT_VERSION
+        assert store.publisher.manifest.format_version == number <= FORMAT_VERSION
         store.check()
         with store.catalog.read() as view:
             note = view.annotation(view.find(LABELLED) or 0)
