@@ -81,7 +81,7 @@ def reindexed(store: Store, nprobe: int, *, scrambled: bool = False) -> None:
         rows = np.concatenate([file.vectors[space] for file in files])[:count]
         rows = rows[np.random.default_rng(1).permutation(count)] if scrambled else rows
         name = f"{space}-{nprobe}-{scrambled}"
-        built = index.Made(index.ivf_flat([rows], count // 40), "ivf_flat", nprobe, None)
+        built = index.Made(index.inverted([rows], count // 40, half=False), "ivf_flat", nprobe, None)
         size, checksum = index.write(built, store.layout.index_file(name))
         made.append(IndexFile(space, 0, count, name, size, checksum, built.kind, nprobe))
     store.publisher.drop_indexes([file.file for file in store.publisher.manifest.indexes])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import index
 from engine import snapshot as snapshot_module
-from engine.embed.base import SPACES
+from engine.columns import COLUMNS
+from engine.counters import Names
+from engine.embed.base import DIMS, SPACES
 from engine.errors import NotReadyError
+from engine.index import MappedIndex
+from engine.manifest import IndexFile, Manifest
+from engine.rows import RowMap, Rows, RowWriter
 from engine.snapshot import Snapshot, Snapshots
 from tests.conftest import FILLED
 from tests.events import several
@@ -182,3 +190,31 @@ def test_closing_while_indexes_are_opened_ends(store: Store) -> None:
         snapshots.refresh(view)
     snapshots.close()
     eventually(lambda: snapshots.current is None)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4])
+def test_rows_nearer_to_each_other_than_16_bits_tell_are_found_in_their_order(tmp_path: Path, apart: float) -> None:
+    """400 of 2,048 rows lie about `apart` from one point of length 100, where such floats are up to 0.06 apart."""
+    rng, n = np.random.default_rng(7), 2_048
+    rows = Rows(
+        {s: rng.normal(0, 10, (n, DIMS[s])).astype(np.float32) for s in SPACES},
+        np.zeros((n, 105), np.float32), np.zeros(n, COLUMNS),
+    )  # fmt: skip
+    attack = rows.vectors["attack"]
+    flood = rng.choice(n, 400, replace=False)
+    point = 100 * attack[flood[0]] / np.linalg.norm(attack[flood[0]])
+    attack[flood] = point + rng.normal(0, apart, (400, DIMS["attack"]))
+    writer = RowWriter(tmp_path / "rows", 0, n)
+    writer.write(0, rows)
+    writer.close()
+    made = index.build([attack])
+    assert made.kind == "ivf_half"
+    size, checksum = index.write(made, tmp_path / "i")
+    file = IndexFile("attack", 0, n, "i", size, checksum, made.kind, made.index.nlist)
+    opened = MappedIndex(tmp_path / "i", size, checksum, 0, n, made.index.nlist)
+    manifest = Manifest(count=n, row_file_rows=n, model="m", indexes=[file])
+    snapshot = Snapshot(manifest, Names([], []), [RowMap(tmp_path / "rows", 0, n)], {file: opened})
+    for query in (attack[flood[:3]], point.astype(np.float32)[None], attack[:2]):
+        for one, found in zip(query, snapshot.search("attack", query, 10), strict=True):
+            exact = np.sqrt(((attack.astype(np.float64) - one.astype(np.float64)) ** 2).sum(1))
+            assert found.distances.tolist() == pytest.approx(np.sort(exact)[:10].tolist(), rel=1e-9, abs=1e-12)
