@@ -69,8 +69,9 @@ class Snapshot:
         self._rows = manifest.row_file_rows
         self._plan: dict[str, list[tuple[int, int, MappedIndex | None]]] = {}
         if old is not None and old.files is files and old.indexes is indexes and old.span:
-            for space, (*ranges, (lo, _, index)) in old._plan.items():
-                self._plan[space] = [*ranges, (lo, self.count, index)]
+            for space, ranges in old._plan.items():  # the last of which is that of the tail, unless an index ends there
+                tail = ranges[-1][0] if ranges[-1][2] is None else old.count
+                self._plan[space] = [r for r in ranges if r[0] != tail] + [(tail, self.count, None)]
         else:
             for space in SPACES:
                 self._plan[space] = list(self._cover(space))

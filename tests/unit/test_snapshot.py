@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import index
+from engine import index, tiers
 from engine import snapshot as snapshot_module
 from engine.columns import COLUMNS
 from engine.counters import Names
@@ -134,6 +134,27 @@ def test_a_merged_index_is_taken_over_when_it_is_open_and_those_it_replaces_serv
             (found,) = snapshot.search(space, data[[3]].astype(np.float32), 10)
             expected = np.sort(np.sqrt(((data - data[3]) ** 2).sum(1)))[:10]
             assert (found.distances <= expected[-1] * (1 + 1e-6)).mean() >= 0.9
+
+
+def test_rows_are_indexed_before_their_file_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where such an index ends at the last event, and others come after it; the whole takes the place of all."""
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    for count, left in ((144, 0), (5, 5), (20, 9), (25, 2)):
+        first = store.publisher.manifest.count
+        store.publish(several(count, first))
+        added = store.snapshot()
+        store.index()
+        store.index_early()
+        indexed = store.snapshot()
+        for snapshot in (added, indexed):
+            for space in SPACES:
+                covered = [seq for lo, hi, _ in snapshot._plan[space] for seq in range(lo, hi)]
+                assert covered == list(range(first + count))
+            newest = snapshot.vectors("attack", np.arange(first, first + count))
+            for seq, found in zip(range(first, first + count), snapshot.search("attack", newest, 5), strict=True):
+                assert found.distances[0] == 0 and seq in found.seqs
+        assert [indexed.unindexed(space) for space in SPACES] == [left] * 3
+    store.check()
 
 
 def test_indexes_of_other_rows_do_not_serve_meanwhile(store: Store) -> None:
