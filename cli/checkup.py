@@ -25,10 +25,16 @@ def run(session: Session, *, deep: bool, fix: bool, quality: bool, sample: int) 
     import msgspec
 
     from engine import doctor
+    from engine.errors import EngineError
 
     layout = session.existing()
     found = _fix(session) if fix else []
-    found += doctor.run(layout, deep=deep)
+    key_file = ""
+    try:
+        key_file = session.config().store.key_file
+    except EngineError as e:
+        found.append(doctor.Finding("problem", "settings", str(e)))
+    found += doctor.run(layout, deep=deep, key_file=key_file)
     summary: dict[str, Any] = {"data_dir": str(layout.data_dir), "deep": deep, "fix": fix}
     if quality:
         more, summary["quality"] = _quality(session, sample)

@@ -248,12 +248,12 @@ def _in_order(name: str, files: list[Path], how: How) -> list[Path]:
 def spec_of(how: How) -> SourceSpec:
     """What the adapters need to know, all but the source's name. Raises SourceError, CommandError."""
     from engine.flows.split import Limits
+    from engine.keys import read_key
     from engine.sources.base import SourceSpec
-    from engine.sources.files import hmac_key
 
     return SourceSpec(
         "", sensor=how.sensor, timezone=how.timezone, labels=_labels(how),
-        hmac_key=hmac_key(how.hmac_key_file) if how.hmac_key_file else b"",
+        hmac_key=read_key(how.hmac_key_file) if how.hmac_key_file else b"",
         flows=Limits(how.idle_s, how.active_s, tunnels=how.tunnels),
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ def export(session: Session, kind: str, path: Path, meter: Meter) -> dict[str, A
     from engine import export as engine_export
 
     if kind == "legacy":
-        events = engine_export.export_legacy(session.existing(), path, meter.advance)
+        events = engine_export.export_legacy(session.existing(), path, meter.advance, cipher=session.cipher())
     elif kind == "parquet":
         events = engine_export.export_parquet(session.client(), path, meter.advance)
     else:

@@ -684,7 +684,7 @@ def dead_letters(session: Session, out: Out, limit: int, reason: str) -> None:
     """
     from cli import questions
 
-    out.letters(questions.letters(session.existing().dead_letters, reason, limit))
+    out.letters(questions.letters(session.existing().dead_letters, reason, limit, session.cipher()))
 
 
 @flowkin.command("info")
@@ -777,7 +777,7 @@ def models_compare(session: Session, out: Out, a: str, b: str, count: int, seed:
 
     layout, config = session.existing(), session.config()
     with progress("compare", unit=""):
-        found = compare(layout, (a, b), config.network.internal, map_size(config), count, seed)
+        found = compare(layout, (a, b), config.network.internal, map_size(config), count, seed, session.cipher())
     out.compared(found)
 
 

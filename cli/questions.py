@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cli.answers import Document
     from cli.session import Session
+    from engine.cipher import Cipher
     from ipc.client import Client
 
 PAGE = 500
@@ -185,12 +186,12 @@ def stats(
     return {**facts, "sources": [rows[name] for name in names], "features": columns}, generation
 
 
-def letters(path: Path, reason: str, limit: int) -> Iterator[Document]:
-    """The newest dead letters of a file whose reason holds `reason`, the newest first. Raises OSError."""
+def letters(path: Path, reason: str, limit: int, cipher: Cipher | None = None) -> Iterator[Document]:
+    """The newest dead letters of a file whose reason holds `reason`, the newest first. Raises OSError, KeyFileError."""
     from cli.answers import letter_document
     from engine.dead_letters import newest
 
-    found = (letter for letter in newest(path) if reason.lower() in letter.reason.lower())
+    found = (letter for letter in newest(path, cipher) if reason.lower() in letter.reason.lower())
     with contextlib.suppress(FileNotFoundError):  # there never was one
         yield from map(letter_document, itertools.islice(found, limit))
 

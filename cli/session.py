@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cli.errors import NOT_FOUND, USAGE, CommandError
 
 if TYPE_CHECKING:
+    from engine.cipher import Cipher
     from engine.config import Config
     from engine.layout import Layout
     from ipc.client import Client
@@ -82,6 +83,12 @@ class Session:
             sockets = self.config().sockets
             query, write = Path(sockets.query or query), Path(sockets.write or write)
         return query, write
+
+    def cipher(self) -> Cipher | None:
+        """What opens an encrypted data directory; None where no key is set. Raises ConfigError, KeyFileError."""
+        from engine.cipher import cipher_of
+
+        return cipher_of(self.config().store.key_file, self.layout.data_dir)
 
     def client(self) -> Client:
         if self._client is None:

@@ -47,6 +47,7 @@ class RowsJob(Job, tag="rows"):
     count: int
     model: str
     internal: list[str]
+    key_file: str
 
 
 class FillJob(Job, tag="fill"):
@@ -59,6 +60,7 @@ class FillJob(Job, tag="fill"):
     count: int
     model: str
     internal: list[str]
+    key_file: str
 
 
 class ScrubJob(Job, tag="scrub"):
@@ -127,11 +129,13 @@ def build_indexes(
 
 def build_rows(layout: Layout, job: RowsJob) -> Built:
     from engine.catalog import Catalog
+    from engine.cipher import cipher_of
     from engine.publish import load_models
     from engine.rebuild import rebuild
     from engine.rows import RowMap
 
-    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    cipher = cipher_of(job.key_file, layout.data_dir)
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size, cipher=cipher)
     try:
         model = load_models(layout.model(job.model), catalog, job.internal)
         path, number = layout.row_file(*job.row_file), job.row_file[1]
@@ -143,11 +147,13 @@ def build_rows(layout: Layout, job: RowsJob) -> Built:
 
 def fill_rows(layout: Layout, job: FillJob) -> Built:
     from engine.catalog import Catalog
+    from engine.cipher import cipher_of
     from engine.publish import load_models
     from engine.rebuild import fill
     from engine.rows import RowWriter
 
-    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size)
+    cipher = cipher_of(job.key_file, layout.data_dir)
+    catalog = Catalog(layout.catalog, write=False, map_size=job.map_size, cipher=cipher)
     try:
         model = load_models(layout.model(job.model), catalog, job.internal)
         writer = RowWriter(layout.row_file(*job.row_file), job.row_file[1], job.rows)

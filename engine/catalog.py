@@ -3,6 +3,8 @@
 Always true
   - Every value ends with 8 bytes, xxh3_64 of its payload seeded by its table and key; checked whenever it leaves here.
   - A read transaction lives for one micro-batch: begin, read, copy out, end. None survives an await, none is held idle.
+  - In an encrypted directory the payload of a value in ENCRYPTED is sealed (engine/cipher.py). The checksum is that of
+    what is stored: comparing, copying and deleting take no key.
   - One process writes (it holds writer.lock). Keys are at most 511 bytes. On-disk format 0.9.
   - CURRENT names the file in use. engine/compact.py puts another one in its place; who has a Catalog open follows.
 
@@ -36,17 +38,19 @@ from typing import Any, NamedTuple, Self
 import lmdb
 import msgspec
 import xxhash
-import zstandard
 
+from engine.cipher import Cipher, NoKey, fitting
 from engine.counters import Counters, Names
 from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
 from engine.files import TMP_SUFFIX, sync_directory, write_new
-from engine.manifest import Manifest
+from engine.manifest import Manifest, key_id
 from engine.manifest import decode as decode_manifest
 from engine.manifest import encode as encode_manifest
-from ipc.event import FEATURE_BYTES, Annotation
+from engine.record import HEAD, Record, split_record
+from ipc.event import Annotation
 
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
+ENCRYPTED = ("records",)  # tables that hold source records and texts
 MARKED = ("label", "firewall_action")  # of an annotation, in `marks`
 READERS_MAX = 510
 KEY_BYTES_MAX = 511
@@ -56,7 +60,6 @@ NEXT = "NEXT"  # while the catalog is compacted: what CURRENT is about to name
 RESTORE = "`flowkin backup restore`, or send it again from its sources"
 CATALOG_NAME = re.compile(r"catalog\.\d+")
 _SUM = struct.Struct("<Q")
-_HEAD = struct.Struct("<I")
 _EXTENT = struct.Struct("<I5Q")
 _decode_annotation = msgspec.msgpack.Decoder(Annotation).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -83,23 +86,6 @@ def named(current: Path) -> str:
             f"{current} names no catalog but {name[:40]!r}; nothing was changed; `flowkin doctor --fix` writes it again"
         )
     return name
-
-
-class Record(NamedTuple):
-    """One stored event. head: msgpack Event; features: FEATURE_BYTES or empty; raw: the source record, verbatim."""
-
-    head: bytes
-    features: bytes
-    compressed: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes of it as stored, without the checksum."""
-        return _HEAD.size + len(self.head) + 1 + len(self.features) + len(self.compressed)
-
-    @property
-    def raw(self) -> bytes:
-        return zstandard.ZstdDecompressor().decompress(self.compressed, max_output_size=1 << 21)
 
 
 def _environment(path: Path, map_size: int, *, write: bool, durability: str, lock: bool = True) -> Any:
@@ -162,10 +148,13 @@ class Catalog:
     is a set, every (table, key) that is written."""
 
     def __init__(
-        self, folder: Path, *, write: bool, map_size: int, durability: str = "full", lock: bool = True
-    ) -> None:
-        """lock: False for a copy that nobody ever writes to; then nothing appears beside it. Raises BootError where
-        there is no catalog and write is False, or it cannot be opened."""
+        self, folder: Path, *, write: bool, map_size: int, durability: str = "full", lock: bool = True,
+        cipher: Cipher | None = None,
+    ) -> None:  # fmt: skip
+        """lock: False for a copy that nobody ever writes to; then nothing appears beside it. cipher: of store.key_file;
+        without it what takes no key can be done in an encrypted directory, and all else raises KeyFileError. Raises
+        BootError where there is no catalog and write is False, or it cannot be opened, and KeyFileError where `cipher`
+        is not that of the directory."""
         current = folder / CURRENT
         if not current.exists():
             if not write:
@@ -178,6 +167,24 @@ class Catalog:
         self._next: _Opened | None = None
         self._opened = self._open_current()
         self.changed: set[tuple[str, bytes]] | None = None
+        self.cipher: Cipher | NoKey | None = None
+        try:
+            self.cipher = fitting(cipher, self._key_id(), str(folder.parent))
+        except BaseException:
+            self.close()
+            raise
+
+    def _key_id(self) -> str | None:
+        """Of the key that it names; None where nothing is born yet, or the manifest is damaged."""
+        with self.read() as view, contextlib.suppress(CorruptionError):
+            blob = view.get("meta", b"manifest")
+            return None if blob is None else key_id(blob)
+        return None
+
+    def need_key(self) -> None:
+        """Raises KeyFileError where the directory is encrypted and no key was given."""
+        if isinstance(self.cipher, NoKey):
+            raise self.cipher.error()
 
     def _open_current(self) -> _Opened:
         current = self.folder / CURRENT
@@ -294,10 +301,12 @@ class Catalog:
         return self._seeds[table]
 
     def seal(self, table: str, key: bytes, payload: bytes) -> bytes:
+        if self.cipher is not None and table in ENCRYPTED:
+            payload = self.cipher.seal(table, key, payload)
         return payload + _SUM.pack(_xxh(payload, _xxh(key, self._seeds[table])))
 
     def unseal(self, table: str, key: bytes | memoryview, value: memoryview) -> memoryview:
-        """The payload, valid as long as `value` is. Raises CorruptionError."""
+        """The payload, which may still be encrypted, valid as long as `value` is. Raises CorruptionError."""
         size = len(value) - 8
         payload = value[:size]
         if size < 0 or _xxh(payload, _xxh(key, self._seeds[table])) != _SUM.unpack_from(value, size)[0]:
@@ -318,7 +327,7 @@ class View:
 
     def __init__(self, catalog: Catalog, opened: _Opened, txn: Any) -> None:
         self.catalog, self.txn, self.env = catalog, txn, opened.env
-        self._tables, self._unseal = opened.tables, catalog.unseal
+        self._tables, self._unseal, self._cipher = opened.tables, catalog.unseal, catalog.cipher
         self._records, self._annotations = opened.tables["records"], opened.tables["annotations"]
         self._records_seed = catalog.seed("records")
 
@@ -334,7 +343,14 @@ class View:
             value = self.txn.get(key, None, self._tables[table])
         except lmdb.Error as e:
             raise self.catalog.broken(e) from e
-        return None if value is None else self._unseal(table, key, value)
+        if value is None:
+            return None
+        payload = self._unseal(table, key, value)
+        return payload if self._cipher is None else self._decrypted(table, key, payload)
+
+    def _decrypted(self, table: str, key: bytes, payload: memoryview) -> memoryview:
+        assert self._cipher is not None
+        return memoryview(self._cipher.open(table, key, payload)) if table in ENCRYPTED else payload
 
     def has(self, table: str, key: bytes) -> bool:
         """Is there a value, whole or not?"""
@@ -365,7 +381,9 @@ class View:
                 for key, value in cursor.iternext():
                     if prefix and bytes(key[: len(prefix)]) != prefix:
                         return
-                    yield bytes(key), self.catalog.unseal(table, key, value)
+                    at = bytes(key)
+                    payload = self._unseal(table, at, value)
+                    yield at, payload if self._cipher is None else self._decrypted(table, at, payload)
             except lmdb.Error as e:
                 raise self.catalog.broken(e) from e
 
@@ -403,7 +421,9 @@ class View:
         end = len(value) - 8  # unseal() without its calls: each hit comes by here
         if end < 0 or _xxh(value[:end], _xxh(key, self._records_seed)) != _SUM.unpack_from(value, end)[0]:
             self._unseal("records", key, value)
-        return bytes(value[4 : 4 + _HEAD.unpack_from(value)[0]])
+        if self._cipher is not None:
+            value = self._cipher.open("records", key, value[:end])
+        return bytes(value[4 : 4 + HEAD.unpack_from(value)[0]])
 
     def stored(self, seq: int) -> bytes:
         """As head, of an event that there must be. Raises CorruptionError."""
@@ -509,17 +529,6 @@ class View:
         for key, payload in self.scan("extents"):
             rows, *sums = _EXTENT.unpack(payload)
             yield int.from_bytes(key, "big"), rows, tuple(sums)
-
-
-def split_record(payload: memoryview) -> Record:
-    end = 4 + _HEAD.unpack(payload[:4])[0]
-    has_features = payload[end] == 1
-    middle = end + 1 + (FEATURE_BYTES if has_features else 0)
-    return Record(bytes(payload[4:end]), bytes(payload[end + 1 : middle]), bytes(payload[middle:]))
-
-
-def join_record(head: bytes, features: bytes, compressed: bytes) -> bytes:
-    return b"".join((_HEAD.pack(len(head)), head, b"\x01" if features else b"\x00", features, compressed))
 
 
 class Batch(View):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from engine import switch
 from engine.catalog import Catalog
+from engine.cipher import Cipher
 from engine.classify import LABEL
 from engine.embed import models as embed_models
 from engine.embed.base import F32, FUSED, ModelSet
@@ -86,12 +87,13 @@ def directory(layout: Layout, name: str) -> Path:
 
 
 def compare(
-    layout: Layout, names: tuple[str, str], internal: Sequence[str], map_size: int, count: int, seed: int
-) -> dict[str, Any]:
-    """The figures, as `flowkin models compare --json` prints them. Raises NotFoundError, ModelError, BootError, and
-    BadRequestError where too few events are stored to compare anything."""
+    layout: Layout, names: tuple[str, str], internal: Sequence[str], map_size: int, count: int, seed: int,
+    cipher: Cipher | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The figures, as `flowkin models compare --json` prints them. Raises NotFoundError, ModelError, BootError
+    (KeyFileError without the right key), and BadRequestError where too few events are stored to compare anything."""
     paths = [directory(layout, name) for name in names]
-    catalog = Catalog(layout.catalog, write=False, map_size=map_size)
+    catalog = Catalog(layout.catalog, write=False, map_size=map_size, cipher=cipher)
     try:
         with catalog.read() as view:
             manifest = view.manifest()

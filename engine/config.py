@@ -104,6 +104,13 @@ class Store(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=ROW_FILE_ROWS_MIN, le=1 << 20, description="Events in a row file; fixed when the data directory is born."
         ),
     ] = ROW_FILE_ROWS
+    key_file: Annotated[
+        str,
+        Meta(
+            description="File of mode 0600, or systemd credential: 64 hex characters, which encrypt records and dead "
+            "letters; empty: they are not. A new data directory is born so; one that is there has to be migrated."
+        ),
+    ] = ""
     scrub_hours: Annotated[
         int,
         Meta(ge=1, le=8_760, description="So long after a scrub (everything against its checksums) the next."),
@@ -237,6 +244,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"network.internal: {e}") from e
         if self.ingest.save_events > self.ingest.commit_events:
             raise ValueError("ingest.save_events must not be above ingest.commit_events")
+        if self.store.key_file and not Path(self.store.key_file).is_absolute():
+            raise ValueError("store.key_file must be an absolute path")
         if self.sources:
             from engine.sources import MODULES
             from engine.sources.times import zone

@@ -3,6 +3,8 @@
 Always true
   - One JSON object a line: at (ISO-8601 UTC), file, offset, reason, record (base64), sum (xxh3_64 of the line without
     it; lines of older versions have none). 0600; written by ingest only. A line that disagrees with it is not shown.
+  - In an encrypted directory `sealed` stands in the place of reason and record, which may quote one: both, sealed for
+    this at, file and offset (engine/cipher.py). The sum is compared without the key.
   - A line is durable before the commit that counts it and that moves its source on. What lies past the committed size
     came with a batch that was not stored: the next append overwrites it, so each letter is there once.
   - Letters are counted by source and by what their reasons have in common, REASONS_MAX of them for a source (meta,
@@ -24,8 +26,9 @@ import msgspec
 import xxhash
 
 from engine.catalog import Batch, View
+from engine.cipher import Cipher, NoKey
 from engine.counters import Counters
-from engine.errors import CorruptionError
+from engine.errors import CorruptionError, KeyFileError
 from engine.files import open_ours, sync_directory, write_new
 from ipc.messages import Reject
 
@@ -50,31 +53,64 @@ class Tally(msgspec.Struct, array_like=True, frozen=True):
     offset: int
 
 
-class Letter(msgspec.Struct):
-    """A line of the file."""
+class Line(msgspec.Struct):
+    """What a line of the file says in the clear."""
 
     at: str
     file: str
     offset: int
-    reason: str
-    record: str = ""
 
     def line(self) -> bytes:
         body = msgspec.json.encode(self)[:-1]
         return b'%s,"sum":"%016x"}\n' % (body, xxhash.xxh3_64_intdigest(body))
 
     @property
-    def data(self) -> bytes:
-        return base64.b64decode(self.record)
-
-    @property
     def at_ns(self) -> int:
         return round(datetime.fromisoformat(self.at).timestamp() * 1e6) * 1_000
 
 
+class Letter(Line):
+    reason: str
+    record: str = ""
+
+    @property
+    def data(self) -> bytes:
+        return base64.b64decode(self.record)
+
+    def sealed(self, cipher: Cipher | NoKey) -> Sealed:
+        payload = _encode((self.reason, self.record))
+        value = cipher.seal("dead_letters", _place(self), payload)
+        return Sealed(self.at, self.file, self.offset, base64.b64encode(value).decode())
+
+
+class Sealed(Line):
+    sealed: str
+
+    def opened(self, cipher: Cipher | NoKey | None) -> Letter:
+        """Raises CorruptionError for what is no letter of this place, KeyFileError."""
+        if cipher is None:
+            raise KeyFileError(
+                "the dead letters are encrypted and no key is given; nothing was changed; set store.key_file to the "
+                "file that holds it"
+            )
+        try:
+            value = base64.b64decode(self.sealed)
+        except ValueError:
+            value = b""
+        reason, record = _decode_sealed(cipher.open("dead_letters", _place(self), value))
+        return Letter(self.at, self.file, self.offset, reason, record)
+
+
+def _place(line: Line) -> bytes:
+    return f"{line.at}\0{line.file}\0{line.offset}".encode()
+
+
 Tallies = dict[str, Tally]
 _decode = msgspec.msgpack.Decoder(Tallies).decode
-_letter = msgspec.json.Decoder(Letter).decode
+_decode_sealed = msgspec.msgpack.Decoder(tuple[str, str]).decode
+_lines: tuple[Callable[[bytes], Letter | Sealed], ...] = (
+    msgspec.json.Decoder(Letter).decode, msgspec.json.Decoder(Sealed).decode,
+)  # fmt: skip
 
 # ---- what reasons have in common ----------------------------------------------------------------------------------
 # A quoted text (its end may have been cut off), a range such as 0..65535, a number. An apostrophe within a word, and a
@@ -142,13 +178,15 @@ def facts(found: Mapping[str, Tallies]) -> dict[str, Any]:
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------
-def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) -> int:
-    """Write the letters, which came at `at` (ns), behind the `committed` first bytes of the file, or behind all of it
-    where it is not known how many belong to commits; durable on return. The size then. Raises OSError."""
+def append(
+    path: Path, rejects: Sequence[Reject], at: int, committed: int = -1, cipher: Cipher | NoKey | None = None
+) -> int:
+    """Write the letters, which came at `at` (ns), sealed where there is a cipher, behind the `committed` first bytes of
+    the file, or behind all of it where it is not known how many belong to commits; durable on return. The size then.
+    Raises OSError."""
     when = datetime.fromtimestamp(at / 1e9, UTC).isoformat()
-    lines = b"".join(
-        Letter(when, r.file, r.offset, r.reason, base64.b64encode(r.record).decode()).line() for r in rejects
-    )
+    letters = (Letter(when, r.file, r.offset, r.reason, base64.b64encode(r.record).decode()) for r in rejects)
+    lines = b"".join((letter if cipher is None else letter.sealed(cipher)).line() for letter in letters)
     fd = open_ours(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(fd).st_size
@@ -167,7 +205,9 @@ def append(path: Path, rejects: Sequence[Reject], at: int, committed: int = -1) 
         os.close(fd)
 
 
-def rewritten(path: Path, goes: Callable[[Letter], bool] | None, alive: Callable[[], None]) -> tuple[int, int, int]:
+def rewritten(
+    path: Path, goes: Callable[[Letter], bool] | None, alive: Callable[[], None], cipher: Cipher | NoKey | None = None
+) -> tuple[int, int, int]:
     """The file without the letters that go, in its place; (letters removed, letters left, its size). A line that is
     none goes, too, where anything is looked for. alive: called at times. Raises OSError; then the file is as it was."""
     removed = left = size = 0
@@ -178,10 +218,11 @@ def rewritten(path: Path, goes: Callable[[Letter], bool] | None, alive: Callable
             for number, line in enumerate(file):
                 if not number % 1_000:
                     alive()
-                letter = next(_read(line.strip()), None)
-                if goes is not None and (letter is None or goes(letter)):
-                    removed += 1
-                    continue
+                if goes is not None:
+                    letter = next(_opened(line.strip(), cipher), None)
+                    if letter is None or goes(letter):
+                        removed += 1
+                        continue
                 left, size = left + 1, size + len(line)
                 yield line
 
@@ -193,9 +234,9 @@ def rewritten(path: Path, goes: Callable[[Letter], bool] | None, alive: Callable
     return removed, left, size
 
 
-def newest(path: Path) -> Iterator[Letter]:
+def newest(path: Path, cipher: Cipher | NoKey | None = None) -> Iterator[Letter]:
     """The letters, the newest first, as far as LOOK_BYTES_MAX from the end reach. A line that is none is left out, and
-    so is a last one that is not yet whole. Raises OSError."""
+    so is a last one that is not yet whole. Raises OSError, and KeyFileError at one that is sealed for want of a key."""
     with path.open("rb") as file:
         at = file.seek(0, os.SEEK_END)
         stop = max(0, at - LOOK_BYTES_MAX)
@@ -210,12 +251,12 @@ def newest(path: Path) -> Iterator[Letter]:
                 tail.append(first)
                 continue
             if ended:
-                yield from _read(b"".join([lines[-1], *reversed(tail)]))
+                yield from _opened(b"".join([lines[-1], *reversed(tail)]), cipher)
             for line in reversed(lines[:-1]):
-                yield from _read(line)
+                yield from _opened(line, cipher)
             tail, ended = [first], True
         if at == 0 and ended:
-            yield from _read(b"".join(reversed(tail)))
+            yield from _opened(b"".join(reversed(tail)), cipher)
 
 
 def damaged(path: Path, committed: int) -> int:
@@ -231,11 +272,21 @@ def damaged(path: Path, committed: int) -> int:
     return bad + (read < committed)
 
 
-def _read(line: bytes) -> Iterator[Letter]:
-    if line:
+def _opened(line: bytes, cipher: Cipher | NoKey | None) -> Iterator[Letter]:
+    """The letter of a line, if it is one."""
+    for found in _read(line):
         try:
-            letter = _letter(line)
+            yield found.opened(cipher) if isinstance(found, Sealed) else found
+        except (CorruptionError, msgspec.MsgspecError) as e:
+            log.error("dead letter of %s, %s at %d: %s", found.at, found.file, found.offset, e)
+
+
+def _read(line: bytes) -> Iterator[Letter | Sealed]:
+    """The line, if it is whole; that is known without a key."""
+    for decode in _lines if line else ():
+        try:
+            found = decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return
-        if line + b"\n" == letter.line() or line == msgspec.json.encode(letter):
-            yield letter
+            continue
+        if line + b"\n" == found.line() or line == msgspec.json.encode(found):
+            yield found

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from engine import coverage, dead_letters, files, heartbeat, lag, lock, mend, quarantine, rows, scrub, scrubbing, switch
 from engine.catalog import CATALOG_NAME, CURRENT, RESTORE, TABLES, Catalog, named
+from engine.cipher import NoKey, cipher_of, fitting
 from engine.config import Config
 from engine.counters import Counters, Names
 from engine.embed import models as embed_models
 from engine.embed import text as embed_text
-from engine.errors import CorruptionError, EngineError, LockedError
+from engine.errors import CorruptionError, EngineError, KeyFileError, LockedError
 from engine.features import CONTEXT_INDEXES, FEATURES
 from engine.layout import Layout
 from engine.manifest import Manifest
@@ -53,10 +54,12 @@ class Finding(Struct):
     fixed: bool = False
 
 
-def run(layout: Layout, *, deep: bool = False) -> list[Finding]:
-    """All findings. deep: every value, row and file against its checksum."""
+def run(layout: Layout, *, deep: bool = False, key_file: str = "") -> list[Finding]:
+    """All findings. deep: every value, row and file against its checksum. key_file: setting store.key_file; without it
+    an encrypted directory is looked at, too, but none of its records is opened."""
     return [
-        *_environment(layout), *_files(layout, deep=deep), *_kept_aside(layout), *_scrubbed(layout), *_intakes(layout),
+        *_environment(layout), *_files(layout, deep=deep, key_file=key_file), *_kept_aside(layout),
+        *_scrubbed(layout), *_intakes(layout),
     ]  # fmt: skip
 
 
@@ -141,7 +144,7 @@ def _confined(role: str, landlock: bool, seccomp: bool) -> Finding:
     return Finding("note", role, f"is not confined by {missing}: this machine has none of it; the log says more")
 
 
-def _files(layout: Layout, *, deep: bool) -> Iterator[Finding]:
+def _files(layout: Layout, *, deep: bool, key_file: str) -> Iterator[Finding]:
     if not (layout.catalog / "CURRENT").exists():
         yield Finding("problem", str(layout.catalog), "there is no catalog; `flowkin start` creates one")
         return
@@ -175,6 +178,7 @@ def _files(layout: Layout, *, deep: bool) -> Iterator[Finding]:
         if deep:
             yield from _recounted(layout, manifest, names, counters, covered)
             yield from _catalog(layout, catalog)
+        yield from _encryption(layout, catalog, manifest, deep=deep, key_file=key_file)
     finally:
         catalog.close()
 
@@ -335,6 +339,38 @@ def values(catalog: Catalog) -> Iterator[Finding]:
             yield Finding("problem", f"catalog {table}", f"{what}; {follows}")
         else:
             yield Finding("ok", f"catalog {table}", f"{n} values agree with their checksums")
+
+
+def _encryption(
+    layout: Layout, catalog: Catalog, manifest: Manifest, *, deep: bool, key_file: str
+) -> Iterator[Finding]:
+    """Whether the key is that of the directory; deep: and opens every record."""
+    try:
+        catalog.cipher = fitting(cipher_of(key_file, layout.data_dir), manifest.key_id, str(layout.data_dir))
+    except KeyFileError as e:
+        yield Finding("problem", "encryption", str(e))
+        return
+    if catalog.cipher is None:
+        return
+    said = f"records and dead letters are encrypted with key {manifest.key_id}"
+    if isinstance(catalog.cipher, NoKey):
+        yield Finding("note", "encryption", f"{said}; store.key_file is not set, so none was opened")
+        return
+    bad: list[str] = []
+    for lo in range(manifest.first_seq, manifest.count, scrub.PIECE_VALUES) if deep else ():
+        with catalog.read() as view:
+            for seq in range(lo, min(lo + scrub.PIECE_VALUES, manifest.count)):
+                try:
+                    view.head(seq)
+                except CorruptionError:
+                    bad.append(str(seq))
+    if bad:
+        detail = (
+            f"{len(bad)} records do not open with it: {_named(bad)}; they are refused, all others are whole; {RESTORE}"
+        )
+        yield Finding("problem", "encryption", f"{said}; {detail}")
+    else:
+        yield Finding("ok", "encryption", said + (", which opens every one" if deep else ""))
 
 
 def _key(table: str, key: bytes) -> str:

@@ -121,3 +121,10 @@ class LockedError(BootError):
     """Another ingest worker holds writer.lock."""
 
     exit_status = 73
+
+
+class KeyFileError(BootError):
+    """The key that the directory is encrypted with is missing, another, or in a file that is not its owner's alone; or
+    there is a key and the directory is not encrypted."""
+
+    exit_status = 74

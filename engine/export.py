@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from engine.catalog import Catalog
+from engine.cipher import Cipher
 from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError, NotReadyError, SourceError
 from engine.features import NAMES, unpack
@@ -134,7 +135,9 @@ def _flat(stored: Stored) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def export_legacy(layout: Layout, folder: Path, advance: Callable[[int], None] = lambda n: None) -> int:
+def export_legacy(
+    layout: Layout, folder: Path, advance: Callable[[int], None] = lambda n: None, *, cipher: Cipher | None = None
+) -> int:
     """chronos.faiss, sbert.faiss, attack.faiss (plain flat L2) and metadata.db (SQLite, WAL) in `folder`.
 
     timestamp is ns, timestamp_ms ms since 1970 UTC, firewall_timestamp and created_at s. Identity there is event_id
@@ -148,7 +151,7 @@ def export_legacy(layout: Layout, folder: Path, advance: Callable[[int], None] =
     there = [name for name in names if (folder / name).exists()]
     if there:
         raise SourceError(f"{folder} holds {', '.join(there)} already; nothing was written; name an empty directory")
-    catalog = Catalog(layout.catalog, write=False, map_size=1 << 30)
+    catalog = Catalog(layout.catalog, write=False, map_size=1 << 30, cipher=cipher)
     mark = secrets.token_hex(4)
     try:
         with catalog.read() as view:

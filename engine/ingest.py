@@ -38,6 +38,7 @@ from engine.errors import (
 )
 from engine.flows.split import Limits
 from engine.guard import Guard
+from engine.keys import read_key
 from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
 from engine.orders import MAY, ORDERS, about, outcome_of
@@ -45,7 +46,6 @@ from engine.publish import Outcome, Publisher, Submission, is_full, say_if_full
 from engine.recover import open_store
 from engine.scrubbing import Scrubbing
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.files import hmac_key
 from engine.sources.follow import Batch, FileState, Follower
 from engine.upkeep import Switched, Upkeep
 from engine.version import VERSION
@@ -574,7 +574,7 @@ def spec_of(name: str, source: Source, config: Config) -> SourceSpec:
     flows, join = config.flows, config.join
     return SourceSpec(
         name, sensor=source.sensor, timezone=source.timezone,
-        hmac_key=hmac_key(Path(source.hmac_key_file)) if source.hmac_key_file else b"",
+        hmac_key=read_key(Path(source.hmac_key_file)) if source.hmac_key_file else b"",
         flows=Limits(flows.idle_s, flows.active_s, flows.flows_max, tunnels=flows.tunnels),
         join_pending_max=join.pending_max, join_wait_s=join.wait_s,
     )  # fmt: skip

@@ -99,6 +99,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     stale: list[str] = []  # of `indexes`, those that were built before a purge of their rows
     kept: Embedded | None = None  # the version before, for a rollback
     switch: Switch | None = None
+    key_id: str = ""  # of the key that records are sealed with (engine/cipher.py); "": they are not
 
     @property
     def row_files(self) -> int:
@@ -128,9 +129,14 @@ class _Version(Struct):
     format_version: int
 
 
+class _Key(Struct):
+    key_id: str = ""
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Manifest).decode
 _decode_version = msgspec.msgpack.Decoder(_Version).decode
+_decode_key = msgspec.msgpack.Decoder(_Key).decode
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -149,6 +155,14 @@ def decode(blob: bytes | memoryview) -> Manifest:
             f"flowkin reads up to {FORMAT_VERSION} and {FEATURES_VERSION}; nothing was changed; use the newer flowkin"
         )
     return manifest
+
+
+def key_id(blob: bytes | memoryview) -> str | None:
+    """Manifest.key_id of a manifest of whatever format; None for what is no manifest."""
+    try:
+        return _decode_key(blob).key_id
+    except (ValueError, RecursionError):
+        return None
 
 
 def _refused(blob: bytes | memoryview, error: Exception) -> FormatError | CorruptionError:

@@ -37,7 +37,7 @@ from engine import checkpoint, coverage, dead_letters
 from engine import features as feature_table
 from engine.actions import Actions, Hit, Plan
 from engine.append import Extent, RowAppender
-from engine.catalog import Batch, Catalog, View, card_key, id_key, join_record, seq_key
+from engine.catalog import Batch, Catalog, View, card_key, id_key, seq_key
 from engine.columns import to_columns
 from engine.context import Tracker
 from engine.counter import Counter
@@ -59,6 +59,7 @@ from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.normalize import complete
+from engine.record import join_record
 from engine.rows import Rows
 from engine.stages import Stages
 from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction
@@ -296,7 +297,9 @@ class Publisher:
         at = time.time_ns()
         rejects = [r for some in refused.values() for r in some]
         try:
-            counters.letter_bytes = dead_letters.append(self.layout.dead_letters, rejects, at, counters.letter_bytes)
+            counters.letter_bytes = dead_letters.append(
+                self.layout.dead_letters, rejects, at, counters.letter_bytes, self.catalog.cipher
+            )
             failpoint("letters.appended")
         except OSError as e:
             say_if_full(e)

@@ -34,7 +34,7 @@ from engine.dead_letters import Letter
 from engine.errors import BadRequestError, OverloadedError
 from engine.failpoint import failpoint
 from engine.files import TMP_SUFFIX, sync_directory
-from engine.limits import FORMAT_VERSION
+from engine.limits import FORMAT_REMOVED
 from engine.manifest import SealedRows
 from engine.publish import Publisher
 from engine.retention import forget
@@ -174,7 +174,7 @@ def _purge_letters(
     """(dead letters removed, left). The file is replaced before its size is committed: a larger size cuts nothing."""
     if not publisher.layout.dead_letters.exists():
         return 0, 0
-    removed, left, size = dead_letters.rewritten(publisher.layout.dead_letters, goes, alive)
+    removed, left, size = dead_letters.rewritten(publisher.layout.dead_letters, goes, alive, publisher.catalog.cipher)
     if removed:
         counters = msgspec.structs.replace(publisher.counters, letter_bytes=size)
         with publisher.catalog.write() as batch:
@@ -194,8 +194,9 @@ def _forget(publisher: Publisher, named: Named) -> int:
         publisher.counters, actions_waiting=max(0, publisher.counters.actions_waiting - unmet)
     )
     manifest = msgspec.structs.replace(
-        old, generation=old.generation + 1, kept=None, purges=old.purges + 1, format_version=FORMAT_VERSION
-    )
+        old, generation=old.generation + 1, kept=None, purges=old.purges + 1,
+        format_version=max(old.format_version, FORMAT_REMOVED),
+    )  # fmt: skip
     with publisher.catalog.write() as batch:
         checkpoint.put(batch, old.count, tracker.dump())
         publisher.actions.delete(gone, batch)
@@ -246,7 +247,8 @@ def _commit(publisher: Publisher, number: int, revision: int, seqs: Seqs, checks
     manifest = msgspec.structs.replace(
         old, generation=old.generation + 1, revisions={**old.revisions, number: revision},
         sealed=[*(s for s in old.sealed if s.number != number), *fresh], stale=sorted({*old.stale, *over}),
-        purged={**old.purged, number: old.purged.get(number, 0) + len(seqs)}, format_version=FORMAT_VERSION,
+        purged={**old.purged, number: old.purged.get(number, 0) + len(seqs)},
+        format_version=max(old.format_version, FORMAT_REMOVED),
     )  # fmt: skip
     with publisher.catalog.write() as batch:
         forget(publisher, batch, seqs.tolist(), counters, extents=False)

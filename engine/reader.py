@@ -27,6 +27,7 @@ from msgspec import Raw
 from engine import access, confine, facts, filters
 from engine.admission import Pending, in_time, mean, places
 from engine.catalog import Catalog, View
+from engine.cipher import cipher_of
 from engine.classify import Classifying, options_of
 from engine.columns import Columns
 from engine.context_query import QueryContext
@@ -96,7 +97,9 @@ WAIT_S = 0.002  # how often a request for a later generation looks again
 class Reader:
     def __init__(self, worker: Worker) -> None:
         self.worker, self.config = worker, worker.config
-        self.catalog = Catalog(worker.layout.catalog, write=False, map_size=map_size(self.config))
+        cipher = cipher_of(self.config.store.key_file, worker.layout.data_dir)  # before it is confined
+        self.catalog = Catalog(worker.layout.catalog, write=False, map_size=map_size(self.config), cipher=cipher)
+        self.catalog.need_key()
         self.counter = Counter(worker.layout.generation, write=False)
         self.counted = 0  # what the counter was when CURRENT was last looked at
         self.snapshots = Snapshots(worker.layout)

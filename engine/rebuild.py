@@ -17,12 +17,13 @@ from pathlib import Path
 import msgspec
 
 from engine import features as feature_table
-from engine.catalog import Catalog, Record, View
+from engine.catalog import Catalog, View
 from engine.columns import to_columns
 from engine.embed.base import ModelSet
 from engine.errors import CorruptionError
 from engine.files import TMP_SUFFIX, sync_directory
 from engine.publish import content_hash
+from engine.record import Record
 from engine.rows import Rows, RowWriter, empty_rows
 from ipc.event import Event, FeaturedEvent
 

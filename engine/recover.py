@@ -24,7 +24,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from engine import checkpoint, gc, quarantine, switch
-from engine.catalog import CURRENT, RESTORE, Catalog, Record, named
+from engine.catalog import CURRENT, RESTORE, Catalog, named
+from engine.cipher import cipher_of
 from engine.config import Config
 from engine.context import Tracker
 from engine.counter import Counter
@@ -34,9 +35,11 @@ from engine.embed.base import ModelSet
 from engine.errors import CorruptionError, ModelError
 from engine.features import unpack
 from engine.layout import Layout
+from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED
 from engine.manifest import Manifest
 from engine.publish import Publisher, load_models
 from engine.rebuild import CHUNK_ROWS, rebuild
+from engine.record import Record
 from engine.rows import RowMap, file_bytes
 from engine.structure import check
 from ipc.event import Event
@@ -54,10 +57,14 @@ def map_size(config: Config) -> int:
 
 def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambda: None) -> Publisher:
     """The publisher of a data directory, born here if it is new. The caller holds writer.lock. `alive` is called in
-    long steps. Raises FormatError, BootError, CorruptionError (the catalog), OSError."""
+    long steps. Raises FormatError, KeyFileError, BootError, CorruptionError (the catalog), OSError."""
+    cipher = cipher_of(config.store.key_file, layout.data_dir)
     layout.sync()
     damage = _structure(layout) if (layout.catalog / CURRENT).exists() else ""
-    catalog = Catalog(layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability)
+    catalog = Catalog(
+        layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability, cipher=cipher
+    )
+    catalog.need_key()
     catalog.damage = damage
     with catalog.read() as view:
         manifest = view.manifest()
@@ -148,12 +155,15 @@ def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
     shipped = models.shipped()
     models.save(layout.models, models.read(shipped))
     letters = layout.dead_letters  # there where a catalog was taken away by hand; what is in it stays
+    key_id = "" if catalog.cipher is None else catalog.cipher.key_id
+    manifest = Manifest(
+        format_version=FORMAT_ENCRYPTED if key_id else FORMAT_BORN, generation=1, key_id=key_id,
+        row_file_rows=config.store.row_file_rows, model=shipped.name, names_count=1,
+    )  # fmt: skip
     with catalog.write() as batch:
         batch.put_names(Names(["Unknown"], []))
         batch.put_counters(Counters(letter_bytes=letters.stat().st_size if letters.exists() else 0))
-        batch.put_manifest(
-            Manifest(generation=1, row_file_rows=config.store.row_file_rows, model=shipped.name, names_count=1)
-        )
+        batch.put_manifest(manifest)
 
 
 def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from typing import TypeVar
 import msgspec
 
 from engine import gc
-from engine.catalog import Batch, Record, View, id_key, seq_key
+from engine.catalog import Batch, View, id_key, seq_key
 from engine.config import Retention
 from engine.counters import Counters
 from engine.embed.text import TextEmbedder, memo_key
@@ -34,9 +34,10 @@ from engine.failpoint import failpoint
 from engine.features import unpack
 from engine.files import disk_bytes
 from engine.layout import Layout
-from engine.limits import FORMAT_VERSION
+from engine.limits import FORMAT_REMOVED
 from engine.manifest import Embedded, Manifest
 from engine.publish import Publisher
+from engine.record import Record
 from ipc.event import Event
 
 SLICE_EVENTS = 64  # deleted in one commit of 2.5 ms, between which events are stored
@@ -91,7 +92,8 @@ def hide(publisher: Publisher, first: int) -> int:
         first=first, revisions=now.revisions, sealed=now.sealed, indexes=now.indexes, kept=kept, switch=switch,
         filled={n: at for n, at in old.filled.items() if n >= first},
         purged={n: rows for n, rows in old.purged.items() if n >= first},
-        stale=[file for file in old.stale if file in {i.file for i in now.indexes}], format_version=FORMAT_VERSION,
+        stale=[file for file in old.stale if file in {i.file for i in now.indexes}],
+        format_version=max(old.format_version, FORMAT_REMOVED),
     )  # fmt: skip
     failpoint("leave.hidden")
     gc.release(publisher.layout, old, publisher.manifest)

@@ -46,7 +46,7 @@ class Upkeep:
 
     def __init__(self, layout: Layout, config: Config, publisher: Publisher, alive: Callable[[], None]) -> None:
         self.layout, self.config, self.publisher, self.alive = layout, config, publisher, alive
-        self.internal = config.network.internal
+        self.internal, self.key_file = config.network.internal, config.store.key_file
         self.jobs, self.merges = Jobs(), Jobs()
         self.scrub_soon: Callable[[], None] = lambda: None
         self._wanted, self._mergeable = asyncio.Event(), asyncio.Event()
@@ -376,7 +376,7 @@ class Upkeep:
         else:
             job = self._job(
                 RowsJob, row_file=(epoch, number, revision + 1), rows=rows, count=rows, model=manifest.model,
-                internal=self.internal,
+                internal=self.internal, key_file=self.key_file,
             )  # fmt: skip
             done = await self.jobs.run(job)
             if done is None:
@@ -437,7 +437,7 @@ class Upkeep:
         built = await self.jobs.run(
             self._job(
                 FillJob, row_file=file, rows=rows, first=first, count=end - number * rows, model=to.model,
-                internal=self.internal,
+                internal=self.internal, key_file=self.key_file,
             )
         )  # fmt: skip
         now = self.publisher.manifest.switch

@@ -40,9 +40,6 @@ ZSTD_WINDOW_BYTES_MAX = 128 << 20
 SORT_EVENTS_MAX = 50_000  # in memory; more are sorted through temporary files
 MERGE_RUNS_MAX = 64  # temporary files open at once
 
-KEY_FILE_BYTES_MAX = 256
-CREDENTIALS = Path("/run/credentials")  # where systemd puts them, mode 0440 for the ACL's mask
-
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -99,30 +96,6 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
-
-
-def hmac_key(path: Path) -> bytes:
-    """The 32 bytes of a key file of 64 hex characters, that its owner alone may read: we or root, or systemd, which
-    gives us a credential by an ACL. Raises SourceError, which says nothing of the key."""
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise SourceError(f"key file {path} is no plain file")
-            credential = found.st_uid == 0 and CREDENTIALS in path.parents
-            if found.st_uid not in (0, os.geteuid()) or found.st_mode & (0o027 if credential else 0o077):
-                mode = f"uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}"
-                raise SourceError(
-                    f"key file {path} is not its owner's alone ({mode}): chmod 600 it, as yours or root's"
-                )
-            key = bytes.fromhex(file.read(KEY_FILE_BYTES_MAX).decode("ascii").strip())
-    except OSError as e:
-        raise SourceError(f"key file {path} cannot be read: {e.strerror}") from e
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise SourceError(f"key file {path} does not hold 64 hex characters")
-    return key
 
 
 def fingerprint(head: bytes, length: int = FINGERPRINT_BYTES_MAX) -> str:

@@ -25,13 +25,13 @@ import msgspec
 import numpy as np
 
 from engine import index
-from engine.catalog import join_record
 from engine.embed import models
 from engine.embed.base import ModelSet
 from engine.embed.models import SCRATCH_PREFIX
 from engine.files import TMP_SUFFIX
 from engine.manifest import Embedded, Manifest
 from engine.publish import Submission
+from engine.record import join_record
 from engine.rows import REGIONS, RowMap
 from ipc.event import Event
 from ipc.messages import Done, Ingested, Reject

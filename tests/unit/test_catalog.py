@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from engine import catalog as catalog_module
-from engine.catalog import CURRENT, Catalog, id_key, join_record, seq_key, split_record
+from engine.catalog import CURRENT, Catalog, id_key, seq_key
 from engine.counters import Names
 from engine.errors import BadRequestError, BootError, CorruptionError, FormatError, NoSpaceError, OverloadedError
 from engine.manifest import Embedded, IndexFile, Manifest, SealedRows, Switch, decode, encode
+from engine.record import join_record, split_record
 from ipc.event import FEATURE_BYTES, Annotation, Event
 
 MAP = 1 << 24

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import coverage, dead_letters
+from engine.cipher import Cipher, NoKey
 from engine.dead_letters import BLOCK_BYTES, FILE_CHARS_MAX, OTHER, REASONS_MAX, Letter, Tally, common, newest, tallied
+from engine.errors import KeyFileError
 from engine.limits import SOURCES_MAX
 from engine.publish import Submission
 from ipc.messages import Reject
@@ -177,3 +179,45 @@ def test_only_the_end_of_a_large_file_is_read(tmp_path: Path, monkeypatch: pytes
     found = [x.offset for x in newest(path)]
     assert found == list(range(2_999, 2_999 - len(found), -1))
     assert 0 < len(found) < 1_000
+
+
+# ---- encrypted ----------------------------------------------------------------------------------------------------
+SECRET = [Reject("/f", n, f"'SECRET{n}' is not an address", b"SECRET %d" % n) for n in range(4)]
+
+
+def test_sealed_letters_tell_nothing_without_the_key_and_all_with_it(tmp_path: Path) -> None:
+    cipher, path, clear = Cipher(bytes(32)), tmp_path / "letters", tmp_path / "clear"
+    size = dead_letters.append(path, SECRET, T0, 0, cipher)
+    dead_letters.append(clear, SECRET, T0, 0)
+    blob = path.read_bytes()
+    assert size == len(blob) and b"SECRET" not in blob and b"U0VDUkVU" not in blob
+    assert b"SECRET" in clear.read_bytes()
+    assert list(newest(path, cipher)) == list(newest(clear))
+    assert dead_letters.damaged(path, size) == 0  # takes no key
+    with pytest.raises(KeyFileError, match="are encrypted and no key is given"):
+        list(newest(path))
+    with pytest.raises(KeyFileError):
+        list(newest(path, NoKey(cipher.key_id)))
+    assert list(newest(path, Cipher(bytes(range(32))))) == []
+
+
+def test_a_sealed_letter_that_was_changed_or_moved_is_not_shown(tmp_path: Path) -> None:
+    cipher, path = Cipher(bytes(32)), tmp_path / "letters"
+    size = dead_letters.append(path, SECRET, T0, 0, cipher)
+    lines = path.read_bytes().splitlines()
+    moved = msgspec.json.decode(lines[1], type=dead_letters.Sealed)
+    moved.offset = 7
+    bad = bytearray(lines[2])
+    bad[bad.index(b"sealed") + 20] ^= 1
+    path.write_bytes(b"\n".join([lines[0], moved.line().rstrip(), bytes(bad), lines[3], b""]))
+    assert [x.offset for x in newest(path, cipher)] == [3, 0]
+    assert dead_letters.damaged(path, size) == 1  # of the one that was moved the sum is right
+
+
+def test_sealed_letters_are_purged_by_what_they_hold(tmp_path: Path) -> None:
+    cipher, path = Cipher(bytes(32)), tmp_path / "letters"
+    dead_letters.append(path, SECRET, T0, 0, cipher)
+    before = path.read_bytes().splitlines(keepends=True)
+    removed, left, size = dead_letters.rewritten(path, lambda x: x.data == b"SECRET 2", lambda: None, cipher)
+    assert (removed, left, size) == (1, 3, path.stat().st_size)
+    assert path.read_bytes() == b"".join(before[:2] + before[3:])

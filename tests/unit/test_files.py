@@ -184,34 +184,5 @@ def test_gzip_members_one_byte_at_a_time() -> None:
     assert zlib.crc32(b"".join(chunks(Slow(b"plain text")))) == zlib.crc32(b"plain text")
 
 
-def test_a_key_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, key = tmp_path / "key", bytes(range(32))
-    path.write_text(key.hex() + "\n")
-    for mode in (0o600, 0o400):
-        path.chmod(mode)
-        assert files.hmac_key(path) == key
-    for mode in (0o640, 0o604, 0o660, 0o644):
-        path.chmod(mode)
-        with pytest.raises(
-            SourceError, match=rf"is not its owner's alone \(uid \d+, mode {mode:04o}\): chmod 600"
-        ) as e:
-            files.hmac_key(path)
-        assert key.hex() not in str(e.value)
-    if os.geteuid() == 0:
-        monkeypatch.setattr(files, "CREDENTIALS", tmp_path)  # as systemd shows a credential that an ACL gives to us
-        path.chmod(0o440)
-        assert files.hmac_key(path) == key
-        path.chmod(0o444)
-        with pytest.raises(SourceError, match="not its owner's alone"):
-            files.hmac_key(path)
-        path.chmod(0o600)
-        os.chown(path, 12_345, -1)
-        with pytest.raises(SourceError, match="uid 12345"):
-            files.hmac_key(path)
-    os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(SourceError, match="no plain file"):
-        files.hmac_key(tmp_path / "pipe")
-
-
 def test_what_is_decompressed_is_bounded_as_it_is_said() -> None:
     assert (files.DECOMPRESS_RATIO_MAX, files.DECOMPRESS_BYTES_MAX) == (200, 1 << 30)

@@ -16,7 +16,7 @@ from engine.embed.base import SPACES
 from engine.embed.text import memo_key
 from engine.errors import NotFoundError
 from engine.features import empty
-from engine.limits import FORMAT_VERSION
+from engine.limits import FORMAT_REMOVED
 from ipc.messages import Filter
 from tests.events import blocked, ids, make, several
 from tests.store_fixture import OTHER, ROWS, Store
@@ -93,7 +93,7 @@ def test_what_left_is_gone_and_all_else_is_as_before(store: Store) -> None:
     store.leave(2)
     snapshot, first = store.snapshot(), 2 * ROWS
     assert (snapshot.events, snapshot.first_seq, snapshot.count) == (3 * ROWS, first, 5 * ROWS)
-    assert store.publisher.manifest.format_version == FORMAT_VERSION
+    assert store.publisher.manifest.format_version == FORMAT_REMOVED
     assert store.ids() == ids(several(3 * ROWS, first))
     store.check()
     for name in ("e000005", "e000000"):
