@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from engine.files import is_full
 from engine.gauges import Measured
 from engine.layout import Layout
 from engine.scrub import Report
@@ -228,4 +229,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as e:
+        if not is_full(e):
+            raise
+        sys.exit(f"nothing was built: {e}")

@@ -174,10 +174,13 @@ def switch_to(publisher: Publisher, new: Path, manifest: Manifest) -> None:
         logging.shutdown()
         os._exit(1)
     publisher.adopt(manifest)
-    failpoint("compact.followed")
-    (new.parent / NEXT).unlink(missing_ok=True)
-    _remove(old)
-    failpoint("compact.removed")
+    try:
+        failpoint("compact.followed")
+        (new.parent / NEXT).unlink(missing_ok=True)
+        _remove(old)
+        failpoint("compact.removed")
+    except OSError as e:  # it is compacted all the same
+        log.error("what the new catalog %s replaces is not removed, the next start does that: %s", new, e)
 
 
 def behind(layout: Layout, generation: int) -> list[str]:

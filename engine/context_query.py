@@ -55,7 +55,7 @@ class QueryContext:
 
     def _published(self) -> Tracker:
         if self._tracker is None:
-            self._tracker, self._seq = replayed(self.catalog, Tracker(self.internal), self.internal)
+            self._tracker, self._seq, _ = replayed(self.catalog, Tracker(self.internal), self.internal)
         elif not self._sessions:
             begun, done = self._seq, False
             while not done:
@@ -65,5 +65,5 @@ class QueryContext:
             if manifest is not None and (begun < manifest.first_seq or manifest.purges != self._purges):
                 # events left that this state has not seen, or that it shall not remember
                 self._purges = manifest.purges
-                self._tracker, self._seq = replayed(self.catalog, Tracker(self.internal), self.internal)
+                self._tracker, self._seq, _ = replayed(self.catalog, Tracker(self.internal), self.internal)
         return self._tracker

@@ -298,7 +298,7 @@ def _intakes(layout: Layout) -> Iterator[Finding]:
 def engine_runs(layout: Layout) -> bool:
     """Does an engine hold this directory?"""
     try:
-        os.close(lock.hold(layout.writer_lock, wait_s=0.0))
+        os.close(lock.hold(layout.writer_lock, wait_s=0.0, unnamed=True))
     except LockedError:
         return True
     except FileNotFoundError:

@@ -16,7 +16,8 @@ DISK = ("EIO", "ENOSPC")
 
 
 class Point(NamedTuple):
-    """after: what a process that stands here has just done. errors: in which that may end instead."""
+    """after: what a process that stands here has just done. errors: in which that may end instead, or, of what is
+    committed, the call that follows."""
 
     after: str
     errors: tuple[str, ...] = ()
@@ -35,17 +36,26 @@ POINTS = {
     "index.committed": Point("they are named; those that they replace are still there"),
     "rows.built": Point("a row file is there again, made from the records, not yet in a manifest", DISK),
     "rows.committed": Point("it is named; the damaged one is still there"),
-    "leave.hidden": Point("the oldest row files are in no manifest any more, and still there"),
-    "leave.unlinked": Point("their records are still there"),
-    "leave.swept": Point("a slice of the records is gone"),
-    "compact.copied": Point("another catalog is there, as of when the copy began"),
-    "compact.opened": Point("every confined reader has it open; CURRENT names the old one"),
-    "compact.caught_up": Point("it has all that came since"),
-    "compact.named": Point("CURRENT names it; this process still has the old one open"),
-    "compact.followed": Point("the old one is still there"),
-    "compact.removed": Point("the old one is gone"),
+    "leave.hidden": Point("the oldest row files are in no manifest any more, and still there", ("EIO",)),
+    "leave.unlinked": Point("their records are still there", ("EIO",)),
+    "leave.swept": Point("a slice of the records is gone", DISK),
+    "compact.copied": Point("another catalog is there, as of when the copy began", DISK),
+    "compact.opened": Point("every confined reader has it open; CURRENT names the old one", DISK),
+    "compact.caught_up": Point("it has all that came since", DISK),
+    "compact.named": Point("CURRENT names it; this process still has the old one open", ("EIO",)),
+    "compact.followed": Point("the old one is still there", ("EIO",)),
+    "compact.removed": Point("the old one is gone", ("EIO",)),
+    "migrate.begun": Point("an empty catalog is there, which says what it is to be a copy of", DISK),
+    "migrate.step": Point("some more values are in it", DISK),
+    "migrate.letters": Point("the dead letters are written anew beside it", DISK),
+    "migrate.copied": Point("it has all, the manifest too", DISK),
+    "migrate.verified": Point("it is read back and compared", ("EIO",)),
+    "migrate.placed": Point("it lies beside the catalog, its letters beside the letters, none of them in use", DISK),
+    "migrate.named": Point("CURRENT names it; all of the old is still there", ("EIO",)),
+    "migrate.settled": Point("its letters are in place, the old catalog is gone", ("EIO",)),
+    "migrate.removed": Point("what it was made in is gone"),
     "purge.forgotten": Point("context, waiting actions and dead letters hold nothing of it; events are still there"),
-    "purge.emptied": Point("a row file without the rows is there, in no manifest"),
+    "purge.emptied": Point("a row file without the rows is there, in no manifest", DISK),
     "purge.committed": Point("these events are gone; the old row file is still there"),
     "model.begun": Point("a switch is in the manifest; from now on events are embedded by both versions"),
     "model.both": Point("an event's rows of both versions durable, nothing committed", DISK),

@@ -15,7 +15,7 @@ import shutil
 from engine.catalog import CURRENT, NEXT
 from engine.catalog import named as catalog_named
 from engine.embed.models import SCRATCH_PREFIX
-from engine.files import TMP_SUFFIX
+from engine.files import TMP_SUFFIX, sync_directory
 from engine.layout import Layout
 from engine.manifest import Embedded, Manifest
 
@@ -55,6 +55,35 @@ def release(layout: Layout, before: Manifest, after: Manifest) -> int:
     return size
 
 
+def catalogs(layout: Layout) -> list[str]:
+    """Remove every catalog but the one that CURRENT names, and what is half written of one; nobody may have another
+    open to write to it. Raises BootError, OSError."""
+    current, removed = catalog_named(layout.catalog / CURRENT), []
+    if not (layout.catalog / current).exists():  # then the others are all there is
+        return []
+    for path in layout.catalog.iterdir():
+        other = _CATALOG.fullmatch(path.name) and path.name not in (current, f"{current}-lock")
+        if TMP_SUFFIX in path.name or other:
+            path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+def settle_letters(layout: Layout) -> list[str]:
+    """Dead letters that a migration put beside (engine/migrate.py): those of the catalog that CURRENT names take their
+    place, others go; nobody may read or write any meanwhile. Raises BootError, OSError."""
+    if not (beside := layout.letters_beside()):
+        return []
+    ours = layout.letters_of(int(catalog_named(layout.catalog / CURRENT).removeprefix("catalog.")))
+    for path in beside:
+        if path == ours:
+            path.replace(layout.dead_letters)
+        else:
+            path.unlink()
+    sync_directory(layout.data_dir)
+    return [path.name for path in beside]
+
+
 def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[str]:
     """Remove unnamed files; at boot also what was left half written. Nothing may be under way that builds files.
     Returns the names removed."""
@@ -70,12 +99,10 @@ def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[s
             elif not path.name.endswith(TMP_SUFFIX):
                 log.warning("%s is not a file of the engine; it is left alone", path)
     if boot:
-        current = catalog_named(layout.catalog / CURRENT)
-        for path in layout.catalog.iterdir():
-            other = _CATALOG.fullmatch(path.name) and path.name not in (current, f"{current}-lock")
-            if TMP_SUFFIX in path.name or other:
-                path.unlink()
-                removed.append(path.name)
+        removed += catalogs(layout)
+        if layout.migrating.exists():  # a copy of what is about to change
+            shutil.rmtree(layout.migrating)
+            removed.append(layout.migrating.name)
         for path in layout.models.glob(f"{SCRATCH_PREFIX}*"):
             shutil.rmtree(path)
             removed.append(path.name)

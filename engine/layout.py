@@ -51,6 +51,19 @@ class Layout(NamedTuple):
     def dead_letters(self) -> Path:
         return self.data_dir / "dead_letters.ndjson"
 
+    def letters_of(self, catalog: int) -> Path:
+        """The dead letters of a catalog that a migration is about to put in place (engine/migrate.py)."""
+        return self.data_dir / f"dead_letters.ndjson.{catalog}"
+
+    def letters_beside(self) -> list[Path]:
+        """All such."""
+        return sorted(self.data_dir.glob("dead_letters.ndjson.[0-9]*"))
+
+    @property
+    def migrating(self) -> Path:
+        """The copy that a migration makes, while it does."""
+        return self.data_dir / "migrating"
+
     @property
     def run(self) -> Path:
         return self.data_dir / "run"

@@ -19,9 +19,12 @@ WAIT_S = 5.0  # a writer that was just killed may still be on its way out
 POLL_S = 0.05
 
 
-def hold(path: Path, alive: Callable[[], None] = lambda: None, wait_s: float = WAIT_S) -> int:
-    """The fd that holds the lock; keep it open. Raises LockedError naming the holder after wait_s."""
-    fd = open_ours(path, os.O_RDWR | os.O_CREAT)
+def hold(
+    path: Path, alive: Callable[[], None] = lambda: None, wait_s: float = WAIT_S, *, unnamed: bool = False
+) -> int:
+    """The fd that holds the lock; keep it open. unnamed: the file is left as it is, for who only looks. Raises
+    LockedError naming the holder after wait_s, and with `unnamed` FileNotFoundError where nobody ever held it."""
+    fd = open_ours(path, os.O_RDONLY if unnamed else os.O_RDWR | os.O_CREAT)
     deadline_s = time.monotonic() + wait_s
     while True:
         try:
@@ -36,6 +39,7 @@ def hold(path: Path, alive: Callable[[], None] = lambda: None, wait_s: float = W
             alive()
             time.sleep(POLL_S)
         else:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            if not unnamed:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             return fd

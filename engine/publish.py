@@ -17,7 +17,6 @@ A death before 2 leaves letters and rows past the committed count, which the nex
 from __future__ import annotations
 
 import collections
-import errno
 import logging
 import time
 from bisect import bisect_right
@@ -55,6 +54,7 @@ from engine.errors import (
 )
 from engine.failpoint import failpoint
 from engine.featurize import featurize
+from engine.files import is_full
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
@@ -101,10 +101,6 @@ class Outcome(NamedTuple):
     rejects: list[Reject]  # with those that publishing added
     joined: int = 0  # firewall actions said of events
     waiting: int = 0  # firewall actions that have met no event yet, of all submissions
-
-
-def is_full(e: OSError) -> bool:
-    return e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def say_if_full(e: OSError, what: str = "batch") -> None:
@@ -181,8 +177,11 @@ def fresh_texts(models: ModelSet) -> list[tuple[bytes, bytes]]:
 class Publisher:
     """The writing end of a data directory. Owned by the ingest worker; not for threads."""
 
-    def __init__(self, layout: Layout, catalog: Catalog, counter: Counter, models: ModelSet, tracker: Tracker) -> None:
-        """`tracker` must have seen every stored event (see engine/recover.py)."""
+    def __init__(
+        self, layout: Layout, catalog: Catalog, counter: Counter, models: ModelSet, tracker: Tracker, checkpointed: int
+    ) -> None:
+        """`tracker` must have seen every stored event, its stored state those before `checkpointed`: see
+        engine/recover.py."""
         self.layout, self.catalog, self.counter, self.models, self.tracker = layout, catalog, counter, models, tracker
         with catalog.read() as view:
             manifest = view.manifest()
@@ -196,7 +195,7 @@ class Publisher:
         self.other: ModelSet | None = None  # of a switch: it embeds what comes, too
         self.stages = Stages(layout)
         self._rows, self._other_rows = (RowAppender(layout, self.stages.lap) for _ in range(2))
-        self.checkpointed = self.manifest.count  # the next seq of the tracker's stored state; a start goes on there
+        self.checkpointed = checkpointed  # the next seq of the tracker's stored state; a start goes on there
         self._checkpoint_bytes = 0
         self._compress = zstandard.ZstdCompressor(level=1).compress  # of a record, level 3 saves nothing more
         counter.value = self.manifest.generation

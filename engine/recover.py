@@ -4,7 +4,8 @@ Always true
   - What is committed is the truth. Derived files that are gone or damaged are made again from the records.
   - A start never refuses because of a damaged derived file; a directory of a newer format is refused by name.
 In this order
-  1. directories: names that a process made, which died before it synced them
+  1. directories: names that a process made, which died before it synced them; dead letters that a migration did not put
+     in place any more
   2. catalog: its structure is looked at (where it is damaged nothing is written, see Catalog.damage); LMDB comes back
      at its last commit, which is not before what the counter was told; a damaged model that ships is written again
   3. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
@@ -60,7 +61,10 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     long steps. Raises FormatError, KeyFileError, BootError, CorruptionError (the catalog), OSError."""
     cipher = cipher_of(config.store.key_file, layout.data_dir)
     layout.sync()
-    damage = _structure(layout) if (layout.catalog / CURRENT).exists() else ""
+    damage = ""
+    if (layout.catalog / CURRENT).exists():
+        gc.settle_letters(layout)
+        damage = _structure(layout)
     catalog = Catalog(
         layout.catalog, write=True, map_size=map_size(config), durability=config.ingest.durability, cipher=cipher
     )
@@ -78,8 +82,8 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     if not born:
         _check_generation(layout, config, counter, manifest)
     model = mended_models(layout, catalog, config, manifest.model, alive)
-    tracker = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)[0]
-    publisher = Publisher(layout, catalog, counter, model, tracker)
+    tracker, _, seen = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)
+    publisher = Publisher(layout, catalog, counter, model, tracker, seen)
     if not damage:
         publisher.know_cards()
     _mend_rows(publisher, alive)
@@ -213,9 +217,9 @@ def mend_rows(publisher: Publisher, number: int, alive: Callable[[], None] = lam
 
 def replayed(
     catalog: Catalog, fresh: Tracker, internal: list[str], alive: Callable[[], None] = lambda: None
-) -> tuple[Tracker, int]:
-    """The context tracker as of the committed count, and that count: the stored checkpoint, then every record since;
-    every record where there is no checkpoint or it is damaged."""
+) -> tuple[Tracker, int, int]:
+    """The context tracker as of the committed count, that count, and what the stored checkpoint had seen of it: that
+    checkpoint, then every record since; every record (and 0) where there is no checkpoint or it is damaged."""
     start = time.monotonic()
     tracker, seq = fresh, 0
     try:
@@ -233,7 +237,7 @@ def replayed(
             break
     if seq - first > CHUNK_ROWS:
         log.info("context of %d events replayed in %.1f s", seq - first, time.monotonic() - start)
-    return tracker, seq
+    return tracker, seq, first
 
 
 def catch_up(catalog: Catalog, tracker: Tracker, seq: int) -> tuple[int, bool]:

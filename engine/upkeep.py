@@ -251,10 +251,14 @@ class Upkeep:
 
     def _retain(self) -> None:
         """Let what is due leave; its records follow slice by slice."""
-        gone = retention.retain(self.publisher, self.config.retention)
+        first = self.publisher.manifest.first
+        try:
+            gone = retention.retain(self.publisher, self.config.retention)
+        finally:
+            if self.publisher.manifest.first > first:  # also where a file of it could not be unlinked
+                self._leaving.set()
+                self._mergeable.set()
         if gone:
-            self._leaving.set()
-            self._mergeable.set()
             log.info("%d events left by retention, the oldest is now seq %d", gone, self.publisher.manifest.first_seq)
 
     async def _sweep(self) -> None:
@@ -288,6 +292,7 @@ class Upkeep:
         if not ranges and not manifest.switch and (numbers := tiers.mergeable(manifest)):
             ranges = [numbers]
         if not ranges:
+            self._collect()  # what a release could not unlink
             self._merged.set()
             await self._mergeable.wait()
             self._merged.clear()

@@ -17,7 +17,7 @@ from engine import coverage, gc, purge, retention, switch, tiers
 from engine.build import Built, build_indexes
 from engine.catalog import View
 from engine.compact import Compacting
-from engine.config import CIDRS_INTERNAL, load
+from engine.config import CIDRS_INTERNAL, Config, load
 from engine.embed import models as embed_models
 from engine.embed.base import DIMS
 from engine.embed.linear import LinearEmbedder
@@ -59,12 +59,17 @@ async def all_replaced(within_s: float) -> bool:
     return True
 
 
+def configured(data_dir: Path, key_file: Path | None = None) -> Config:
+    """The settings of a Store."""
+    key = {"store.key_file": str(key_file)} if key_file else {}
+    return load(env={}, flags={"data_dir": str(data_dir), "store.row_file_rows": ROWS, "store.map_size_gib": 1, **key})
+
+
 class Store:
     """The writing end, and what a reader would see of it."""
 
-    def __init__(self, data_dir: Path) -> None:
-        flags = {"data_dir": str(data_dir), "store.row_file_rows": ROWS, "store.map_size_gib": 1}
-        self.config = load(env={}, flags=flags)
+    def __init__(self, data_dir: Path, key_file: Path | None = None) -> None:
+        self.config = configured(data_dir, key_file)
         self.layout = Layout(data_dir)
         self.layout.make()
         with patch("engine.embed.text.TextModel", _text_model):  # one session for all stores of this process

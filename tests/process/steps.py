@@ -12,29 +12,34 @@ Always true
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 
-from engine import backup, gc, lock, retention, switch, take
+from engine import backup, gc, lock, migrate, retention, switch, take
+from engine.catalog import CURRENT, Catalog
+from engine.cipher import Cipher
 from engine.errors import NoSpaceError
+from engine.keys import read_key
 from engine.layout import Layout
 from engine.publish import Submission
 from engine.rows import _offsets
 from ipc.messages import Reject
 from tests.events import blocked, several
-from tests.store_fixture import OTHER, ROWS, Store, flip
+from tests.store_fixture import OTHER, ROWS, Store, configured, flip
 
 
 class Steps:
     def __init__(self, data_dir: Path) -> None:
         self.layout, self._store = Layout(data_dir), None
         self.home, self.restored = data_dir.with_name("backups"), data_dir.with_name("restored")
+        self.lock = -1  # where the process holds it
 
     @property
     def store(self) -> Store:
         """Open while a step needs it: a backup is taken from beside."""
         if self._store is None:
-            self._store = Store(self.layout.data_dir)
+            self._store = Store(self.layout.data_dir, self.key_file())
         return self._store
 
     def close(self) -> None:
@@ -100,12 +105,23 @@ class Steps:
         flip(path, _offsets(ROWS)["attack"] + 3)
         assert self.store
 
+    # ---- what leaves
+
     def retain(self, step: str, files: str) -> None:
         retention.hide(self.store.publisher, int(files))
 
     def sweep(self, step: str) -> None:
         while retention.sweep(self.store.publisher):
             pass
+
+    def leave(self, step: str, files: str) -> None:
+        self.store.leave(int(files))
+
+    def purge(self, step: str, *numbers: str) -> None:
+        self.store.purge(ids=[f"e{int(number):06d}" for number in numbers])
+
+    def compact(self, step: str) -> None:
+        self.store.compact()
 
     # ---- a switch of models
 
@@ -125,6 +141,46 @@ class Steps:
             while self.store.go_on():
                 pass
             switch.finish(self.store.publisher)
+
+    # ---- keys
+
+    def keys(self) -> dict[str, Path]:
+        """Two key files by the ids of their keys; made at the first look."""
+        found = {}
+        for name in ("a", "b"):
+            path = self.layout.data_dir.with_name(f"{name}.key")
+            if not path.exists():
+                path.touch(0o600)
+                path.write_text(name * 64)
+            found[Cipher(read_key(path)).key_id] = path
+        return found
+
+    def key_file(self) -> Path | None:
+        """Of the key that the directory is encrypted with; None of one that is not."""
+        if not (self.layout.catalog / CURRENT).exists():
+            return None
+        catalog = Catalog(self.layout.catalog, write=False, map_size=1 << 30, lock=False)
+        try:
+            with catalog.read() as view:
+                manifest = view.manifest()
+        finally:
+            catalog.close()
+        return self.keys()[manifest.key_id] if manifest is not None and manifest.key_id else None
+
+    def migrate(self, step: str, to: str) -> None:
+        """To one of the keys, or to plain."""
+        self.close()
+        old, new = self.key_file(), next((path for path in self.keys().values() if path.stem == to), None)
+        if self.lock >= 0:
+            os.close(self.lock)
+        try:
+            migrate.run(
+                self.layout, configured(self.layout.data_dir, new), to=migrate.PLAIN if new is None else "",
+                from_key_file=str(old) if old not in (None, new) else "",
+            )  # fmt: skip
+        finally:
+            if self.lock >= 0:
+                self.lock = lock.hold(self.layout.writer_lock, wait_s=1.0)
 
     # ---- backups
 
@@ -148,8 +204,8 @@ class Steps:
 def main(data_dir: Path, steps: list[str]) -> int:
     layout = Layout(data_dir)
     layout.make()
-    lock.hold(layout.writer_lock, wait_s=1.0)
     with Steps(data_dir) as to:
+        to.lock = lock.hold(layout.writer_lock, wait_s=1.0)
         for step in steps:
             try:
                 generation = to.do(step)

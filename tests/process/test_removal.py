@@ -18,7 +18,7 @@ from engine.confine import landlock_abi
 from engine.gc import named
 from engine.tiers import unindexed
 from ipc.client import Client
-from ipc.errors import ClientError, NoSpaceError, NotFoundError
+from ipc.errors import ClientError, InternalError, NoSpaceError, NotFoundError
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, Filter, Options
 from tests.bad_disk import bad_disk
@@ -28,6 +28,7 @@ from tests.store_fixture import ROWS, flip
 from tests.wait import eventually
 
 KEPT_BYTES = 4 << 20
+FAILING = [(point, error) for point, of in failpoint.POINTS.items() for error in of.errors]
 
 
 class Asking:
@@ -124,6 +125,22 @@ def test_by_age_and_a_kill_between(start: Starter) -> None:
     assert [s.seq for s in all_events(engine.client())][-1] == 4 * ROWS + 29
 
 
+@pytest.mark.parametrize("armed", [f"{point}={error}" for point, error in FAILING if point.startswith("leave.")])
+def test_a_disk_that_fails_while_the_oldest_leave_is_tried_again(start: Starter, armed: str) -> None:
+    """No start is needed: files and records are gone in the end."""
+    engine = start(env={"FLOWKIN_RETENTION__DAYS": "0.00001", "ENGINE_FAILPOINT": armed})
+    victim = engine.pid("ingest")
+    engine.ingest(several(4 * ROWS + 10))
+    eventually(lambda: engine.facts()["events"] == 10, within_s=90, every_s=0.1)
+    eventually(lambda: engine.facts()["catalog"]["record_bytes"] < 10_000, within_s=30, every_s=0.1)
+    there = lambda: {p.name for folder in ("rows", "indexes") for p in (engine.data_dir / folder).iterdir()}  # noqa: E731
+    eventually(lambda: there() <= named(engine.layout, engine.manifest()), within_s=30)
+    assert engine.pid("ingest") == victim
+    assert stored_ids(engine.client()) == ids(several(10, 4 * ROWS))
+    assert engine.stop() == 0
+    assert engine.cli("doctor", "--deep").returncode == 0
+
+
 # ---- compaction
 
 
@@ -158,6 +175,39 @@ def test_a_compaction_killed_at_any_step_loses_nothing(start: Starter, point: st
     assert stored_ids(engine.client()) == ids(several(150))
     assert engine.client().get(["e000007"]).events[0].annotation.label == "good"  # type: ignore[union-attr]
     assert [r["restarts"] for r in engine.facts()["readers"]] == [0, 0]
+
+
+@pytest.mark.parametrize("armed", [f"{point}={error}" for point, error in FAILING if point.startswith("compact.")])
+def test_a_disk_that_fails_in_a_compaction_loses_nothing(start: Starter, armed: str) -> None:
+    """Before CURRENT names the new one: an error, nothing is changed, and the next is done. After it: it is done; where
+    nobody knows, the next process looks."""
+    point, _, error = armed.partition("=")
+    engine = start("--set", "readers.confine=off", env={"ENGINE_FAILPOINT": armed})
+    engine.ingest(several(100))
+    victim = engine.pid("ingest")
+    name = "catalog.1"
+    with asking(engine, ["e000003", "e000090"]):
+        if point == "compact.named":
+            with pytest.raises(ClientError):
+                engine.client().compact()
+            engine.replaced("ingest", victim)
+        elif COMPACT_KILLED[point]:
+            assert engine.client().compact().facts["waits_for"] == []
+        else:
+            with pytest.raises(NoSpaceError if error == "ENOSPC" else InternalError, match="nothing was changed"):
+                engine.client().compact()
+            folder = engine.layout.catalog
+            assert sorted(p.name for p in folder.iterdir()) == ["CURRENT", "catalog.0", "catalog.0-lock"]
+            assert engine.client().compact().facts["waits_for"] == []
+        assert engine.ingest(several(50, 100)).accepted == 50
+    assert (engine.pid("ingest") == victim) == (point != "compact.named")
+    assert (engine.layout.catalog / "CURRENT").read_text() == name
+    assert stored_ids(engine.client()) == ids(several(150))
+    assert engine.stop() == 0
+    del engine.env["ENGINE_FAILPOINT"]
+    engine.start()
+    assert sorted(p.name for p in engine.layout.catalog.iterdir()) == ["CURRENT", name, f"{name}-lock"]
+    assert stored_ids(engine.client()) == ids(several(150))
 
 
 @pytest.mark.parametrize("confine", ["off", "require" if landlock_abi() else "auto"])
@@ -266,6 +316,29 @@ def test_a_purge_killed_at_any_step_is_asked_for_again(start: Starter, point: st
     assert engine.cli("doctor", "--deep").returncode == 0
     for path in (*engine.layout.rows.iterdir(), *engine.layout.indexes.iterdir()):
         assert path.name in named(engine.layout, engine.manifest())
+
+
+@pytest.mark.parametrize("armed", [
+    f"{point}={error}" for point in ("purge.emptied", "purge.emptied:2") for error in failpoint.DISK
+])  # fmt: skip
+def test_a_disk_that_fails_in_a_purge_is_what_it_is_answered_and_asked_again_it_ends(
+    start: Starter, armed: str
+) -> None:
+    engine = start(env={"ENGINE_FAILPOINT": armed})
+    with_victims(engine)
+    engine.indexed(3)
+    victim = engine.pid("ingest")
+    with pytest.raises(NoSpaceError if "ENOSPC" in armed else InternalError, match="ask for the purge again"):
+        engine.client().purge(filter=Filter(addr=[VICTIM]))
+    left = engine.client().list(filter=Filter(src=[VICTIM])).events
+    assert len(left) == (5 if ":2" in armed else 10)
+    assert engine.client().purge(filter=Filter(addr=[VICTIM])).facts["events"] == len(left)
+    assert stored_ids(engine.client()) == ids(several(190))
+    assert engine.pid("ingest") == victim
+    kept = lambda: named(engine.layout, engine.manifest())  # noqa: E731
+    eventually(lambda: {p.name for p in engine.layout.rows.iterdir()} <= kept(), within_s=30)
+    assert engine.stop() == 0
+    assert engine.cli("doctor", "--deep").returncode == 0
 
 
 def test_readers_answer_while_events_are_purged(start: Starter) -> None:

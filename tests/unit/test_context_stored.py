@@ -124,7 +124,7 @@ def test_a_large_state_is_stored_as_seldom_as_its_bytes_allow_and_a_start_replay
         gaps = np.diff(seen).tolist()
         assert gaps == sorted(gaps) and gaps[0] == ROWS and gaps[-1] == CHECKPOINT_FILES_MAX * ROWS  # it grows
         assert size > ROWS * CHECKPOINT_BYTES_MAX and 0 < at < store.publisher.manifest.count - ROWS
-        again, count = replayed(store.catalog, Tracker(CIDRS_INTERNAL), list(CIDRS_INTERNAL))
+        again, count, _ = replayed(store.catalog, Tracker(CIDRS_INTERNAL), list(CIDRS_INTERNAL))
         assert count == 24 * ROWS
         events = [make(i, src_ip=f"10.1.{i >> 9}.{i & 255}").event for i in range(24 * ROWS, 25 * ROWS)]
         ours, theirs = empty(ROWS), empty(ROWS)

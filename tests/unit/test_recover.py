@@ -63,7 +63,7 @@ def test_replay_gives_the_tracker_of_ingest(store: Store, monkeypatch: pytest.Mo
         store.publish(several(25, first))
     monkeypatch.setattr(recover, "CHUNK_ROWS", chunk)
     internal = store.config.network.internal
-    tracker, seq = replayed(store.catalog, Tracker(internal), internal)
+    tracker, seq, _ = replayed(store.catalog, Tracker(internal), internal)
     assert seq == 150
     assert tracker.dump() == store.publisher.tracker.dump()
 
