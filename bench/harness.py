@@ -36,7 +36,7 @@ from engine.config import Config
 from engine.layout import Layout
 from engine.recover import map_size
 from engine.sources.synthetic import generate
-from engine.tiers import mergeable, unindexed
+from engine.tiers import early, mergeable, unindexed
 from ipc.client import Client
 from ipc.errors import error_of
 from ipc.event import Event, FeaturedEvent
@@ -146,7 +146,7 @@ def fill(running: Engine, events: Iterator[FeaturedEvent], n: int, source_format
 
 
 def settle(running: Engine, within_s: float = SETTLE_S_MAX) -> float:
-    """Wait until every full row file is indexed, and the indexes that can be are merged; seconds waited."""
+    """Wait until all rows that are to be indexed are, and the indexes that can be are merged; seconds waited."""
     start_s = time.monotonic()
     while not indexed(running.data_dir):
         if time.monotonic() - start_s > within_s:
@@ -156,13 +156,13 @@ def settle(running: Engine, within_s: float = SETTLE_S_MAX) -> float:
 
 
 def indexed(data_dir: Path) -> bool:
-    """Is no row file left to be indexed, and no index to be merged?"""
+    """Are no rows left to be indexed, and no indexes to be merged?"""
     catalog = Catalog(Layout(data_dir).catalog, write=False, map_size=map_size(Config()))
     with catalog.read() as view:
         manifest = view.manifest()
     catalog.close()
     assert manifest is not None
-    return not unindexed(manifest) and mergeable(manifest) is None
+    return not unindexed(manifest) and mergeable(manifest) is None and early(manifest) is None
 
 
 def sample(running: Engine, n: int, seed: int) -> list[str]:

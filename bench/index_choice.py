@@ -7,8 +7,8 @@ at random, so that a flood is asked for once. Of each kind the cheapest setting 
 the best: us_1 and us_16, CPU microseconds a query, one thread, alone and 16 at once; build_s, CPU seconds; bytes of its
 file.
 
-recall: of the ten nearest others in float64, ties by distance; codes are rescored: of RESCORED times as many candidates
-the nearest by their rows.
+recall: of the ten nearest others in float64, ties by distance; codes are rescored: among more candidates (half: as
+many as engine/index.py takes; sq8: RESCORED times as many) the nearest by their rows.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from engine.features import F32
 RECALL = 0.995
 QUERIES = 200
 RESCORED = 4
+ASKED = TOP + 1  # the ten nearest, and itself
 TIMED_S = 0.3
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 EFS = (16, 32, 64, 128, 256)
 HNSW_ROWS_MAX = 131_072  # more take minutes to be built
 
-Searches = Callable[[F32, int], Any]  # queries, k -> positions [n, k]
+Searches = Callable[[F32, int], Any]  # queries, candidates -> positions [n, candidates]
 
 
 def kinds(vectors: F32) -> Iterator[tuple[str, float, int, list[tuple[str, int, Searches]]]]:
-    """(kind, CPU seconds of its build, bytes, settings by effort: name, candidates for each neighbour, search)."""
+    """(kind, CPU seconds of its build, bytes, settings by effort: name, candidates, search)."""
     n, dim = vectors.shape
 
     def search(index: Any, params: Any) -> Searches:
         return lambda queries, k: index.search(queries, k, params=params)[1]
 
-    def probing(index: Any, times: int) -> list[tuple[str, int, Searches]]:
+    def probing(index: Any, most: int) -> list[tuple[str, int, Searches]]:
         return [
-            (f"nprobe {p}", times, search(index, faiss.SearchParametersIVF(nprobe=p)))
+            (f"nprobe {p}", most, search(index, faiss.SearchParametersIVF(nprobe=p)))
             for p in NPROBES
             if p <= index.nlist
         ]
@@ -61,13 +62,15 @@ def kinds(vectors: F32) -> Iterator[tuple[str, float, int, list[tuple[str, int, 
 
     flat = faiss.IndexFlatL2(dim)
     _, seconds = timed(lambda: flat.add(vectors))
-    yield "flat", seconds, vectors.nbytes, [("exact", 1, search(flat, None))]
+    yield "flat", seconds, vectors.nbytes, [("exact", ASKED, search(flat, None))]
     for times in (1.5, 3.0, 6.0):
         lists = max(1, round(times * np.sqrt(n)))
-        ivf, seconds = timed(partial(engine_index.ivf_flat, [vectors], lists))
-        yield f"ivf_flat_{lists}", seconds, size(ivf), probing(ivf, 1)
+        for half in (False, True):
+            ivf, seconds = timed(partial(engine_index.inverted, [vectors], lists, half=half))
+            most = engine_index.half_candidates(ASKED) if half else ASKED
+            yield f"ivf_{'half' if half else 'flat'}_{lists}", seconds, size(ivf), probing(ivf, most)
     codes, seconds = timed(lambda: coded(vectors, engine_index.lists(n)))
-    yield "ivf_sq8", seconds, size(codes), probing(codes, RESCORED)
+    yield "ivf_sq8", seconds, size(codes), probing(codes, RESCORED * ASKED)
     if n <= HNSW_ROWS_MAX:
         yield ("hnsw_32", *graph(vectors, search))
 
@@ -85,7 +88,7 @@ def graph(vectors: F32, search: Any) -> tuple[float, int, list[tuple[str, int, S
     index = faiss.IndexHNSWFlat(vectors.shape[1], 32)
     index.hnsw.efConstruction = 100
     _, seconds = timed(lambda: index.add(vectors))
-    settings = [(f"ef {ef}", 1, search(index, faiss.SearchParametersHNSW(efSearch=ef))) for ef in EFS]
+    settings = [(f"ef {ef}", ASKED, search(index, faiss.SearchParametersHNSW(efSearch=ef))) for ef in EFS]
     return seconds, len(faiss.serialize_index(index)), settings
 
 
@@ -107,8 +110,8 @@ def bounds(vectors: F32, queries: F32) -> Any:
     return np.array(out)
 
 
-def recall(search: Searches, vectors: F32, queries: F32, bound: Any, times: int) -> float:
-    found, k = search(queries, times * (TOP + 1)), min(TOP + 1, len(vectors))
+def recall(search: Searches, vectors: F32, queries: F32, bound: Any, most: int) -> float:
+    found, k = search(queries, most), min(ASKED, len(vectors))
     shares = []
     for query, positions, farthest in zip(queries.astype(np.float64), found, bound, strict=True):
         rows = vectors[np.unique(positions[positions >= 0])]
@@ -117,15 +120,13 @@ def recall(search: Searches, vectors: F32, queries: F32, bound: Any, times: int)
     return float(np.mean(shares))
 
 
-def us(search: Searches, vectors: F32, queries: F32, batch: int, times: int) -> float:
-    """CPU microseconds a query, rescoring included."""
+def us(search: Searches, vectors: F32, queries: F32, batch: int, most: int) -> float:
+    """CPU microseconds a query; candidates are held against their rows, as the engine does."""
 
     def one(at: int) -> None:
         some = queries[at : at + batch]
-        positions = search(some, times * (TOP + 1))
-        if times > 1:
-            difference = vectors[positions] - some[:, None, :]
-            np.einsum("ijk,ijk->ij", difference, difference)
+        difference = vectors[search(some, most)] - some[:, None, :]
+        np.einsum("ijk,ijk->ij", difference, difference)
 
     done, start_s = 0, time.process_time()
     while time.process_time() - start_s < TIMED_S:
@@ -138,14 +139,14 @@ def best(vectors: F32, queries: F32) -> dict[str, Any]:
     """Of each kind its figures at the cheapest setting with the recall."""
     bound, out = bounds(vectors, queries), {}
     for kind, seconds, size, settings in kinds(vectors):
-        for name, times, search in settings:
-            setting, recalled = name, recall(search, vectors, queries, bound, times)
+        for name, most, search in settings:
+            setting, recalled = name, recall(search, vectors, queries, bound, most)
             if recalled >= RECALL:
                 break
         out[kind] = {
             "setting": setting, "recall_at_10": round(recalled, 4), "build_s": round(seconds, 2), "bytes": size,
-            "us_1": round(us(search, vectors, queries, 1, times), 1),
-            "us_16": round(us(search, vectors, queries, 16, times), 1),
+            "us_1": round(us(search, vectors, queries, 1, most), 1),
+            "us_16": round(us(search, vectors, queries, 16, most), 1),
         }  # fmt: skip
     return out
 
@@ -168,8 +169,8 @@ def choice(rows: list[F32], seed: int) -> dict[str, Any]:
     if groups is not None and n <= HNSW_ROWS_MAX:  # the same questions to a graph over all rows
         whole = np.ascontiguousarray(np.concatenate(rows))
         _, _, settings = graph(whole, lambda index, params: lambda q, k: index.search(q, k, params=params)[1])
-        name, times, search = settings[-1]
-        found = recall(search, whole, queries, bounds(whole, queries), times)
+        name, most, search = settings[-1]
+        found = recall(search, whole, queries, bounds(whole, queries), most)
         figures["rows_hnsw_32"] = {"setting": name, "recall_at_10": round(found, 4)}
     return figures
 

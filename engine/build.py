@@ -32,10 +32,12 @@ class Job(Struct, tag_field="job"):
 
 
 class IndexJob(Job, tag="index"):
-    """Index the rows of full row files, one behind the other, in every space: one index over all of them."""
+    """Index the rows of full row files, one behind the other, in every space: one index over all of them. part: over
+    those seqs [lo, hi) only, of one row file that need not be full."""
 
     row_files: list[tuple[int, int, int]]  # epoch, number, revision
     rows: int
+    part: tuple[int, int] | None = None
 
 
 class RowsJob(Job, tag="rows"):
@@ -95,7 +97,9 @@ class Built(Struct):
     cpu_s: float = 0.0
 
 
-def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int) -> Built:
+def build_indexes(
+    layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int, part: tuple[int, int] | None = None
+) -> Built:
     import secrets
 
     from engine import index
@@ -108,14 +112,16 @@ def build_indexes(layout: Layout, row_files: Sequence[tuple[int, int, int]], row
             files.append(RowMap(layout.row_file(*of), of[1], rows))
     if lost := [of for of in row_files if of[1] not in {file.number for file in files}]:
         return Built(bad_rows=lost)  # removed or purged since, which its manifest knows; or else it is built again
-    if bad := [of for of, file in zip(row_files, files, strict=True) if file.bad_rows(rows)]:
-        return Built(bad_rows=bad)
-    built = Built(sealed=[(file.number, file.checksum()) for file in files])
-    (epoch, first, _), lo, hi = row_files[0], files[0].first_seq, files[-1].first_seq + rows
+    (epoch, first, _), begin = row_files[0], files[0].first_seq
     assert [file.number for file in files] == list(range(first, first + len(files)))
+    lo, hi = part or (begin, begin + len(files) * rows)
+    if bad := [of for of, file in zip(row_files, files, strict=True) if file.bad_rows(min(rows, hi - file.first_seq))]:
+        return Built(bad_rows=bad)
+    built = Built(sealed=[] if part else [(file.number, file.checksum()) for file in files])
     mark = secrets.token_hex(4)
     for space in SPACES:
-        made = index.build([file.vectors[space] for file in files])
+        whole = [file.vectors[space] for file in files]
+        made = index.build([whole[0][lo - begin : hi - begin]] if part else whole)
         name = f"{space}-{epoch:04d}-{lo:012d}-{hi:012d}-{mark}"
         size, checksum = index.write(made, layout.index_file(name))
         built.indexes.append((space, lo, hi, name, size, checksum, made.kind, made.nprobe))
@@ -206,7 +212,7 @@ def main() -> int:
     layout = Layout(Path(job.data_dir))
     match job:
         case IndexJob():
-            built = build_indexes(layout, job.row_files, job.rows)
+            built = build_indexes(layout, job.row_files, job.rows, job.part)
         case RowsJob():
             built = build_rows(layout, job)
         case FillJob():

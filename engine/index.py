@@ -8,9 +8,12 @@ Always true
   - Distances that leave this module are squared L2 as FAISS ranks them; engine/snapshot.py takes the exact ones from
     the rows.
 
-IVF-Flat: security events are full of floods, and duplicates break HNSW for the other events
-(DESIGN section 6). Of how many lists are probed each index is asked itself, once it is built. bench/index_choice.py is
-the measurement; which ranges are indexed together is engine/tiers.py's.
+Inverted lists: security events are full of floods, and duplicates break HNSW for the other events (DESIGN section 6).
+Of how many lists are probed each index is asked itself, once it is built. An index holds vectors as 16-bit floats: half
+of the bytes, and memory is what a search waits for. Rows nearer to each other than such floats tell apart may be found
+in the wrong order, so more are found than were asked for, and who ranks them by their rows knows by `rounding` how far
+to look. Where rows are grouped vectors are whole: an entry in a wrong place would bring all of its rows with it.
+bench/index_choice.py is the measurement; which ranges are indexed together is engine/tiers.py's.
 
 A file with groups: FAISS index | starts int32 [entries + 1] | rows int32 [n], of each entry the newest first | footer
 """
@@ -35,7 +38,10 @@ from engine.files import SYNC_EVERY_BYTES, write_new
 
 TRAIN_ROWS = 16_384  # that lists are made from; of a larger index TRAIN_ROWS_PER_LIST for each list, if that is more
 TRAIN_ROWS_PER_LIST = 64
-LISTS_FEW_ENTRIES = 65_536
+LISTS_PER_ROOT = 3.0  # of the entries: with more, the lists are compared for longer than their entries
+HALF_MAX = 60_000.0  # a 16-bit float ends at 65,504
+HALF_ROUNDING = 2.0**-12  # of a number, at most; of a vector's length, too
+HALF_MORE = 8  # candidates found beyond those asked for, at least: with them recall is that of whole vectors
 GROUPED_SHARE_MAX = 0.9  # entries for each row; with more, groups cost more than they save
 FLAT_ENTRIES_MAX = 4_096  # so few are compared one by one
 NPROBES = (4, 6, 8, 12, 16, 24, 32, 64)
@@ -63,7 +69,7 @@ class Groups(NamedTuple):
 
 
 class Made(NamedTuple):
-    """An index in memory. kind: ivf_flat, ivf_flat_grouped or flat_grouped."""
+    """An index in memory. kind: ivf_half (ivf_flat where 16 bits hold less), ivf_flat_grouped or flat_grouped."""
 
     index: Any
     kind: str
@@ -72,8 +78,13 @@ class Made(NamedTuple):
 
 
 def lists(n: int) -> int:
-    """How many lists n entries have. In a large index the entries of a list are what a search takes its time for."""
-    return max(1, round((1.5 if n <= LISTS_FEW_ENTRIES else 3.0) * math.sqrt(n)))
+    """How many lists n entries have."""
+    return max(1, round(LISTS_PER_ROOT * math.sqrt(n)))
+
+
+def half_candidates(k: int) -> int:
+    """How many are found among rounded vectors so that the k nearest are among them."""
+    return k + max(HALF_MORE, k // 2)
 
 
 def build(parts: Sequence[F32]) -> Made:
@@ -86,14 +97,21 @@ def build(parts: Sequence[F32]) -> Made:
         flat = faiss.IndexFlatL2(parts[0].shape[1])
         flat.add(parts[0])
         return Made(flat, "flat_grouped", 0, groups)
-    index = ivf_flat(parts, lists(entries))
-    return Made(index, "ivf_flat" if groups is None else "ivf_flat_grouped", tuned(index, parts), groups)
+    half = groups is None and all(float(np.abs(part).max(initial=0.0)) <= HALF_MAX for part in parts)
+    index = inverted(parts, lists(entries), half=half)
+    kind = "ivf_half" if half else "ivf_flat" if groups is None else "ivf_flat_grouped"
+    return Made(index, kind, tuned(index, parts), groups)
 
 
-def ivf_flat(parts: Sequence[F32], nlist: int) -> Any:
-    """The same index from the same vectors."""
+def inverted(parts: Sequence[F32], nlist: int, *, half: bool) -> Any:
+    """Inverted lists of vectors, float32 or, `half`, rounded to 16 bits: the same index from the same vectors."""
     dim = parts[0].shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, nlist, faiss.METRIC_L2)
+    quantizer = faiss.IndexFlatL2(dim)
+    if half:
+        code = faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, code, faiss.METRIC_L2, False)
+    else:
+        index = faiss.IndexIVFFlat(quantizer, dim, nlist, faiss.METRIC_L2)
     index.cp.seed = 1
     index.cp.niter = 10
     index.cp.min_points_per_centroid = 1
@@ -215,6 +233,7 @@ class MappedIndex:
         if nprobe and not hasattr(self._index, "nlist"):
             raise CorruptionError(str(path), "has no lists to probe")
         self._params = faiss.SearchParametersIVF(nprobe=nprobe) if nprobe else None
+        self.rounding = HALF_ROUNDING if isinstance(self._index, faiss.IndexIVFScalarQuantizer) else 0.0
 
     @property
     def exact(self) -> bool:
@@ -232,12 +251,13 @@ class MappedIndex:
         return entries * self.nprobe // max(1, int(self._index.nlist)) if self.nprobe else entries
 
     def search(self, queries: F32, k: int, allowed: Mask | None, matched: int) -> tuple[F32, Positions] | None:
-        """Squared distances float32 [n, k] (+inf where nothing was found) and seqs int64 [n, k] (-1 there).
+        """Squared distances float32 [n, m] (+inf where nothing was found) and seqs int64 [n, m] (-1 there); m is k, or
+        more where vectors are rounded: a row is there with its length times `rounding` at most from where it is.
 
         allowed: bool over positions, `matched` of them True. None is returned where the index would give fewer than
         min(k, matched) or look at most of its lists: compare the rows instead.
         """
-        params, groups = self._params, self._groups
+        params, groups, most = self._params, self._groups, half_candidates(k) if self.rounding else k
         if allowed is not None:
             entries = allowed if groups is None else np.logical_or.reduceat(allowed[groups.rows], groups.starts[:-1])
             selected = faiss.IDSelectorBitmap(np.packbits(entries, bitorder="little"))
@@ -248,7 +268,9 @@ class MappedIndex:
                 params = faiss.SearchParametersIVF(nprobe=nprobe, sel=selected)
             else:
                 params = faiss.SearchParameters(sel=selected)
-        distances, positions = self._index.search(queries, k if groups is None else min(k, self.entries), params=params)
+        distances, positions = self._index.search(
+            queries, most if groups is None else min(k, self.entries), params=params
+        )
         if groups is not None:
             distances, positions = _rows_of(groups, distances, positions, k, allowed)
         found = (positions >= 0) & (positions < self.hi - self.lo)  # a damaged index may say anything

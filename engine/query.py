@@ -215,9 +215,9 @@ class Answering:
     def _finish(self, sought: Sought) -> Answer:
         question, plan, found = sought.question, sought.plan, sought.found
         options = question.options
-        hits = self._hits(sought)
+        hits, families = self._hits(sought)
         own = self._own_family(question)
-        same = [self.snapshot.cell("family", hit.seq) for hit in hits].count(own) if own else 0
+        same = families.count(own) if own else 0
         answer = Answer(
             space=options.space, model=self.models.version, metric="percentile" if options.space == FUSED else "l2",
             exact=all(c.exact for c in found.values()) and (options.space != FUSED or sought.fetch >= plan.matched),
@@ -319,15 +319,17 @@ class Answering:
         """Events of different kinds are never one hit: their families."""
         return self.snapshot.column("family", seqs)
 
-    def _hits(self, sought: Sought) -> list[Hit]:
+    def _hits(self, sought: Sought) -> tuple[list[Hit], list[int]]:
+        """The hits, and the number of each one's family. What is damaged is left out."""
         hits: list[Hit] = []
-        top_k, spaces, view = sought.question.options.top_k, sought.plan.weights, self.view
+        families: list[int] = []
+        top_k, spaces, view, snapshot = sought.question.options.top_k, sought.plan.weights, self.view, self.snapshot
         for group, percentile in zip(sought.groups, sought.percentiles, strict=True):
             if len(hits) == top_k:
                 break
             seq = group.seq
             try:
-                self.snapshot.check(seq, spaces)
+                family = snapshot.checked_family(seq, spaces)
                 head = view.stored(seq)
                 note = view.annotation_bytes(seq)
             except CorruptionError as e:
@@ -335,7 +337,8 @@ class Answering:
                 continue
             annotation = None if note is None else Raw(note)
             hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
-        return hits
+            families.append(family)
+        return hits, families
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])

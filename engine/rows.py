@@ -196,6 +196,7 @@ class RowMap:
         self.features: F32 = region("features", "<f4", FEATURE_COUNT)
         self.columns: Columns = region("columns", COLUMNS, 1)[:, 0]
         self.column: dict[str, NDArray[Any]] = {name: self.columns[name] for name in COLUMNS.names or ()}
+        self.families = self.column["family"]
         self.sums: NDArray[np.uint32] = region("sums", "<u4", len(SUM_COLUMNS))
         # the same bytes for single rows, of which numpy would make an array each
         self._bytes = memoryview(self._map)
@@ -259,6 +260,7 @@ class AbsentRows(RowMap):
         self.features = np.broadcast_to(missing, (rows, FEATURE_COUNT))
         self.columns = np.zeros(rows, COLUMNS)
         self.column = {name: self.columns[name] for name in COLUMNS.names or ()}
+        self.families = self.column["family"]
 
     def wrong(self, row: int, spaces: Iterable[str], *, features: bool = True) -> str:
         return "all"

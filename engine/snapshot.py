@@ -41,6 +41,8 @@ _NONE = np.empty(0, np.int64)
 EXACT_MATCHES_MAX = 4_096  # so few allowed rows are compared one by one; 8,000 take twice what an index does
 GATHER_ROWS_FEW = 16
 RANK_ROWS = 4_096  # candidates that are ranked at once
+TINY = np.finfo(np.float32).tiny
+CROWDED_MAX = 1_024  # candidates, where more rows than were found are as near as rounded vectors tell
 # Of float64 at once: a block of 512 KiB and more is given back to the system each time (engine/supervisor.py), and its
 # pages are fetched anew for the next one, which took longer than the arithmetic.
 DISTANCE_NUMBERS = 32_768
@@ -64,10 +66,12 @@ class Snapshot:
         that taking over a generation costs the same however many events there are."""
         self.manifest, self.names, self.files, self.indexes = manifest, names, files, indexes
         self.generation, self.count, self.first_seq = manifest.generation, manifest.count, manifest.first_seq
+        self._rows = manifest.row_file_rows
         self._plan: dict[str, list[tuple[int, int, MappedIndex | None]]] = {}
         if old is not None and old.files is files and old.indexes is indexes and old.span:
-            for space, (*ranges, (lo, _, index)) in old._plan.items():
-                self._plan[space] = [*ranges, (lo, self.count, index)]
+            for space, ranges in old._plan.items():  # the last of which is that of the tail, unless an index ends there
+                tail = ranges[-1][0] if ranges[-1][2] is None else old.count
+                self._plan[space] = [r for r in ranges if r[0] != tail] + [(tail, self.count, None)]
         else:
             for space in SPACES:
                 self._plan[space] = list(self._cover(space))
@@ -116,14 +120,21 @@ class Snapshot:
         return self.some(self.count - limit - len(self.gone), limit + len(self.gone))[: -limit - 1 : -1]
 
     def at(self, seq: int) -> tuple[RowMap, int]:
-        place, row = divmod(seq - self.first_seq, self.manifest.row_file_rows)
+        place, row = divmod(seq - self.first_seq, self._rows)
         return self.files[place], row
 
     def check(self, seq: int, spaces: Iterable[str]) -> None:
         """Does a row agree with its checksums, as far as an answer rests on it? Raises CorruptionError."""
-        file, row = self.at(seq)
+        self.checked_family(seq, spaces)
+
+    def checked_family(self, seq: int, spaces: Iterable[str]) -> int:
+        """As check(), and the number of the row's family: both for each hit, so the row is found once."""
+        place, row = divmod(seq - self.first_seq, self._rows)
+        file = self.files[place]
         if wrong := file.wrong(row, spaces):
             raise CorruptionError(str(file.path), f"{wrong} of row {row} disagrees with its checksum")
+        family: int = file.families.item(row)
+        return family
 
     def vector(self, space: str, seq: int) -> F32:
         """float32 [dim], not checked; a view that needs this snapshot alive."""
@@ -145,11 +156,11 @@ class Snapshot:
 
     def cell(self, name: str, seq: int) -> Any:
         """One column of one row, as Python has it."""
-        place, row = divmod(seq - self.first_seq, self.manifest.row_file_rows)
+        place, row = divmod(seq - self.first_seq, self._rows)
         return self.files[place].column[name].item(row)
 
     def _gather(self, seqs: Seqs, region: Callable[[RowMap], NDArray[Any]]) -> NDArray[Any]:
-        places, rows = np.divmod(seqs - self.first_seq, self.manifest.row_file_rows)
+        places, rows = np.divmod(seqs - self.first_seq, self._rows)
         first = region(self.files[int(places[0])])
         out = np.empty((len(seqs), *first.shape[1:]), first.dtype)
         if len(seqs) <= GATHER_ROWS_FEW:  # row by row costs less than finding those of each file
@@ -175,7 +186,7 @@ class Snapshot:
             begin = max(index.lo, self.first_seq) if index else self.count
             end = begin
             while at < end:
-                hi = min(end, (at // self.manifest.row_file_rows + 1) * self.manifest.row_file_rows)
+                hi = min(end, (at // self._rows + 1) * self._rows)
                 yield at, hi, None
                 at = hi
             if index and begin >= at and index.hi <= self.count:  # or else one that it replaces still serves
@@ -202,8 +213,31 @@ class Snapshot:
             matched = int(allowed.sum())
             if matched <= max(EXACT_MATCHES_MAX, k):
                 return self._search_among(space, queries, k, np.flatnonzero(allowed) + self.first_seq)
+        sought = _sought(queries)
+        parts, exact, scanned, rounding = self._parts(space, sought, k, allowed)
+        if not parts:
+            return _nothing(queries, exact, scanned)
+        rough, seqs = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        bound = _bound(sought, rough, k, rounding)
+        out = self._ranked(space, queries, k, rough, seqs, bound, exact, scanned)
+        if rounding and k < CROWDED_MAX:
+            crowded = np.zeros(len(queries), np.bool_)
+            for part, _ in parts:
+                if part.shape[1] > k:
+                    crowded |= part[:, -1] < bound[:, 0]
+            if crowded.any():
+                wider = self.search(space, queries[crowded], min(4 * k, CROWDED_MAX), allowed)
+                for i, found in zip(np.flatnonzero(crowded).tolist(), wider, strict=True):
+                    out[i] = found._replace(distances=found.distances[:k], seqs=found.seqs[:k])
+        return out
+
+    def _parts(
+        self, space: str, sought: F32, k: int, allowed: Mask | None
+    ) -> tuple[list[tuple[F32, Seqs]], bool, int, float]:
+        """What each index, and each row file without one, has: squared distances [n, m] and seqs. Whether all of it is
+        exact, how many were looked at, and the rounding, as MappedIndex has it, of what is rounded most."""
         parts: list[tuple[F32, Seqs]] = []
-        exact, scanned, sought = True, 0, _sought(queries)
+        exact, scanned, rounding = True, 0, 0.0
         for lo, hi, index in self._plan[space]:
             part_allowed = None if allowed is None else allowed[lo - self.first_seq : hi - self.first_seq]
             if part_allowed is None and len(self.gone):
@@ -216,8 +250,9 @@ class Snapshot:
                 if found is not None:
                     parts.append(found)
                     exact, scanned = exact and index.exact, scanned + index.scanned(matched)
+                    rounding = max(rounding, index.rounding)
                     continue
-            for at in range(lo, hi, self.manifest.row_file_rows):
+            for at in range(lo, hi, self._rows):
                 file, row = self.at(at)
                 rows = file.vectors[space][row : row + min(hi - at, file.rows - row)]
                 if part_allowed is None:
@@ -229,7 +264,7 @@ class Snapshot:
                         distances, positions = search_rows(sought, rows[picked], k)
                         parts.append((distances, picked[positions] + at))
                 scanned += len(rows)
-        return self._ranked(space, queries, k, parts, exact, scanned)
+        return parts, exact, scanned, rounding
 
     def _left(self, index: MappedIndex, allowed: Mask | None) -> Mask | None:
         """`allowed`, which begins at the first seq that is left, for an index that may reach below it."""
@@ -242,21 +277,18 @@ class Snapshot:
 
     def _search_among(self, space: str, queries: F32, k: int, seqs: Seqs) -> list[Candidates]:
         if not len(seqs):
-            return self._ranked(space, queries, k, [], True, 0)
-        distances, positions = search_rows(_sought(queries), self.vectors(space, seqs), k)
-        return self._ranked(space, queries, k, [(distances, seqs[positions])], True, len(seqs))
+            return _nothing(queries, True, 0)
+        sought = _sought(queries)
+        rough, positions = search_rows(sought, self.vectors(space, seqs), k)
+        bound = _bound(sought, rough, k, 0.0)
+        return self._ranked(space, queries, k, rough, seqs[positions], bound, True, len(seqs))
 
     def _ranked(
-        self, space: str, queries: F32, k: int, parts: list[tuple[F32, Seqs]], exact: bool, scanned: int
+        self, space: str, queries: F32, k: int, rough: F32, seqs: Seqs, bound: F32, exact: bool, scanned: int
     ) -> list[Candidates]:
-        """For each query the k best of all parts, with exact distances."""
-        if not parts:
-            return [Candidates(np.empty(0), np.empty(0, np.int64), exact, scanned)] * len(queries)
-        rough, seqs = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-        keep = (seqs >= 0) & np.isfinite(rough)
-        if rough.shape[1] > k:
-            # rows as far as the last one may be ties: all of them are ranked exactly
-            keep &= rough <= np.partition(rough, k - 1, axis=1)[:, k - 1 : k] * (1 + 1e-5)
+        """For each query the k best of `seqs`, int64 [n, m], with exact distances. rough: their squared distances as an
+        index has them, +inf where there is none; those below `bound`, [n, 1], are looked at."""
+        keep = rough < bound
         out: list[Candidates] = []
         step = max(1, RANK_ROWS // k)
         for at in range(0, len(queries), step):
@@ -295,6 +327,23 @@ class Snapshot:
                 np.nan_to_num(difference, copy=False)
             np.einsum("ij,ij->i", difference, difference, out=out[some])
         return np.sqrt(out, out=out)
+
+
+def _nothing(queries: F32, exact: bool, scanned: int) -> list[Candidates]:
+    return [Candidates(np.empty(0), np.empty(0, np.int64), exact, scanned)] * len(queries)
+
+
+def _bound(queries: F32, rough: F32, k: int, rounding: float) -> F32:
+    """[n, 1]: below which squared distance rows may be among the k nearest. Those as far as the k-th may be ties; where
+    vectors are rounded, the k-th may be farther than it seems, and another nearer, each by its rounding."""
+    if rough.shape[1] <= k:
+        return np.full((len(rough), 1), np.inf, np.float32)
+    bound: F32 = np.partition(rough, k - 1, axis=1)[:, k - 1 : k]
+    if rounding:
+        far = np.sqrt(bound)
+        length = np.sqrt(np.einsum("ij,ij->i", queries, queries))[:, None]
+        bound = np.square(far + np.float32(2 * rounding) * (length + far))
+    return bound * np.float32(1 + 1e-5) + TINY  # 0 is below it, too
 
 
 def _sought(queries: F32) -> F32:

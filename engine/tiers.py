@@ -1,9 +1,11 @@
-"""Which row files are due to be indexed, and which indexes to be made one. Pure functions of a manifest.
+"""Which rows are due to be indexed, and which indexes to be made one. Pure functions of a manifest.
 
 Always true
   - An index covers as many row files as FILES says, or one; the first one's number is a multiple of how many they are.
     So a million rows are searched in at most six indexes, three on average, and each row is indexed at most seven
     times.
+  - The row file that is being filled has an index over each EARLY_ROWS of it but the last, until it has one as a whole:
+    they cover no row file, so nothing else here counts them.
   - A range is merged only when all of it is indexed in every space: what is searched exactly comes first.
   - An index that reaches below the first row file that is left, or was built before a purge, is searched without what
     is gone (engine/snapshot.py), until indexes over the rest of it take its place, all at once.
@@ -14,6 +16,7 @@ from __future__ import annotations
 from engine.embed.base import SPACES
 from engine.manifest import Manifest
 
+EARLY_ROWS = 4_096
 FILES = (64, 32, 16, 8, 4, 2)  # of a merged index; twice its vectors is what a build takes of memory
 
 
@@ -21,10 +24,21 @@ def unindexed(manifest: Manifest) -> list[int]:
     """Numbers of full row files that have not an index in every space."""
     full = range(manifest.first, manifest.count // manifest.row_file_rows)
     begin = manifest.first_seq
-    if sum(i.hi - max(i.lo, begin) for i in manifest.indexes) == len(SPACES) * len(full) * manifest.row_file_rows:
+    indexed = sum(i.hi - max(i.lo, begin) for i in manifest.indexes if i.hi <= full.stop * manifest.row_file_rows)
+    if indexed == len(SPACES) * len(full) * manifest.row_file_rows:
         return []
     covered = [_covered(manifest, space) for space in SPACES]
     return [n for n in full if any(n not in of for of in covered)]
+
+
+def early(manifest: Manifest) -> tuple[int, int] | None:
+    """Seqs [lo, hi) of the row file that is being filled, due for an index of their own; None where none are."""
+    rows = manifest.row_file_rows
+    begin = manifest.count // rows * rows
+    for lo in range(begin, min(manifest.count, begin + rows - EARLY_ROWS) - EARLY_ROWS + 1, EARLY_ROWS):
+        if sum(i.lo <= lo < i.hi for i in manifest.indexes) < len(SPACES):
+            return lo, lo + EARLY_ROWS
+    return None
 
 
 def mergeable(manifest: Manifest) -> range | None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 AGAIN_S = 5.0
 RETENTION_S = 60.0  # how often to see whether something leaves
 SWEEP_PAUSE_S = 0.01  # between two slices of what left: events are stored first
+EARLY_WAIT_S = 2.0  # rows are indexed before their file is full, unless it fills up so fast that they soon are again
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
 FAILURES_MAX = 5  # steps in a row; then a switch is given up, and a scrub ends with that row file left
 
@@ -57,6 +58,8 @@ class Upkeep:
         self._leaving.set()
         self.rewriting = asyncio.Lock()  # held by who writes stored row files of the version in use anew
         self._switched: list[Switched] = []  # who waits for the end of the switch
+        self._early: tuple[int, int] | None = None  # seqs that shall have an index before their file is full
+        self._awaited: asyncio.TimerHandle | None = None
         if publisher.manifest.switch is not None:
             self._wanted.set()
 
@@ -65,6 +68,19 @@ class Upkeep:
         if self._unindexed() or self._given_up():
             self._retaining = True
             self._wanted.set()
+        elif self._awaited is None and tiers.early(self.publisher.manifest):
+            loop, count = asyncio.get_running_loop(), self.publisher.manifest.count
+            self._awaited = loop.call_later(EARLY_WAIT_S, self._look_early, count)
+
+    def _look_early(self, count: int) -> None:
+        """Index rows of the file that is being filled, if fewer than as many again came since there were `count`."""
+        self._awaited = None
+        manifest = self.publisher.manifest
+        if manifest.count - count < tiers.EARLY_ROWS:
+            self._early = tiers.early(manifest)
+            self._wanted.set()
+        else:
+            self.look()
 
     def replace_indexes(self) -> None:
         """Some may have become stale."""
@@ -182,6 +198,7 @@ class Upkeep:
     async def run(self) -> None:
         """For ever."""
         self._look_at_age()
+        self.look()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._again(self._next))
             group.create_task(self._again(self._merge))
@@ -217,6 +234,10 @@ class Upkeep:
             await self._go_on()
         elif unindexed := self._unindexed():
             await self._index(unindexed[:1])
+        elif early := self._early:
+            self._early = None
+            await self._indexed([[early[0] // self.publisher.manifest.row_file_rows]], self.jobs, early)
+            self.look()
         else:
             self._wanted.clear()
             self._idle.set()
@@ -288,14 +309,16 @@ class Upkeep:
         if built is not None:
             self._mergeable.set()
 
-    async def _indexed(self, ranges: Sequence[Sequence[int]], jobs: Jobs) -> Built | None:
+    async def _indexed(
+        self, ranges: Sequence[Sequence[int]], jobs: Jobs, part: tuple[int, int] | None = None
+    ) -> Built | None:
         """One index in each space over each of these ranges of row files, in the place of what is there, in one commit.
-        None where that failed or was in vain."""
+        part: or over those seqs only, of the one row file. None where that failed or was in vain."""
         numbers = [number for some in ranges for number in some]
         names = [self.publisher.manifest.row_file(number) for number in numbers]
         made = Built()
         for some in ranges:
-            built = await self._built(some, jobs)
+            built = await self._built(some, jobs, part)
             if built is None or built.bad_rows:
                 self._unlink(made)
                 if built is not None:
@@ -317,17 +340,19 @@ class Upkeep:
             self._collect()
             size = sum(i[4] for i in made.indexes)
             which = f"row file {numbers[0]}" if len(numbers) == 1 else f"row files {numbers[0]} to {numbers[-1]}"
+            if part:
+                which = f"{part[1] - part[0]} rows of {which}"
             log.info("%s indexed in every space: %d bytes, %.1f s", which, size, made.seconds)
         return made
 
-    async def _built(self, numbers: Sequence[int], jobs: Jobs) -> Built | None:
-        """One index in each space over these row files, which no manifest names yet; none where they left. None where
-        that failed."""
+    async def _built(self, numbers: Sequence[int], jobs: Jobs, part: tuple[int, int] | None) -> Built | None:
+        """One index in each space over these row files, or a part of one, which no manifest names yet; none where they
+        left. None where that failed."""
         manifest = self.publisher.manifest
         if numbers[-1] < manifest.first:
             return Built()
         names = [manifest.row_file(number) for number in numbers]
-        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows)
+        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows, part=part)
         if jobs is self.merges:  # no hurry
             job.niceness = NICENESS
         built = await jobs.run(job)

@@ -109,13 +109,18 @@ class Store:
         for number in tiers.unindexed(self.publisher.manifest):
             self._index([number])
 
+    def index_early(self) -> None:
+        """Index what is due of the row file that is being filled."""
+        while part := tiers.early(self.publisher.manifest):
+            self._index([part[0] // ROWS], part)
+
     def merge(self) -> None:
         """Then make one index of several, until there is nothing to merge."""
         while numbers := tiers.mergeable(self.publisher.manifest):
             self._index(numbers)
 
-    def _index(self, numbers: Sequence[int]) -> None:
-        built = build_indexes(self.layout, [self.publisher.manifest.row_file(n) for n in numbers], ROWS)
+    def _index(self, numbers: Sequence[int], part: tuple[int, int] | None = None) -> None:
+        built = build_indexes(self.layout, [self.publisher.manifest.row_file(n) for n in numbers], ROWS, part)
         assert not built.bad_rows
         self.publisher.swap_in([IndexFile(*i) for i in built.indexes], [SealedRows(*s) for s in built.sealed])
 

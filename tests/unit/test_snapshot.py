@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import index, tiers
 from engine import snapshot as snapshot_module
-from engine.embed.base import SPACES
+from engine.columns import COLUMNS
+from engine.counters import Names
+from engine.embed.base import DIMS, SPACES
 from engine.errors import NotReadyError
+from engine.index import MappedIndex
+from engine.manifest import IndexFile, Manifest
+from engine.rows import RowMap, Rows, RowWriter
 from engine.snapshot import Snapshot, Snapshots
 from tests.conftest import FILLED
 from tests.events import several
@@ -128,6 +136,27 @@ def test_a_merged_index_is_taken_over_when_it_is_open_and_those_it_replaces_serv
             assert (found.distances <= expected[-1] * (1 + 1e-6)).mean() >= 0.9
 
 
+def test_rows_are_indexed_before_their_file_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where such an index ends at the last event, and others come after it; the whole takes the place of all."""
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    for count, left in ((144, 0), (5, 5), (20, 9), (25, 2)):
+        first = store.publisher.manifest.count
+        store.publish(several(count, first))
+        added = store.snapshot()
+        store.index()
+        store.index_early()
+        indexed = store.snapshot()
+        for snapshot in (added, indexed):
+            for space in SPACES:
+                covered = [seq for lo, hi, _ in snapshot._plan[space] for seq in range(lo, hi)]
+                assert covered == list(range(first + count))
+            newest = snapshot.vectors("attack", np.arange(first, first + count))
+            for seq, found in zip(range(first, first + count), snapshot.search("attack", newest, 5), strict=True):
+                assert found.distances[0] == 0 and seq in found.seqs
+        assert [indexed.unindexed(space) for space in SPACES] == [left] * 3
+    store.check()
+
+
 def test_indexes_of_other_rows_do_not_serve_meanwhile(store: Store) -> None:
     """A row file that was built again has another name; nothing over the old one is kept."""
     store.publish(several(2 * ROWS))
@@ -182,3 +211,31 @@ def test_closing_while_indexes_are_opened_ends(store: Store) -> None:
         snapshots.refresh(view)
     snapshots.close()
     eventually(lambda: snapshots.current is None)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4])
+def test_rows_nearer_to_each_other_than_16_bits_tell_are_found_in_their_order(tmp_path: Path, apart: float) -> None:
+    """400 of 2,048 rows lie about `apart` from one point of length 100, where such floats are up to 0.06 apart."""
+    rng, n = np.random.default_rng(7), 2_048
+    rows = Rows(
+        {s: rng.normal(0, 10, (n, DIMS[s])).astype(np.float32) for s in SPACES},
+        np.zeros((n, 105), np.float32), np.zeros(n, COLUMNS),
+    )  # fmt: skip
+    attack = rows.vectors["attack"]
+    flood = rng.choice(n, 400, replace=False)
+    point = 100 * attack[flood[0]] / np.linalg.norm(attack[flood[0]])
+    attack[flood] = point + rng.normal(0, apart, (400, DIMS["attack"]))
+    writer = RowWriter(tmp_path / "rows", 0, n)
+    writer.write(0, rows)
+    writer.close()
+    made = index.build([attack])
+    assert made.kind == "ivf_half"
+    size, checksum = index.write(made, tmp_path / "i")
+    file = IndexFile("attack", 0, n, "i", size, checksum, made.kind, made.index.nlist)
+    opened = MappedIndex(tmp_path / "i", size, checksum, 0, n, made.index.nlist)
+    manifest = Manifest(count=n, row_file_rows=n, model="m", indexes=[file])
+    snapshot = Snapshot(manifest, Names([], []), [RowMap(tmp_path / "rows", 0, n)], {file: opened})
+    for query in (attack[flood[:3]], point.astype(np.float32)[None], attack[:2]):
+        for one, found in zip(query, snapshot.search("attack", query, 10), strict=True):
+            exact = np.sqrt(((attack.astype(np.float64) - one.astype(np.float64)) ** 2).sum(1))
+            assert found.distances.tolist() == pytest.approx(np.sort(exact)[:10].tolist(), rel=1e-9, abs=1e-12)

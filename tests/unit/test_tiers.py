@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from engine import tiers
 from engine.embed.base import SPACES
 from engine.manifest import IndexFile, Manifest
-from engine.tiers import mergeable, unindexed
+from engine.tiers import early, mergeable, unindexed
 
 ROWS = 64
 
@@ -70,3 +71,30 @@ def test_merging_comes_to_an_end_with_few_indexes(files: int) -> None:
         merges += 1
         assert merges <= files + 6
     assert len(covered) == files // 64 + (files % 64).bit_count()
+
+
+@pytest.mark.parametrize(
+    ("count", "covered", "due"),
+    [
+        (15, [], None),
+        (16, [], (0, 16)),
+        (ROWS - 1, [(0, 16)], (16, 32)),
+        (ROWS - 1, [(0, 16), (16, 32), (32, 48)], None),  # the rest comes with the whole
+        (ROWS, [(0, 16)], None),
+        (ROWS + 40, [(0, ROWS), (ROWS, ROWS + 16)], (ROWS + 16, ROWS + 32)),
+    ],
+)
+def test_the_row_file_that_is_filled_is_indexed_in_parts(
+    count: int, covered: list[tuple[int, int]], due: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    indexes = [IndexFile(s, lo, hi, f"{s}-{lo}-{hi}", 0, b"", "ivf_half", 8) for lo, hi in covered for s in SPACES]
+    of = Manifest(row_file_rows=ROWS, model="v", count=count, indexes=indexes)
+    assert early(of) == due
+    whole = {lo // ROWS for lo, hi in covered if hi - lo == ROWS}
+    assert unindexed(of) == [n for n in range(count // ROWS) if n not in whole]
+    assert mergeable(of) is None
+
+
+def test_small_row_files_are_indexed_when_they_are_full() -> None:
+    assert early(manifest(ROWS - 1)) is None

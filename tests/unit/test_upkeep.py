@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine import tiers, upkeep
 from engine.build import Built, IndexJob, Job, build_indexes
 from engine.config import Network
 from engine.jobs import Jobs
@@ -26,7 +27,7 @@ class Slow(Jobs):
     async def run(self, job: Job) -> Built | None:
         assert isinstance(job, IndexJob)
         self.running = type(job).__name__
-        made = build_indexes(self.store.layout, job.row_files, job.rows)
+        made = build_indexes(self.store.layout, job.row_files, job.rows, job.part)
         self.built.set()
         await self.end.wait()
         self.running = ""
@@ -43,9 +44,9 @@ def test_who_ends_first_leaves_the_files_of_the_other_alone(store: Store, first:
 
     async def both() -> None:
         config: Any = SimpleNamespace(network=Network(), store=store.config.store)
-        upkeep = Upkeep(store.layout, config, store.publisher, lambda: None)
-        upkeep.jobs, upkeep.merges = builds, merges = Slow(store), Slow(store)
-        tasks = [asyncio.create_task(upkeep._merge()), asyncio.create_task(upkeep._index([2]))]
+        keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+        keeper.jobs, keeper.merges = builds, merges = Slow(store), Slow(store)
+        tasks = [asyncio.create_task(keeper._merge()), asyncio.create_task(keeper._index([2]))]
         await merges.built.wait()
         await builds.built.wait()
         order = [merges, builds] if first == "merge" else [builds, merges]
@@ -71,7 +72,33 @@ def test_a_row_file_that_was_purged_before_the_child_opened_it_costs_no_failure(
     )
     assert (built.bad_rows, built.indexes) == ([before], [])
     config: Any = SimpleNamespace(network=Network(), store=store.config.store)
-    upkeep = Upkeep(store.layout, config, store.publisher, lambda: None)
-    assert not upkeep._named(before)
+    keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+    assert not keeper._named(before)
     store.index()
+    store.check()
+
+
+def test_rows_are_indexed_early_unless_their_file_fills_up_fast(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    monkeypatch.setattr(upkeep, "EARLY_WAIT_S", 0.0)
+
+    async def looked(more: int) -> list[tuple[int, int]]:
+        """The ranges that the child is asked for, where so many events come while it is waited."""
+        config: Any = SimpleNamespace(network=Network(), store=store.config.store, retention=store.config.retention)
+        keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+        keeper.jobs = jobs = Slow(store)
+        jobs.end.set()
+        keeper.look()
+        store.publish(several(more, store.publisher.manifest.count))
+        running = asyncio.create_task(keeper.run())
+        await keeper.idle()
+        while tiers.early(store.publisher.manifest):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+        return sorted((i.lo, i.hi) for i in store.publisher.manifest.indexes if i.space == "attack")
+
+    store.publish(several(18))
+    assert asyncio.run(looked(3)) == [(0, 16)]
+    assert asyncio.run(looked(30)) == [(0, 16), (16, 32), (32, 48)]  # in the end all the same
     store.check()
