@@ -12,7 +12,7 @@ import pytest
 
 from engine import migrate
 from engine.catalog import TABLES, Catalog
-from engine.errors import BadRequestError, CorruptionError, EngineError, NoSpaceError, NotReadyError
+from engine.errors import BadRequestError, CorruptionError, DeniedError, EngineError, NoSpaceError, NotReadyError
 from engine.files import free_bytes
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED, FORMAT_REMOVED
@@ -186,6 +186,13 @@ def test_a_disk_that_becomes_full_meanwhile_changes_nothing(disk: Path, key: Pat
     assert not run(data_dir, key)["resumed"]
     with Store(data_dir, key) as store:
         store.check()
+
+
+def test_only_the_owner_migrates(data_dir: Path, key: Path) -> None:
+    """What root wrote the engine's user could not read."""
+    with patch.object(migrate.os, "geteuid", lambda: 4_711), pytest.raises(DeniedError, match="as its owner"):
+        run(data_dir, key)
+    assert not (data_dir / "migrating").exists()
 
 
 def test_what_was_never_born_is_not_migrated(tmp_path: Path, key: Path) -> None:
