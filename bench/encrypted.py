@@ -2,8 +2,8 @@
 
 Synthetic events with texts and a source record, as they are stored, go into two catalogs of this process in turns, one
 with a key and one without; nothing is synced. put: a record in a commit of 1,024, the commit included; head: the event
-of a drawn seq, as an answer needs it; record: with features and source record. Each is us of CPU a record, the median of
-the rounds; bytes: of the values, a record.
+of a drawn seq, as an answer needs it; record: with features and source record. Each is us of CPU a record, the median
+of the rounds; bytes: of the values, a record.
 """
 
 from __future__ import annotations

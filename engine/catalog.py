@@ -25,10 +25,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import struct
-import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,6 +39,7 @@ import xxhash
 
 from engine.cipher import Cipher, NoKey, fitting
 from engine.counters import Counters, Names
+from engine.environment import READERS_MAX, copied, cut, environment
 from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
 from engine.files import TMP_SUFFIX, has_room, sync_directory, write_new
 from engine.manifest import Manifest, key_id
@@ -52,7 +51,6 @@ from ipc.event import Annotation
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
 ENCRYPTED = ("records",)  # tables that hold source records and texts
 MARKED = ("label", "firewall_action")  # of an annotation, in `marks`
-READERS_MAX = 510
 KEY_BYTES_MAX = 511
 MARK_BYTES_MAX = KEY_BYTES_MAX - 8  # of a mark without its seq
 COMMIT_BYTES = 1 << 20  # where there is not so much room, a write that failed found none
@@ -89,14 +87,6 @@ def named(current: Path) -> str:
     return name
 
 
-def _environment(path: Path, map_size: int, *, write: bool, durability: str, lock: bool = True) -> Any:
-    return lmdb.Environment(
-        str(path), map_size=map_size, subdir=False, readonly=not write, metasync=durability == "full", mode=0o600,
-        create=write, max_readers=READERS_MAX, max_dbs=len(TABLES), max_spare_txns=4, readahead=False, lib_version=0,
-        lock=lock,
-    )  # fmt: skip
-
-
 def _make(folder: Path, map_size: int) -> None:
     """An empty catalog, and CURRENT, which names it: LMDB syncs no directory, and does not open a file of which half
     was written, so it is whole and durable before it has its name, and that is before CURRENT has it. A catalog.0 that
@@ -108,7 +98,7 @@ def _make(folder: Path, map_size: int) -> None:
         tmp.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)
         try:
-            with _environment(tmp, map_size, write=True, durability="full") as env:
+            with environment(tmp, map_size, len(TABLES), write=True, durability="full") as env:
                 for name in TABLES:
                     env.open_db(name.encode())
                 env.sync(True)
@@ -136,14 +126,6 @@ def _seen(current: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-def _check_size(path: Path, env: Any) -> None:
-    """A page that the map promises and the file does not have is a SIGBUS. Raises BootError."""
-    wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if path.stat().st_size < wanted:
-        env.close()
-        raise BootError(f"catalog {path} is cut: it has not {wanted} bytes; nothing was changed; {RESTORE}")
-
-
 class Catalog:
     """An open catalog. Close it before the process forks or ends; LMDB opens a file once per process. changed: while it
     is a set, every (table, key) that is written."""
@@ -163,7 +145,9 @@ class Catalog:
             _make(folder, map_size)
         self.folder, self._write = folder, write
         self.damage = ""  # what is wrong with its structure: nothing is written on top of that
-        self._environment = partial(_environment, map_size=map_size, write=write, durability=durability, lock=lock)
+        self._environment = partial(
+            environment, map_size=map_size, tables=len(TABLES), write=write, durability=durability, lock=lock
+        )
         self._seeds = {name: _xxh(name.encode()) for name in TABLES}
         self._next: _Opened | None = None
         self._opened = self._open_current()
@@ -208,7 +192,9 @@ class Catalog:
         """A file opened as this catalog is. Raises BootError."""
         try:
             env = self._environment(path)
-            _check_size(path, env)
+            if wanted := cut(path, env):
+                env.close()
+                raise BootError(f"catalog {path} is cut: it has not {wanted} bytes; nothing was changed; {RESTORE}")
             tables = {name: env.open_db(name.encode(), create=self._write) for name in TABLES}
             return _Opened(path, seen, path.stat().st_ino, env, tables)
         except lmdb.Error as e:
@@ -289,29 +275,7 @@ class Catalog:
     def copied(self, view: View) -> Iterator[bytes]:
         """A compacted copy of what `view` sees, in blocks; it may not be used meanwhile. Whoever writes waits for
         nothing, but pages that it frees are kept. Raises CorruptionError."""
-        failed: list[lmdb.Error] = []
-        read_end, write_end = os.pipe()
-
-        def copy() -> None:
-            try:
-                view.env.copyfd(write_end, compact=True, txn=view.txn)
-            except lmdb.Error as e:
-                failed.append(e)
-            finally:
-                os.close(write_end)
-
-        thread = threading.Thread(target=copy, name="catalog copy")
-        thread.start()
-        try:
-            while block := os.read(read_end, 1 << 20):
-                yield block
-        finally:  # closed first: a copy whose reader gave up ends by that
-            os.close(read_end)
-            thread.join()
-        if failed:
-            raise CorruptionError(
-                f"catalog {self.path}", f"cannot be copied: {failed[0]}; `flowkin doctor --deep` looks at every value"
-            ) from failed[0]
+        return copied(view.env, view.txn, self.path)
 
     def seed(self, table: str) -> int:
         """Of the checksums of its keys."""

@@ -28,10 +28,10 @@ PAGE, RECORD = ROOT / "docs" / "RELIABILITY.md", ROOT / "docs" / "reliability.js
 STORAGE = [
     f"engine/{name}.py"
     for name in (
-        "actions", "append", "backup", "build", "catalog", "checkpoint", "compact", "counter", "counters", "coverage",
-        "dead_letters", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge",
-        "quarantine", "rebuild", "recover", "retention", "rows", "scrub", "snapshot", "structure", "switch", "take",
-        "tiers", "upkeep",
+        "actions", "append", "backup", "build", "catalog", "checkpoint", "cipher", "compact", "counter", "counters",
+        "coverage", "dead_letters", "environment", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend",
+        "publish", "purge", "quarantine", "rebuild", "record", "recover", "retention", "rows", "scrub", "snapshot",
+        "structure", "switch", "take", "tiers", "upkeep",
     )
 ]  # fmt: skip
 HEAD = """# What was tried against it
