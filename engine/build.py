@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from engine.gauges import Measured
 from engine.layout import Layout
+from engine.room import is_full
 from engine.scrub import Report
 
 
@@ -222,4 +223,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as e:
+        if not is_full(e):
+            raise
+        sys.exit(f"nothing was built: {e}")

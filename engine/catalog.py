@@ -22,7 +22,6 @@ Tables
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import struct
@@ -44,6 +43,7 @@ from engine.files import TMP_SUFFIX, sync_directory, write_new
 from engine.manifest import Manifest
 from engine.manifest import decode as decode_manifest
 from engine.manifest import encode as encode_manifest
+from engine.room import refused
 from ipc.event import FEATURE_BYTES, Annotation
 
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
@@ -260,7 +260,10 @@ class Catalog:
         """The write transaction; `with catalog.write() as batch:` commits at the end, aborts on an error. Raises
         CorruptionError as writable()."""
         self.writable()
-        return Batch(self, self._opened, self.env.begin(write=True, buffers=True))
+        try:
+            return Batch(self, self._opened, self.env.begin(write=True, buffers=True))
+        except lmdb.PanicError as e:
+            raise refused(e, self.path) from e
 
     def copied(self, view: View) -> Iterator[bytes]:
         """A compacted copy of what `view` sees, in blocks; it may not be used meanwhile. Whoever writes waits for
@@ -529,12 +532,8 @@ class Batch(View):
         if kind is None:
             try:
                 self.txn.commit()
-            except lmdb.MapFullError as e:
-                raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
-            except lmdb.DiskError as e:
-                raise NoSpaceError(f"the disk of the catalog is full ({e}); the batch was not stored") from e
-            except lmdb.Error as e:  # the disk does not keep its word: nothing may be assumed any more
-                raise OSError(errno.EIO, f"catalog: {e}") from e
+            except lmdb.Error as e:
+                raise refused(e, self.catalog.path) from e
         else:
             self.txn.abort()
 

@@ -41,8 +41,9 @@ from engine.guard import Guard
 from engine.limits import YOUNG_OBJECTS_MAX
 from engine.measuring import Measuring
 from engine.orders import MAY, ORDERS, about, outcome_of
-from engine.publish import Outcome, Publisher, Submission, is_full, say_if_full
+from engine.publish import Outcome, Publisher, Submission, say_if_full
 from engine.recover import open_store
+from engine.room import is_full
 from engine.scrubbing import Scrubbing
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.files import hmac_key

@@ -17,7 +17,6 @@ A death before 2 leaves letters and rows past the committed count, which the nex
 from __future__ import annotations
 
 import collections
-import errno
 import logging
 import time
 from bisect import bisect_right
@@ -59,6 +58,7 @@ from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.normalize import complete
+from engine.room import is_full
 from engine.rows import Rows
 from engine.stages import Stages
 from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction
@@ -100,10 +100,6 @@ class Outcome(NamedTuple):
     rejects: list[Reject]  # with those that publishing added
     joined: int = 0  # firewall actions said of events
     waiting: int = 0  # firewall actions that have met no event yet, of all submissions
-
-
-def is_full(e: OSError) -> bool:
-    return e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def say_if_full(e: OSError, what: str = "batch") -> None:

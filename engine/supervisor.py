@@ -29,7 +29,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine import handoff, notify
+from engine import handoff, mounts, notify
 from engine.audit import SUM_S, SUMS_MAX, Audit, File
 from engine.audit import decode as decode_line
 from engine.audit import encode as encode_line
@@ -62,7 +62,6 @@ START_PATIENCE = 10  # a worker that is not ready yet may be silent so many time
 SAME_SIGNAL_S = 0.5  # timeout(1) and others send SIGTERM twice at once, to us and to our group: that is one
 REPORTS_MAX = 4 * SUMS_MAX  # lines for the audit log that a worker may send in SUM_S; it sums up itself
 CHECK_S_MAX = 10.0  # how long crashing readers wait for the ingest worker's checks
-NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs", "lustre"})
 
 
 class _Slot:
@@ -540,37 +539,22 @@ class Supervisor:
 
 
 def secure(layout: Layout, config: Config) -> None:
-    """Make the data directory, and refuse one that others could tamper with. Raises BootError, ConfigError."""
+    """Make the data directory, and refuse one that others could tamper with or that is not on a local
+    file system. Raises BootError, ConfigError."""
     if not config.data_dir:
         raise ConfigError("data_dir is not set")
     try:
         if os.path.lexists(layout.data_dir):
             check_private(layout.data_dir)
+        kind = mounts.check(layout.data_dir)
         layout.make()
         check_parents(layout.data_dir)
         for path in (layout.data_dir, layout.run, layout.catalog, layout.rows, layout.indexes, layout.models):
             check_private(path)
     except OSError as e:
         raise BootError(f"the data directory {layout.data_dir} cannot be used: {e}") from e
-    kind = file_system(layout.data_dir)
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise BootError(
-            f"{layout.data_dir} is on a network file system ({kind}), where locks and maps are not to be trusted"
-        )
     if kind == "overlay":
         log.warning("%s is on overlayfs: keep it on a volume, or it goes with the container", layout.data_dir)
-
-
-def file_system(path: Path) -> str:
-    """The type of the file system, as /proc/self/mountinfo has it; "" unknown."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            before, _, after = line.partition(" - ")
-            if before.split()[2] == wanted:
-                return after.split()[0]
-    return ""
 
 
 def lock(layout: Layout, stack: contextlib.ExitStack) -> None:

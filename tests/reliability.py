@@ -30,7 +30,7 @@ STORAGE = [
     for name in (
         "actions", "append", "backup", "build", "catalog", "checkpoint", "compact", "counter", "counters", "coverage",
         "dead_letters", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge",
-        "quarantine", "rebuild", "recover", "retention", "rows", "scrub", "snapshot", "structure", "switch", "take",
+        "quarantine", "rebuild", "recover", "retention", "room", "rows", "scrub", "snapshot", "structure", "switch", "take",
         "tiers", "upkeep",
     )
 ]  # fmt: skip

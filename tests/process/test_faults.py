@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -431,6 +432,32 @@ def test_a_full_disk_stops_ingest_and_nothing_else(start: Starter, failing: tupl
     assert stored_ids(engine.client()) == ids(several(110))
     assert [r["restarts"] for r in engine.facts()["readers"]] == [0, 0]
     assert engine.facts()["ingest"]["restarts"] == 0
+
+
+@pytest.mark.parametrize("which", ["catalog", "rows"])
+def test_a_largest_size_of_files_is_a_full_disk(start: Starter, which: str) -> None:
+    """RLIMIT_FSIZE of the running worker: of the catalog LMDB writes a part and says EIO, of a row file nothing."""
+    engine = start()
+    engine.ingest(several(100))
+    victim = engine.pid("ingest")
+    size = (engine.layout.catalog / "catalog.0").stat().st_size if which == "catalog" else HEADER_BYTES
+    resource.prlimit(victim, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    first = 100
+    with pytest.raises(NoSpaceError, match="disk of the catalog is full" if which == "catalog" else "disk is full"):
+        while first < 5_000:  # LMDB has free pages for some
+            assert engine.ingest(several(50, first)).accepted == 50
+            first += 50
+    for _ in range(3):
+        with pytest.raises(NoSpaceError, match="not stored"):
+            engine.ingest(several(50, first))
+        assert stored_ids(engine.client()) == ids(several(first))
+    resource.prlimit(victim, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert engine.ingest(several(50, first)).accepted == 50
+    assert stored_ids(engine.client()) == ids(several(first + 50))
+    assert engine.pid("ingest") == victim
+    assert engine.stop() == 0
+    engine.start()
+    assert stored_ids(engine.client()) == ids(several(first + 50))
 
 
 def test_a_model_that_finds_no_room_is_refused_by_that_name(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,13 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.mounts import UNSHARE, may_mount, mount_small
 from tests.torture.checks import Checks
 from tests.torture.faults import Faults
 from tests.torture.schedule import BRIEF, WEIGHTS, draw
 from tests.torture.verify import verify
 from tests.wait import eventually
 
-UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
 OURS = "TORTURE_MOUNTS"  # in the environment: this process has mounts of its own
 DISK_BYTES = 384 << 20
 DISK_BYTES_A_MINUTE = 48 << 20
@@ -32,13 +31,6 @@ LATE = 3.0  # times the minutes, until the kills that were asked for are done
 HEARD_S = 5.0
 FINDINGS_MAX = 20
 SETTLE_S = 120.0
-
-
-def may_mount() -> bool:
-    """Can a process have a small disk of its own?"""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*UNSHARE, "mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]
-        return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def torture(
@@ -49,8 +41,7 @@ def torture(
     data_dir = folder / "data"
     data_dir.mkdir(mode=0o700)
     if small_disk:
-        size = int(DISK_BYTES + minutes * DISK_BYTES_A_MINUTE)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "none", str(data_dir)], check=True)
+        mount_small(data_dir, int(DISK_BYTES + minutes * DISK_BYTES_A_MINUTE))
     begun_s = time.monotonic()
     faults = Faults(folder, data_dir, seed, events_per_s, small_disk=small_disk)
     checks: Checks | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from engine import catalog as catalog_module
+from engine import room as room_module
 from engine.catalog import CURRENT, Catalog, id_key, join_record, seq_key, split_record
 from engine.counters import Names
 from engine.errors import BadRequestError, BootError, CorruptionError, FormatError, NoSpaceError, OverloadedError
@@ -181,7 +183,10 @@ def test_a_full_map_is_no_space_and_the_next_batch_goes_on(tmp_path: Path) -> No
 
 
 def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EIO at the commit: nothing may be assumed any more, the worker has to leave."""
+    """EIO at the commit: nothing may be assumed any more, the worker has to leave; but LMDB says that, too, where the
+    disk took a part of a write for want of room."""
+    room = True
+    monkeypatch.setattr(room_module, "has_room", lambda *_: room)
 
     class Refusing:
         def __init__(self, error: lmdb.Error) -> None:
@@ -196,6 +201,25 @@ def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypa
             pass
         if kind is OSError:
             assert caught.value.errno == errno.EIO  # type: ignore[attr-defined]
+    room = False
+    for error, kind in ((lmdb.Error("Input/output error"), NoSpaceError), (lmdb.PanicError("panic"), OSError)):
+        with pytest.raises(kind), catalog_module.Batch(catalog, catalog._opened, Refusing(error)):
+            pass
+
+
+def test_room_is_what_a_file_behind_the_size_would_find(tmp_path: Path) -> None:
+    from engine.room import has_room
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert has_room(tmp_path, 1 << 20, 1 << 20)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        assert not has_room(tmp_path, 1 << 20, 1)
+        assert has_room(tmp_path, 0, 1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not has_room(tmp_path, 0, 1 << 50)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_reader_slot_is_a_clear_error(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
