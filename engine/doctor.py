@@ -287,7 +287,7 @@ def _intakes(layout: Layout) -> Iterator[Finding]:
     """What a running engine says of the files and sockets it takes in."""
     report = lag.read(layout)
     if report is not None and engine_runs(layout):
-        for trouble in lag.troubles(report, time.time_ns()):
+        for trouble in lag.troubles(report, time.monotonic_ns()):
             yield Finding(*trouble)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -50,6 +50,7 @@ class FileLag(Struct):
     event_at: int | None
     done: bool
     waits_since_at: int | None  # for which there are bytes, and no progress
+    waits_since_ns: int | None = None  # the same by the monotonic clock, which all processes share: how long it is
 
 
 class SocketLag(Struct):
@@ -92,14 +93,25 @@ def facts(layout: Layout) -> dict[str, Any]:
     return {"followed": found["followed"], "followed_files": found["files"], "listening": found["listening"]}
 
 
+class _Time(NamedTuple):
+    """A moment: monotonic, which compares, and by the clock on the wall, which is told."""
+
+    ns: int
+    at: int
+
+
+def _now() -> _Time:
+    return _Time(time.monotonic_ns(), time.time_ns())
+
+
 class Book:
     """Kept by the ingest worker."""
 
     def __init__(self, layout: Layout, config: Config) -> None:
         self._layout, self._sources = layout, config.sources
         self._errors: dict[str, str] = {}
-        self._stored: dict[tuple[str, str], tuple[int, int | None]] = {}  # source and key: read_at, event_at
-        self._waits: dict[tuple[str, str], tuple[int, int]] = {}  # source and path: lag_bytes, since
+        self._stored: dict[tuple[str, str], tuple[_Time, int | None]] = {}  # source and key: when, event_at
+        self._waits: dict[tuple[str, str], tuple[int, _Time]] = {}  # source and path: lag_bytes, since
         self._written = b""
 
     def stored(self, source: str, batch: Batch) -> None:
@@ -107,9 +119,9 @@ class Book:
         if batch.state is None:
             self._stored.pop((source, batch.key), None)
             return
-        _, before = self._stored.get((source, batch.key), (0, None))
+        _, before = self._stored.get((source, batch.key), (None, None))
         latest = max((item.event.ts for item in batch.parsed.events), default=before)
-        self._stored[source, batch.key] = (time.time_ns(), latest)
+        self._stored[source, batch.key] = (_now(), latest)
 
     def error(self, source: str, error: str = "") -> bool:
         """Why nothing can be read; "": it can. False where that was known."""
@@ -118,7 +130,7 @@ class Book:
 
     def write(self, followers: Mapping[str, Follower], listeners: Mapping[str, Listener]) -> None:
         report = Report()
-        waits: dict[tuple[str, str], tuple[int, int]] = {}
+        waits: dict[tuple[str, str], tuple[int, _Time]] = {}
         for name, source in self._sources.items():
             error = self._errors.get(name, "")
             if source.listen:
@@ -130,7 +142,9 @@ class Book:
             lag = sum(file.lag_bytes for file in files)
             report.followed.append(SourceLag(name, source.path, len(files), lag, error))
             report.files += files
-            waits |= {(name, f.path): (f.lag_bytes, f.waits_since_at) for f in files if f.waits_since_at is not None}
+            for f in files:
+                if f.waits_since_ns is not None and f.waits_since_at is not None:
+                    waits[name, f.path] = (f.lag_bytes, _Time(f.waits_since_ns, f.waits_since_at))
         self._waits = waits
         report.files.sort(key=lambda file: (-file.lag_bytes, -(file.read_at or 0), file.source, file.path))
         del report.files[FILES_SHOWN_MAX:]
@@ -140,20 +154,21 @@ class Book:
             self._written = data
 
     def _files(self, source: str, follower: Follower) -> Iterator[FileLag]:
-        now = time.time_ns()
+        now = _now()
         for file in follower.readings():
-            read_at, event_at = self._stored.get((source, file.key), (None, None))
+            read, event_at = self._stored.get((source, file.key), (None, None))
             lag, since = self._waits.get((source, file.path), (0, now))
             if file.lag_bytes < lag:
                 since = now
+            since = max(since, read or since)
             yield FileLag(
-                source, file.path, file.size, file.offset, file.lag_bytes, read_at, event_at, file.done,
-                max(since, read_at or 0) if file.lag_bytes else None,
+                source, file.path, file.size, file.offset, file.lag_bytes, read.at if read else None, event_at,
+                file.done, *((since.at, since.ns) if file.lag_bytes else (None, None)),
             )  # fmt: skip
 
 
-def troubles(report: Report, now: int) -> Iterator[tuple[str, str, str]]:
-    """(severity, object, what is wrong and what to do) of a running engine."""
+def troubles(report: Report, now_ns: int) -> Iterator[tuple[str, str, str]]:
+    """(severity, object, what is wrong and what to do) of a running engine. now_ns: monotonic."""
     for source in report.followed:
         if source.error:
             yield (
@@ -162,8 +177,8 @@ def troubles(report: Report, now: int) -> Iterator[tuple[str, str, str]]:
                 f"{source.error}; it is tried again and again; look at path, owner, mode",
             )
     for file in report.files:
-        if file.waits_since_at is not None and now - file.waits_since_at > STUCK_S * 10**9:
-            waited_s = (now - file.waits_since_at) // 10**9
+        if file.waits_since_ns is not None and now_ns - file.waits_since_ns > STUCK_S * 10**9:
+            waited_s = (now_ns - file.waits_since_ns) // 10**9
             yield (
                 "problem", f"source {file.source}",
                 f"{file.path}: {file.lag_bytes} bytes wait, and nothing was stored for {waited_s} s; the engine's log"

@@ -53,7 +53,10 @@ class Measuring:
         last = gauges.of_model(gauges.read(self.worker.layout.quality), manifest.model)
         if last is None:
             return True
-        return last.generation != manifest.generation and time.time() > last.measured_at / 1e9 + self.settings.every_s
+        if last.generation == manifest.generation:
+            return False
+        age_s = time.time() - last.measured_at / 1e9  # below 0: the clock was put back since
+        return not 0 <= age_s < self.settings.every_s
 
     async def ask(self, sample: int, seed: int) -> Measured:
         """Measure now, or after the one that is under way by itself. sample: 0 is the setting. Raises OverloadedError

@@ -44,6 +44,7 @@ class Report(Struct):
 
     begun_at: int = 0  # ns
     finished_at: int = 0
+    seconds: float = 0.0
     generation: int = 0
     files: int = 0
     values: int = 0
@@ -79,7 +80,7 @@ class Pace:
 
 def run(layout: Layout, catalog: Catalog, pace: Pace, *, files_only: bool = False) -> Report:
     """All of it; files_only: row files and indexes. Raises CorruptionError where the manifest itself cannot be read."""
-    report = Report(begun_at=time.time_ns())
+    report, begun_s = Report(begun_at=time.time_ns()), time.monotonic()
     manifest = _manifest(catalog)
     report.generation = manifest.generation
     _files(layout, catalog, manifest, pace, report)
@@ -93,6 +94,7 @@ def run(layout: Layout, catalog: Catalog, pace: Pace, *, files_only: bool = Fals
         if not report.structure:  # else LMDB may crash on the way
             _values(catalog, pace, report)
     report.read_bytes, report.finished_at = pace.bytes, time.time_ns()
+    report.seconds = round(time.monotonic() - begun_s, 3)
     return report
 
 

@@ -60,7 +60,7 @@ def facts(path: Path) -> dict[str, Any] | None:
         return None
     r = last.report
     return {
-        "finished_at": r.finished_at, "seconds": round((r.finished_at - r.begun_at) / 1e9, 3),
+        "finished_at": r.finished_at, "seconds": r.seconds,
         "generation": r.generation, "files": r.files, "values": r.values, "read_bytes": r.read_bytes,
         "damaged": r.damaged, "mended": last.mended, "left": last.left_count, "left_names": last.left,
         "structure": r.structure, "unchecked": r.unchecked,

@@ -1,9 +1,10 @@
-"""A seam below the engine: files of a test say how its disk and its catalog's map are to fail. For an environment only.
+"""A seam below the engine: files of a test say how its disk, map and clock are to fail. For an environment only.
 
 Always true
   - While the file TEST_BAD_DISK holds an errno, every fdatasync of a worker fails with it, and every fsync; EIO once,
     and at an fdatasync: the next process finds a disk that works.
   - While the file TEST_SLOW_DISK holds milliseconds, every fdatasync takes so much longer.
+  - The wall clock of every process goes as many seconds off as the file TEST_CLOCK says, from one look to the next.
   - A catalog is opened with a map of as many bytes as the file TEST_MAP_BYTES says, where it is there.
 """
 
@@ -40,6 +41,10 @@ def fsync(fd):
         raise OSError(code, os.strerror(code))
     _fsync(fd)
 os.fsync = fsync
+if _clock := os.environ.get("TEST_CLOCK", ""):
+    _time, _time_ns = time.time, time.time_ns
+    time.time = lambda: _time() + _number(_clock)
+    time.time_ns = lambda: _time_ns() + _number(_clock) * 1_000_000_000
 if _map := os.environ.get("TEST_MAP_BYTES", ""):
     import lmdb
     _environment = lmdb.Environment
@@ -67,3 +72,10 @@ def slow_disk(folder: Path) -> tuple[Path, dict[str, str]]:
     _, env = bad_disk(folder)
     slow = folder / "slow_ms"
     return slow, env | {"TEST_SLOW_DISK": str(slow)}
+
+
+def bad_clock(folder: Path) -> tuple[Path, dict[str, str]]:
+    """(the file for seconds, environment), with the seam in `folder`, which is there."""
+    _, env = bad_disk(folder)
+    clock = folder / "clock_s"
+    return clock, env | {"TEST_CLOCK": str(clock)}

@@ -29,6 +29,22 @@ REAL_TIME = {  # who may let time pass, and why
     "tests/process/fake_role.py": "a worker that hangs",
     "tests/unit/test_client.py": "an engine that answers too late",
 }
+WALL = {  # who may ask what time it is, and why; what lasts is measured by a monotonic clock
+    "engine/audit.py": "told: when it was done",
+    "engine/guard.py": "compared with the times of events",
+    "engine/lag.py": "told; how long something waits is monotonic",
+    "engine/measuring.py": "when it was last measured, perhaps by another process; a clock that was put back means now",
+    "engine/publish.py": "told; when a row file was full, for retention by days",
+    "engine/quality.py": "told",
+    "engine/retention.py": "days, which outlive processes",
+    "engine/scrub.py": "told",
+    "engine/sources/follow.py": "compared with the times of files",
+    "engine/sources/look.py": "compared with the times of files",
+    "engine/switch.py": "told",
+    "engine/take.py": "told: the name of a backup",
+    "cli/text.py": "24h ago",
+    "cli/training.py": "told: the name of a version",
+}
 HEAVY = ("numpy", "faiss", "lmdb", "torch", "onnxruntime", "sentence_transformers")
 
 
@@ -86,6 +102,16 @@ def test_every_module_says_what_it_is() -> None:
 def test_files_can_be_held_in_mind() -> None:
     long = {name: n for name, _ in modules(*PACKAGES) if (n := len((ROOT / name).read_text().splitlines())) > LINES_MAX}
     assert set(long) <= set(LONG), long
+
+
+def test_nothing_that_lasts_is_measured_by_the_clock_on_the_wall() -> None:
+    asked = {
+        name
+        for name, tree in modules(*PACKAGES)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now")
+    }
+    assert asked == WALL.keys()
 
 
 def test_failpoints_are_all_listed_and_all_there() -> None:

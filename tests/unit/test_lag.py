@@ -31,7 +31,7 @@ def layout(tmp_path: Path) -> Layout:
 
 def file(**more: object) -> FileLag:
     given = {"source": "eve", "path": "eve.json", "size": 10, "offset": 0, "lag_bytes": 0, "read_at": None,
-             "event_at": None, "done": False, "waits_since_at": None}  # fmt: skip
+             "event_at": None, "done": False, "waits_since_at": None, "waits_since_ns": None}  # fmt: skip
     return FileLag(**(given | more))  # type: ignore[arg-type]
 
 
@@ -65,6 +65,27 @@ def test_what_waits_says_since_when_and_progress_starts_that_anew(layout: Layout
     follower.close()
 
 
+def test_a_clock_that_is_put_back_hides_and_invents_no_waiting(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eve.json").write_bytes(lines(0, 100))
+    config = Config(data_dir=str(layout.data_dir), sources={"s": Source(path=str(tmp_path / "eve.json"))})
+    book, follower = Book(layout, config), Follower(tmp_path / "eve.json", SourceSpec("s"), "ndjson")
+    (batch,) = follower.poll(2_000)
+    real, step_ns = time.time_ns, 0
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step_ns)
+    begin_ns = time.monotonic_ns()
+    for step_ns in (0, -3_600 * 10**9, 3_600 * 10**9):
+        book.stored("s", batch)
+        book.write({"s": follower}, {})
+        report = lag.read(layout)
+        assert report is not None and report.files[0].waits_since_ns is not None
+        assert begin_ns <= report.files[0].waits_since_ns <= time.monotonic_ns()
+        assert list(troubles(report, time.monotonic_ns())) == []
+        assert list(troubles(report, time.monotonic_ns() + 61 * 10**9)) != []
+    follower.close()
+
+
 def test_nothing_is_written_where_nothing_changed_and_no_more_than_some_files(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     for i in range(FILES_SHOWN_MAX + 20):
@@ -87,7 +108,7 @@ def test_what_is_wrong_and_what_to_do() -> None:
     stuck, busy = NOW - 61 * 10**9, NOW - 10 * 10**9
     report = Report(
         followed=[SourceLag("eve", "/logs"), SourceLag("gone", "/gone", error="/gone cannot be read: no")],
-        files=[file(lag_bytes=5, waits_since_at=stuck), file(lag_bytes=5, waits_since_at=busy), file()],
+        files=[file(lag_bytes=5, waits_since_ns=stuck), file(lag_bytes=5, waits_since_ns=busy), file()],
         listening=[
             SocketLag("good", "/a", connections=3, records=9, stored=9),
             SocketLag("slow", "/b", dropped=7, lost=2, gaps=3),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 
 from engine import gauges, index, quality
-from engine.config import CIDRS_INTERNAL
+from engine.config import CIDRS_INTERNAL, Config
 from engine.context import Tracker
 from engine.embed import fit as fitting
 from engine.embed import models, reference
@@ -21,6 +23,7 @@ from engine.errors import ModelError
 from engine.features import INDEX, pack, unpack
 from engine.gauges import Measured
 from engine.manifest import IndexFile
+from engine.measuring import Measuring
 from engine.upgrade import METRICS, RULES, Gauge, fired
 from ipc.event import FeaturedEvent
 from tests.events import several
@@ -224,6 +227,24 @@ def test_the_window_is_the_last_events(store: Store) -> None:
     found = measured(store, window=100, sample=60)
     assert (found.window, found.sample, found.events) == (100, 60, 300)
     assert value(found, "recall_at_10") == 1.0
+
+
+def test_it_is_due_after_every_s_and_where_the_clock_was_put_back(store: Store) -> None:
+    worker = SimpleNamespace(layout=store.layout, config=Config())
+    due = Measuring(worker, lambda: store.publisher.manifest)._due  # type: ignore[arg-type]
+    assert due()
+    store.publish(several(10))
+    found = measured(store)
+
+    def at(age_s: float) -> bool:
+        gauges.write(
+            store.layout.quality, msgspec.structs.replace(found, measured_at=time.time_ns() - int(age_s * 1e9))
+        )
+        return due()
+
+    assert not at(4_000)  # nothing was stored since
+    store.publish(several(10, 10))
+    assert [at(age_s) for age_s in (60, 3_500, 3_700, -60, -3_600, -1e8)] == [False, False, True, True, True, True]
 
 
 # ---- as told

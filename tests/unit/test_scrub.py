@@ -201,7 +201,7 @@ def test_a_scrub_is_paced_unless_it_is_asked_for_and_told_in_stats(
 
     async def run(job: Any) -> Any:
         ran.append(job.bytes_per_s)
-        report = Report(begun_at=1, finished_at=2_000_000_001, files=3, values=4, bad_values_count=2)
+        report = Report(begun_at=1, finished_at=2_000_000_001, seconds=2.0, files=3, values=4, bad_values_count=2)
         return SimpleNamespace(scrubbed=report)
 
     monkeypatch.setattr(scrubber.jobs, "run", run)
