@@ -26,6 +26,8 @@ settings.load_profile("flowkin")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--idle", default="2000", help="of tests/process/test_load.py: connections that say nothing")
     parser.addoption("--active", default="200", help="connections that ask")
+    parser.addoption("--stop-s", default="0", help="how long a reader is stopped, with hang_after_ms as it ships")
+    parser.addoption("--keep", action="store_true", help="append what was counted to bench/results")
 
 
 @pytest.fixture

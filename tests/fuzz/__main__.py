@@ -71,7 +71,8 @@ def main() -> int:
     figures = everything(args.frames, args.seed, args.processes, (args.target,) if args.target else TARGETS)
     findings = [found for of in figures.values() for found in of["findings"]]
     if args.keep:
-        keep("fuzz", {"frames": args.frames, "seed": args.seed}, {"targets": figures, "findings": findings})
+        kept = {name: figures[name]["inputs"] for name in ("frames", "messages") if name in figures}
+        keep("fuzz", {"frames": args.frames, "seed": args.seed}, kept | {"targets": figures, "findings": findings})
     for name, of in figures.items():
         print(f"{name:24} " + "  ".join(f"{key} {value}" for key, value in of.items() if key != "findings"))
     print(f"{len(findings)} findings", *findings, sep="\n")

@@ -1,7 +1,8 @@
 """Load and back-pressure from outside: peers that do not behave, crowds, no descriptors, more than can be answered or
 stored. Whoever else asks is answered; what is refused is refused by name; nothing acknowledged is lost.
 
-`--idle 10000 --active 1000` is the crowd that is promised; by default it is a smaller one."""
+`--idle 10000 --active 1000` is the crowd that is promised, `--stop-s 60` the time a reader is stopped; by default both
+are less. `--keep` appends what came of them to bench/results."""
 
 from __future__ import annotations
 
@@ -10,14 +11,18 @@ import os
 import re
 import resource
 import select
+import signal
 import socket
+import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bench.harness import keep
 from engine import heartbeat
 from ipc.client import Client
 from ipc.errors import ClientError, OverloadedError
@@ -41,7 +46,7 @@ from ipc.messages import (
     encode,
 )
 from tests.bad_disk import slow_disk
-from tests.engine_fixture import Engine, Starter, ask, shape, stored_ids
+from tests.engine_fixture import SHM, Engine, Starter, ask, processes, shape, shared, stored_ids
 from tests.events import ids, several, write
 from tests.wait import eventually
 
@@ -206,9 +211,23 @@ def test_a_crowd_is_served_and_shared(served: Engine, request: pytest.FixtureReq
             grown = sum(rss_bytes(pid) - was for pid, was in zip(served.pids(), rss, strict=True))
             print(f"{idle} idle, {active} active: {counts}, {grown / (idle + active) / 1024:.1f} KiB each")
             assert grown / (idle + active) < 64 << 10
+            if request.config.getoption("--keep"):
+                kib = round(grown / (idle + active) / 1024, 2)
+                figures = {"connections": idle + active, "of_each_reader": counts, "kib_each": kib}
+                keep("crowd", {"idle": idle, "active": active}, figures)
         eventually(lambda: sum(connections(served)) <= before, within_s=20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_others_put_into_shared_memory_is_not_the_engines(start: Starter) -> None:
+    """A bench beside it, another test."""
+    engine = start(readers=1)
+    assert engine.process is not None
+    with tempfile.TemporaryDirectory(dir=SHM), tempfile.NamedTemporaryFile(dir=SHM) as ours:
+        assert shared([os.getpid()]) == {Path(ours.name)}
+        assert shared(processes(engine.process.pid)) == set()
+        engine.close()
 
 
 @pytest.mark.parametrize("who", ["supervisor", "reader-0"])
@@ -289,15 +308,25 @@ def test_ingest_faster_than_the_disk_waits_and_loses_nothing(start: Starter, tmp
     assert stored.keys() == {*ids(several(64)), *acknowledged, *ids(several(500, 20_000))}
 
 
-def test_a_stopped_reader_costs_its_clients_one_connection(start: Starter) -> None:
-    """SIGSTOP: killed after hang_after_ms and replaced; whoever asks again is answered."""
-    import signal
-
-    engine = start(env={"FLOWKIN_HANG_AFTER_MS": "1000"})
+def test_a_stopped_reader_costs_its_clients_one_connection(start: Starter, request: pytest.FixtureRequest) -> None:
+    """SIGSTOP: killed after hang_after_ms and replaced; whoever asks again is answered. With --stop-s for so long,
+    and with hang_after_ms as it ships."""
+    stop_s = float(request.config.getoption("--stop-s"))
+    engine = start(env={} if stop_s else {"FLOWKIN_HANG_AFTER_MS": "1000"})
     engine.ingest(several(100))
     clients = [engine.client() for _ in range(8)]
     expected = [shape(ask(client, "e000003")) for client in clients]
     victim = engine.pid("reader-0")
     os.kill(victim, signal.SIGSTOP)
+    stopped_s = time.monotonic()
     assert [shape(ask(client, "e000003")) for client in clients] == expected
     engine.replaced("reader-0", victim)
+    replaced_s = time.monotonic() - stopped_s
+    if stop_s:
+        eventually(lambda: time.monotonic() - stopped_s >= stop_s, within_s=stop_s + 1, every_s=0.1)
+        with pytest.raises(ProcessLookupError):
+            os.kill(victim, signal.SIGCONT)
+        assert replaced_s < stop_s
+        assert [shape(ask(client, "e000003")) for client in clients] == expected
+        if request.config.getoption("--keep"):
+            keep("stopped", {"stop_s": stop_s}, {"stopped_s": stop_s, "replaced_s": round(replaced_s, 2)})
