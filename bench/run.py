@@ -18,6 +18,7 @@ BENCHES = (
     "growth --minutes 1.5", "restart --events 20000", "load --events 20000 --seconds 8 --rate 1000 --ingest-rate 200",
     "load --events 20000 --seconds 8 --open-loop-limit", "quality --data lab --engine", "ingest --keep",
     "scale --events 10000 100000 --seconds 3", "selectivity --events 50000", "index_choice --events 16384",
+    "slow --rounds 3",
 )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ TARGETS = (
     Target("scale", "events_*.disk.all", 6_500), Target("scale", "events_*.start_s.killed", 3),
     Target("scale", "events_*.recall_at_10", 0.99, at_least=True),
     Target("selectivity", "*.short", 0), Target("selectivity", "*.recall_at_10", 0.99, at_least=True),
+    Target("slow", "p99_ratio", 1.2), Target("slow", "*.lost", 0), Target("slow", "*.unanswered", 0),
     Target("restart", "query_similar_s.median", 0.15),
 )
 # fmt: on
