@@ -30,8 +30,8 @@ STORAGE = [
     for name in (
         "actions", "append", "backup", "build", "catalog", "checkpoint", "compact", "counter", "counters", "coverage",
         "dead_letters", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend", "publish", "purge",
-        "quarantine", "rebuild", "recover", "retention", "room", "rows", "scrub", "snapshot", "structure", "switch", "take",
-        "tiers", "upkeep",
+        "quarantine", "rebuild", "recover", "retention", "room", "rows", "scrub", "snapshot", "structure", "switch",
+        "take", "tiers", "upkeep",
     )
 ]  # fmt: skip
 HEAD = """# What was tried against it
