@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from engine.files import is_full
 from engine.gauges import Measured
 from engine.layout import Layout
+from engine.room import is_full
 from engine.scrub import Report
 
 

@@ -24,7 +24,7 @@ Tables
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -41,11 +41,12 @@ from engine.cipher import Cipher, NoKey, fitting
 from engine.counters import Counters, Names
 from engine.environment import READERS_MAX, copied, cut, environment
 from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
-from engine.files import TMP_SUFFIX, has_room, sync_directory, write_new
+from engine.files import TMP_SUFFIX, sync_directory, write_new
 from engine.manifest import Manifest, key_id
 from engine.manifest import decode as decode_manifest
 from engine.manifest import encode as encode_manifest
 from engine.record import HEAD, Record, split_record
+from engine.room import refused
 from ipc.event import Annotation
 
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
@@ -53,7 +54,6 @@ ENCRYPTED = ("records",)  # tables that hold source records and texts
 MARKED = ("label", "firewall_action")  # of an annotation, in `marks`
 KEY_BYTES_MAX = 511
 MARK_BYTES_MAX = KEY_BYTES_MAX - 8  # of a mark without its seq
-COMMIT_BYTES = 1 << 20  # where there is not so much room, a write that failed found none
 CURRENT = "CURRENT"
 NEXT = "NEXT"  # while the catalog is compacted: what CURRENT is about to name
 RESTORE = "`flowkin backup restore`, or send it again from its sources"
@@ -257,20 +257,7 @@ class Catalog:
         try:
             return Batch(self, self._opened, self.env.begin(write=True, buffers=True))
         except lmdb.PanicError as e:
-            raise self.refused(e) from e
-
-    def refused(self, error: lmdb.Error) -> NoSpaceError | OSError:
-        """Why a commit failed: NoSpaceError, try again later; OSError, nothing may be assumed any more. LMDB says EIO
-        where a disk took a part of a write, also where it became full: so the disk is asked. What such a commit wrote
-        belongs to nobody, and the next one writes it anew."""
-        if isinstance(error, lmdb.MapFullError):
-            return NoSpaceError("the catalog's map is full; the batch was not stored")
-        full = isinstance(error, lmdb.DiskError)
-        if not full and not isinstance(error, lmdb.PanicError):
-            full = not has_room(self.folder, self.path.stat().st_size, COMMIT_BYTES)
-        if full:
-            return NoSpaceError(f"the disk of the catalog is full ({error}); the batch was not stored; free some space")
-        return OSError(errno.EIO, f"catalog: {error}")
+            raise refused(e, self.path) from e
 
     def copied(self, view: View) -> Iterator[bytes]:
         """A compacted copy of what `view` sees, in blocks; it may not be used meanwhile. Whoever writes waits for
@@ -520,7 +507,7 @@ class Batch(View):
             try:
                 self.txn.commit()
             except lmdb.Error as e:
-                raise self.catalog.refused(e) from e
+                raise refused(e, self.catalog.path) from e
         else:
             self.txn.abort()
 

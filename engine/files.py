@@ -44,27 +44,6 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def is_full(e: OSError) -> bool:
-    """No room on the disk, in a quota, or below the largest size that a file may have."""
-    return e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def has_room(folder: Path, at: int, size: int) -> bool:
-    """May a file in folder have `size` more bytes behind its first `at`? Tried with one that has no name. True where
-    that cannot be told."""
-    try:
-        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        return not is_full(e)
-    try:
-        os.posix_fallocate(fd, at, size)
-    except OSError as e:
-        return not is_full(e)
-    finally:
-        os.close(fd)
-    return True
-
-
 def disk_bytes(folder: Path) -> int:
     """Bytes that the files below a folder take on disk."""
     total = 0

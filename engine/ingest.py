@@ -36,7 +36,6 @@ from engine.errors import (
     OverloadedError,
     SourceError,
 )
-from engine.files import is_full
 from engine.flows.split import Limits
 from engine.guard import Guard
 from engine.keys import read_key
@@ -45,6 +44,7 @@ from engine.measuring import Measuring
 from engine.orders import MAY, ORDERS, about, outcome_of
 from engine.publish import Outcome, Publisher, Submission, say_if_full
 from engine.recover import open_store
+from engine.room import is_full
 from engine.scrubbing import Scrubbing
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.follow import Batch, FileState, Follower

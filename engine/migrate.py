@@ -49,11 +49,12 @@ from engine.errors import (
     NotReadyError,
 )
 from engine.failpoint import failpoint
-from engine.files import free_bytes, is_full, make_directory, sync_directory, write_new
+from engine.files import free_bytes, make_directory, sync_directory, write_new
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED, FORMAT_REMOVED
 from engine.manifest import Manifest
 from engine.recover import map_size
+from engine.room import is_full
 from engine.structure import check
 from engine.version import VERSION
 

@@ -54,12 +54,12 @@ from engine.errors import (
 )
 from engine.failpoint import failpoint
 from engine.featurize import featurize
-from engine.files import is_full
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.normalize import complete
 from engine.record import join_record
+from engine.room import is_full
 from engine.rows import Rows
 from engine.stages import Stages
 from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction

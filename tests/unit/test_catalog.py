@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from engine import catalog as catalog_module
+from engine import room as room_module
 from engine.catalog import CURRENT, Catalog, id_key, seq_key
 from engine.counters import Names
 from engine.errors import BadRequestError, BootError, CorruptionError, FormatError, NoSpaceError, OverloadedError
@@ -186,7 +187,7 @@ def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypa
     """EIO at the commit: nothing may be assumed any more, the worker has to leave; but LMDB says that, too, where the
     disk took a part of a write for want of room."""
     room = True
-    monkeypatch.setattr(catalog_module, "has_room", lambda *_: room)
+    monkeypatch.setattr(room_module, "has_room", lambda *_: room)
 
     class Refusing:
         def __init__(self, error: lmdb.Error) -> None:
@@ -208,7 +209,7 @@ def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypa
 
 
 def test_room_is_what_a_file_behind_the_size_would_find(tmp_path: Path) -> None:
-    from engine.files import has_room
+    from engine.room import has_room
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert has_room(tmp_path, 1 << 20, 1 << 20)

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,23 @@ def test_the_unit_is_as_closed_as_it_is_said_to_be() -> None:
     assert found is not None and float(found[1]) <= EXPOSURE_MAX
     for path in ("docs/DEPLOYMENT.md", "docs/SECURITY.md"):
         assert f"level for flowkin.service: {found[1]}" in page(path)
+
+
+def test_systemd_finds_nothing_to_say_of_the_unit(tmp_path: Path) -> None:
+    """An unknown key, or a value that it would ignore; with a program that is there in the place of the one to be."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here")
+    (program,) = re.findall(r"^ExecStart=(\S+)", UNIT, re.M)
+    found = {}
+    for name, text in (("flowkin", UNIT), ("wrong", UNIT.replace("ProtectHome=", "ProtectHomes="))):
+        unit = tmp_path / f"{name}.service"
+        unit.write_text(text.replace(program, sys.executable))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+        )
+        found[name] = (done.returncode, [line for line in (done.stdout + done.stderr).splitlines() if name in line])
+    assert found["flowkin"] == (0, [])
+    assert any("Unknown key" in line for line in found["wrong"][1])
 
 
 def test_the_unit_lets_readers_confine_themselves() -> None:
