@@ -1,29 +1,47 @@
-"""The command group: names with underscore or hyphen, commands in chapters, a hint for a misspelt one."""
+"""The command group: names with underscore or hyphen, commands in chapters, a hint for a misspelt one.
+
+Always true
+  - A command's file is imported when that command is asked for, all of them for the list of `flowkin --help` only.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
-CHAPTERS = {
-    "Run the engine": ("serve", "start", "stop", "status", "doctor", "backup"),
-    "Put events in": ("ingest", "generate", "label"),
-    "Ask": ("query_similar", "query_event", "classify", "search", "list", "recent", "show", "watch", "shell"),
-    "Know more": ("stats", "dead_letters", "info", "models", "fit", "train", "purge", "compact", "export"),
-}
+CHAPTERS = {  # name of the command -> its file in cli/commands
+    "Run the engine": {
+        "serve": "run", "start": "run", "stop": "run", "status": "run", "doctor": "run", "backup": "backup",
+    },
+    "Put events in": {"ingest": "put", "generate": "put", "label": "put"},
+    "Ask": {
+        "query_similar": "ask", "query_event": "ask", "classify": "ask", "search": "ask", "list": "ask",
+        "recent": "ask", "show": "ask", "watch": "ask", "shell": "ask",
+    },
+    "Know more": {
+        "stats": "know", "dead_letters": "know", "info": "know", "models": "models", "fit": "models",
+        "train": "models", "purge": "data", "compact": "data", "export": "data",
+    },
+}  # fmt: skip
+FILES = {name: file for chapter in CHAPTERS.values() for name, file in chapter.items()}
 ALIASES = {"similar": "query_similar", "query": "query_similar", "event": "query_event", "ls": "list"}
 
 
 class Flowkin(click.Group):
-    """A click group; commands are registered under the names of CHAPTERS."""
+    """A click group that finds its commands by CHAPTERS."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = cmd_name.replace("-", "_").lower()
-        return self.commands.get(ALIASES.get(name, name))
+        name = ALIASES.get(name, name)
+        if name not in FILES:
+            return None
+        found: click.Command | None = import_module(f"cli.commands.{FILES[name]}").group.get_command(ctx, name)
+        return found
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for names in CHAPTERS.values() for name in names if name in self.commands]
+        return list(FILES)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,10 +56,10 @@ class Flowkin(click.Group):
         return command.name if command else name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        widest = max(len(name) for name in self.list_commands(ctx))
+        widest = max(map(len, FILES))
         for chapter, names in CHAPTERS.items():
-            known = [(name, self.commands[name]) for name in names if name in self.commands]
-            rows = [(name.ljust(widest), command.get_short_help_str(90)) for name, command in known]
+            known = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [(name.ljust(widest), command.get_short_help_str(90)) for name, command in known if command]
             with formatter.section(chapter):
                 formatter.write_dl(rows)
 

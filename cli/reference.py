@@ -71,8 +71,10 @@ reading and parsing the files, in this command's own process.
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
     """All commands with their full names, in the order of the chapters."""
-    for name in group.list_commands(click.Context(group)):
-        command = group.commands[name]
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
         yield f"{path} {name}", command
         if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}")

@@ -21,9 +21,6 @@ MAY_IMPORT = {"ipc": {"ipc"}, "engine": {"engine", "ipc"}, "cli": {"cli", "engin
 OURS = {"ipc", "engine", "cli", "tests", "bench"}
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve"}
 LINES_MAX = 620
-LONG = {
-    "cli/main.py": "one function a command",
-}
 REAL_TIME = {  # who may let time pass, and why
     "tests/wait.py": "the one helper that polls",
     "tests/process/fake_role.py": "a worker that hangs",
@@ -85,7 +82,7 @@ def test_every_module_says_what_it_is() -> None:
 
 def test_files_can_be_held_in_mind() -> None:
     long = {name: n for name, _ in modules(*PACKAGES) if (n := len((ROOT / name).read_text().splitlines())) > LINES_MAX}
-    assert set(long) <= set(LONG), long
+    assert long == {}
 
 
 def test_failpoints_are_all_listed_and_all_there() -> None:

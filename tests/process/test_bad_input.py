@@ -103,7 +103,8 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
 def test_who_may_not_enter_is_denied(filled: Engine) -> None:
     """Directory mode 0700: another user gets status 4 and a sentence."""
     program = (
-        "import os, sys; from cli.main import main; import cli.run, cli.errors, ipc.client, ipc.errors, getpass; "
+        "import os, sys; from cli.main import main; import cli.run, cli.errors; "
+        "import cli.commands.ask, ipc.client, ipc.errors, getpass; "
         "os.setgid(65534); os.setuid(65534); sys.exit(main())"
     )
     import sys

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import options as cli_options
+from cli.group import FILES
 from cli.run import run
 from cli.session import Session
 from cli.shell import Shell, Words, history_path
@@ -486,7 +487,9 @@ sys.argv = ["flowkin", *sys.argv[1:]]
 from cli.main import main
 status = main()
 heavy = {"numpy", "faiss", "lmdb", "torch", "rich", "prompt_toolkit", "onnxruntime", "engine.sources", "asyncio"}
-print(",".join(sorted(heavy & set(sys.modules))), file=sys.stderr)
+files = sorted(name for name in sys.modules if name.startswith("cli.commands."))
+unasked = [] if "--help" in sys.argv[1] else files[1:]
+print(",".join([*sorted(heavy & set(sys.modules)), *unasked]), file=sys.stderr)
 sys.exit(status)
 """
 
@@ -519,7 +522,7 @@ def test_version_and_help():
     from cli.main import flowkin as group
 
     shown = CliRunner().invoke(group, ["--help"])
-    assert shown.exit_code == 0 and all(name in shown.output for name in group.commands)
+    assert shown.exit_code == 0 and all(name in shown.output for name in FILES)
 
 
 def test_every_command_has_help_with_an_example():
@@ -527,7 +530,7 @@ def test_every_command_has_help_with_an_example():
     from cli.reference import commands
 
     every = dict(commands(group, "flowkin"))
-    assert len(every) >= 24 and {f"flowkin {name}" for name in group.commands} <= every.keys()
+    assert len(every) >= 24 and {f"flowkin {name}" for name in FILES} <= every.keys()
     for name, command in every.items():
         shown = CliRunner().invoke(command, ["--help"])
         assert shown.exit_code == 0, name

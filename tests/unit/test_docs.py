@@ -17,6 +17,7 @@ from cli import settings
 from cli.errors import STATUSES
 from cli.main import flowkin
 from cli.pages import PAGES
+from cli.reference import commands
 from engine import errors, rows
 from engine.catalog import TABLES
 from engine.columns import COLUMNS
@@ -106,7 +107,8 @@ def test_commands_quoted_exist_with_their_options(path: Path) -> None:
 
 def test_filters_named_in_the_guide_exist() -> None:
     text = page("docs/USER_GUIDE.md")
-    known = {o for c in flowkin.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
+    every = dict(commands(flowkin, "flowkin")).values()
+    known = {o for c in every for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 
 
