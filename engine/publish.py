@@ -71,6 +71,10 @@ ID_BYTES_MAX = 255
 # full since.
 CHECKPOINT_BYTES_MAX = 256
 CHECKPOINT_FILES_MAX = 4
+# It is written down slice by slice, so that no batch waits for all of it: so many bytes a commit (1 to 2 ms), and so
+# many more for each of its events that up to 16 MiB are done before the next row file is full.
+CHECKPOINT_SLICE_BYTES = 1 << 15
+CHECKPOINT_SLICE_EVENT_BYTES = 1 << 10
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -199,6 +203,12 @@ class Publisher:
         self._checkpoint_bytes = 0
         self._compress = zstandard.ZstdCompressor(level=1).compress  # of a record, level 3 saves nothing more
         counter.value = self.manifest.generation
+
+    def warm(self) -> None:
+        """Embed nothing: the first vectors of a process take 40 to 100 ms of CPU, no event shall wait for that."""
+        for space, embedder in self.models.embedders.items():
+            if space != TextEmbedder.name:  # it needs a text, and 100 MiB: only where a sentence is new
+                embedder.embed([], feature_table.empty(1))
 
     def close(self) -> None:
         self._rows.close()
@@ -337,8 +347,12 @@ class Publisher:
             names_count=names.count, switch=switch, filled=self._filled(first + len(accepted)),
         )  # fmt: skip
         checkpointed, context = self.checkpointed, b""
-        if self._checkpoint_due():
-            checkpointed, context = first, self.tracker.dump()
+        dumping = self.tracker.dumping
+        if dumping is None and self._checkpoint_due():
+            dumping = self.tracker.begin_dump(first)
+        if dumping is not None:
+            if dumping.step(CHECKPOINT_SLICE_BYTES + CHECKPOINT_SLICE_EVENT_BYTES * len(accepted)):
+                checkpointed, context = dumping.seq, dumping.whole()
             lap("checkpoint")
         with self.catalog.write() as batch:
             seqs = [seq_key(seq) for seq in range(first, first + len(accepted))]
@@ -369,7 +383,7 @@ class Publisher:
             if names is not self.names:
                 batch.put_names(names)
             if context:
-                checkpoint.put(batch, first, context)
+                checkpoint.put(batch, checkpointed, context)
             covered = self._cover(batch, manifest, names, counters)
             for name, tallies in letters.items():
                 dead_letters.put(batch, name, tallies)
@@ -384,6 +398,8 @@ class Publisher:
             lap("records")
         failpoint("publish.committed")
         lap("commit")
+        if context:
+            self.tracker.dumping = None
         self.tracker.merge(overlay)
         lap("context")
         self.actions.adopt(plan)
@@ -397,7 +413,7 @@ class Publisher:
         return joined
 
     def _checkpoint_due(self) -> bool:
-        """At the first commit after a full row file; where the state is large, after more of them."""
+        """From the first commit after a full row file on; where the state is large, after more of them."""
         first, rows = self.manifest.count, self.manifest.row_file_rows
         full = first // rows - self.checkpointed // rows
         small = self._checkpoint_bytes <= (first - self.checkpointed) * CHECKPOINT_BYTES_MAX
@@ -586,6 +602,7 @@ class Publisher:
 
     def put_checkpoint(self, batch: Batch) -> None:
         self.checkpointed = self.manifest.count
+        self.tracker.dumping = None  # it is of before
         checkpoint.put(batch, self.manifest.count, self.tracker.dump())
 
     def know_cards(self) -> None:

@@ -5,16 +5,17 @@ Always true
     good until the parent changes.
   - Memory is bounded: sources and destinations are two LRUs of CONTEXT_HOSTS_MAX, pairs two of PAIRS_MAX, and the
     windows of hosts that fell silent are dropped (`_sweep`), which no later answer can notice.
-  - `load` of a dump gives the same further answers, bit for bit.
+  - `load` of a dump gives the same further answers, bit for bit. A dump is made at once, or in slices between which
+    overlays are merged (`Dumping`): it is the state as it was when it was begun, to the byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import islice
 from math import inf
-from typing import Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Self, TypeAlias
 
 import msgspec
 import xxhash
@@ -30,9 +31,12 @@ from engine.limits import CONTEXT_HOSTS_MAX, CONTEXT_LATE_MAX_S, SOURCES_MAX
 
 DUMP_VERSION: Literal[1] = 1
 LATE_NS = CONTEXT_LATE_MAX_S * 1_000_000_000
+DUMP_RUN = 16  # entries that are written down together
+DUMP_ALL = 1 << 62
 PAIRS_MAX = 1 << 17  # source-destination pairs seen again, and half as many seen once
 
 HostKey: TypeAlias = tuple[int, str]  # stream, address
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class State:
@@ -52,6 +56,7 @@ class State:
         self.targets: Values[HostKey, Target] = Values(CONTEXT_HOSTS_MAX)
         self.pairs = Pairs(Lru(PAIRS_MAX // 2), Lru(PAIRS_MAX))
         self._to_sweep: Iterator[tuple[Window, int]] = iter(())
+        self.dumping: Dumping | None = None
 
     # layers
 
@@ -59,7 +64,7 @@ class State:
         """A layer over this tracker: reads through, keeps its own changes, costs little. Good until this one changes:
         for events that are not stored, and for a batch whose commit may fail (then drop it)."""
         child = copy(self)
-        child.parent, child.base_version = self, self.version
+        child.parent, child.base_version, child.dumping = self, self.version, None
         child.streams, child.sources, child.targets = self.streams.layer(), self.sources.layer(), self.targets.layer()
         child.pairs = Pairs(self.pairs.once.layer(), self.pairs.again.layer())
         return child
@@ -69,6 +74,8 @@ class State:
         assert overlay.parent is self, "not an overlay of this tracker"
         assert overlay.base_version == self.version, "the tracker changed under its overlay"
         changed = len(overlay.sources.own) + len(overlay.targets.own)
+        if self.dumping is not None:
+            self.dumping.keep(overlay)
         self.version += 1
         self.next_id, self.late, self.unplaced = overlay.next_id, overlay.late, overlay.unplaced
         self.streams.merge(overlay.streams)
@@ -76,7 +83,7 @@ class State:
         self.targets.merge(overlay.targets)
         self.pairs.once.merge(overlay.pairs.once)
         self.pairs.again.merge(overlay.pairs.again)
-        if self.parent is None:
+        if self.parent is None and self.dumping is None:  # what would be swept is still to be written down
             self._sweep(2 * changed)
 
     def _sweep(self, n: int) -> None:
@@ -99,23 +106,14 @@ class State:
 
     def dump(self) -> bytes:
         """The whole state; `load` gives a tracker with the same further answers, bit for bit."""
-        assert self.parent is None, "an overlay is not dumped"
-        body = msgspec.msgpack.encode(_Dump(
-            version=DUMP_VERSION,
-            counters=(self.next_id, self.late, self.unplaced),
-            streams=[
-                (key, (s.id, s.ts_max, s.late_run, s.head), cast("dict[int, int]", s.slices))
-                for key, s in self.streams.own.items()
-            ],
-            sources=[
-                (key, w.horizon, [(*e[:2], *e[3:]) for e in w.entries], w.history)
-                for key, w in self.sources.own.items()
-            ],
-            targets=[(key, w.horizon, w.entries) for key, w in self.targets.own.items()],
-            once=list(self.pairs.once.own.items()),
-            again=list(self.pairs.again.own.items()),
-        ))  # fmt: skip
-        return xxhash.xxh3_64_digest(body) + body
+        dumping = Dumping(self, 0)
+        dumping.step(DUMP_ALL)
+        return dumping.whole()
+
+    def begin_dump(self, seq: int) -> Dumping:
+        """One in slices; until the caller takes it away (`dumping`), merges keep what it has yet to write down."""
+        self.dumping = Dumping(self, seq)
+        return self.dumping
 
     @classmethod
     def load(cls, blob: bytes, internal: Sequence[str]) -> Self:
@@ -164,6 +162,102 @@ class State:
         )  # fmt: skip
         body = msgspec.msgpack.encode(left)
         return self.load(xxhash.xxh3_64_digest(body) + body, self.internal)
+
+
+class Dumping:
+    """A dump of a tracker in slices. seq: the caller's, of the first event that is not in it."""
+
+    def __init__(self, state: State, seq: int) -> None:
+        assert state.parent is None, "an overlay is not dumped"
+        self.seq = seq
+        self._parts = (
+            _Part(state.streams.own, lambda key, s: (key, (s.id, s.ts_max, s.late_run, s.head), s.slices)),
+            _Part(state.sources.own, lambda k, w: (k, w.horizon, [(*e[:2], *e[3:]) for e in w.entries], w.history)),
+            _Part(state.targets.own, lambda key, w: (key, w.horizon, w.entries)),
+            _Part(state.pairs.once.own, lambda key, pair: (key, pair)),
+            _Part(state.pairs.again.own, lambda key, pair: (key, pair)),
+        )
+        counters = (state.next_id, state.late, state.unplaced)
+        self._pieces: list[bytes] = []
+        self._digest = xxhash.xxh3_64()
+        self._add(_array(2 + len(self._parts)) + _encode(DUMP_VERSION) + _encode(counters))
+
+    def _add(self, piece: bytes) -> int:
+        self._pieces.append(piece)
+        self._digest.update(piece)
+        return len(piece)
+
+    def keep(self, overlay: State) -> None:
+        """Write down now what taking this overlay over changes."""
+        layers: tuple[Lru[Any, Any], ...] = (
+            overlay.streams,
+            overlay.sources,
+            overlay.targets,
+            overlay.pairs.once,
+            overlay.pairs.again,
+        )
+        for part, layer in zip(self._parts, layers, strict=True):
+            part.keep(layer.own)
+            part.keep(layer.gone)
+
+    def step(self, nbytes: int) -> bool:
+        """Write down about so much more; is it whole now?"""
+        for part in self._parts:
+            while (piece := part.next()) is not None:
+                nbytes -= self._add(piece)
+                if nbytes <= 0:
+                    return False
+        return True
+
+    def whole(self) -> bytes:
+        """As State.dump."""
+        assert not any(part.left for part in self._parts)
+        return b"".join((self._digest.digest(), *self._pieces))
+
+
+class _Part:
+    """One list of a dump: what is in `own`, in that order. entry: key and value as they are written down."""
+
+    def __init__(self, own: dict[Any, Any], entry: Callable[[Any, Any], Any]) -> None:
+        self._own, self._entry = own, entry
+        self._keys = list(own)
+        self._at = -1  # before the head of the list
+        self._kept: dict[Any, bytes] = {}
+
+    @property
+    def left(self) -> bool:
+        return self._at < len(self._keys)
+
+    def keep(self, keys: Iterable[Any]) -> None:
+        if self.left:
+            for key in keys:
+                if key in self._own and key not in self._kept:
+                    self._kept[key] = _encode(self._entry(key, self._own[key]))
+
+    def next(self) -> bytes | None:
+        """The next few of it; None at its end."""
+        if self._at < 0:
+            self._at = 0
+            return _array(len(self._keys))
+        some = self._keys[self._at : self._at + DUMP_RUN]
+        self._at += DUMP_RUN
+        if not some:
+            return None
+        if self._kept.keys().isdisjoint(some):
+            return _items([self._entry(key, self._own[key]) for key in some])
+        return b"".join([self._kept.get(key) or _encode(self._entry(key, self._own[key])) for key in some])
+
+
+def _array(n: int) -> bytes:
+    """The head of a msgpack array of n."""
+    if n < 16:
+        return bytes((0x90 | n,))
+    return b"\xdc" + n.to_bytes(2, "big") if n < 1 << 16 else b"\xdd" + n.to_bytes(4, "big")
+
+
+def _items(values: list[Any]) -> bytes:
+    """Them alone, without the head of their array."""
+    return _encode(values)[len(_array(len(values))) :]
 
 
 class _Dump(Struct, array_like=True, kw_only=True):

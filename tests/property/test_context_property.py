@@ -350,3 +350,30 @@ def test_any_cut_overlay_merge_and_reload_gives_the_same_bits(flows: list[Flow],
     assert rows.tobytes() == want
     again = Tracker.load(tracker.dump(), CIDRS_INTERNAL)
     assert again.dump() == tracker.dump()
+
+
+@settings(derandomize=True, deadline=None, max_examples=120)
+@given(streams(), st.data())
+def test_a_dump_in_slices_is_the_state_as_it_was_when_it_was_begun(flows: list[Flow], data: st.DataObject) -> None:
+    """Whatever is merged between its slices, also where hosts and pairs are forgotten."""
+    rows, events = given_features(flows), [f.e for f in flows]
+    tracker, at, want = Tracker(CIDRS_INTERNAL), 0, b""
+    few = data.draw(st.sampled_from([2, 5, 1_000]))
+    for store in (tracker.sources, tracker.targets, tracker.pairs.once, tracker.pairs.again):
+        store.size_max = few
+    while at < len(flows):
+        if tracker.dumping is None:
+            want = tracker.dump()
+            tracker.begin_dump(at)
+        elif tracker.dumping.step(data.draw(st.integers(1, 300))):
+            assert tracker.dumping.whole() == want
+            tracker.dumping = None
+        end = data.draw(st.integers(at + 1, min(at + 6, len(flows))))
+        child = tracker.overlay()
+        child.observe(events[at:end], rows[at:end])
+        if data.draw(st.booleans()):  # or else a commit that failed
+            tracker.merge(child)
+        at = end
+    if tracker.dumping is not None:
+        assert tracker.dumping.step(1 << 40)
+        assert tracker.dumping.whole() == want

@@ -18,7 +18,8 @@ from engine.publish import CHECKPOINT_BYTES_MAX, CHECKPOINT_FILES_MAX, Submissio
 from engine.recover import replayed
 from engine.sources.synthetic import generate
 from ipc.event import Event, FeaturedEvent
-from tests.events import T0, S, make, write
+from ipc.messages import Filter
+from tests.events import T0, S, make, several, write
 from tests.store_fixture import ROWS, Store
 
 
@@ -94,6 +95,46 @@ def test_ten_times_as_many_hosts_take_no_more_memory(monkeypatch: pytest.MonkeyP
         tracemalloc.stop()
     assert len(tracker.sources) == len(tracker.targets) == hosts
     assert max(dumps[10:]) < 1.1 * dumps[9] and max(sizes[10:]) < 1.1 * sizes[9]
+
+
+def test_a_context_that_is_stored_in_slices_is_whole_at_any_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_BYTES", 100)
+    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_EVENT_BYTES", 1)
+    seqs, slices, n = set(), 0, 0
+    while n < 4 * ROWS:
+        with Store(tmp_path / "data") as store:  # never closed in an orderly way: nothing is stored at its end
+            for _ in range(ROWS - 5):
+                store.publish(several(1, n))
+                n += 1
+                slices += store.publisher.tracker.dumping is not None
+            expected = store.publisher.tracker.dump()
+            with store.catalog.read() as view:
+                stored = checkpoint.stored(view)
+        if stored is not None:
+            seqs.add(stored[0])
+        with Store(tmp_path / "data") as store:
+            assert store.publisher.tracker.dump() == expected
+            store.check()
+    assert seqs and slices > 2 * len(seqs), (seqs, slices)
+
+
+def test_a_purge_ends_a_dump_that_still_holds_the_address(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_BYTES", 1)
+    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_EVENT_BYTES", 0)
+    store.publish(several(ROWS))
+    store.publish([make(ROWS, src_ip="203.0.113.77")])
+    store.publish(several(1, ROWS + 1))
+    assert store.publisher.tracker.dumping is not None
+    store.purge(Filter(addr=["203.0.113.77"]))
+    assert store.publisher.tracker.dumping is None
+    store.publish(several(2 * ROWS, ROWS + 2))
+    for n in range(40):
+        store.publish(several(1, 4 * ROWS + n))
+    with store.catalog.read() as view:
+        stored = checkpoint.stored(view)
+    assert stored is not None and b"203.0.113.77" not in stored[1]
 
 
 def test_a_tracker_without_overlays_forgets_the_bytes_of_long_ago() -> None:
