@@ -24,7 +24,6 @@ Tables
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import struct
 from collections.abc import Iterator, Sequence

@@ -25,7 +25,7 @@ STAGES = (
     "append",  # columns, checksums, rows written
     "sync",  # fdatasync of rows and dead letters
     "records",  # events encoded, source records compressed, put into the transaction
-    "checkpoint",  # the context's state, once a row file
+    "checkpoint",  # the context's state written down, in slices, once a row file
     "commit",
     "publish",  # the new generation announced, acknowledgements
     "index",  # builds over full row files

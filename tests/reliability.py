@@ -30,8 +30,8 @@ STORAGE = [
     for name in (
         "actions", "append", "backup", "build", "catalog", "checkpoint", "cipher", "compact", "counter", "counters",
         "coverage", "dead_letters", "environment", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend",
-        "publish", "purge", "quarantine", "rebuild", "record", "recover", "retention", "room", "rows", "scrub", "snapshot",
-        "structure", "switch", "take", "tiers", "upkeep",
+        "publish", "purge", "quarantine", "rebuild", "record", "recover", "retention", "room", "rows", "scrub",
+        "snapshot", "structure", "switch", "take", "tiers", "upkeep",
     )
 ]  # fmt: skip
 HEAD = """# What was tried against it
