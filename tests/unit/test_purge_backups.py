@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.backup import found, read, restore, verify
+from engine.dead_letters import newest
 from engine.errors import OverloadedError
 from engine.layout import Layout
 from engine.publish import Submission
@@ -118,3 +119,26 @@ def test_one_at_a_time(home: Path) -> None:
 
     with alone(home), pytest.raises(OverloadedError):
         purged(home)
+
+
+def test_an_encrypted_one_takes_its_key(tmp_path: Path) -> None:
+    """Its dead letters are opened to see what they hold; without the key it is left as it is, and says so."""
+    key, home, layout = tmp_path / "key", tmp_path / "backups", Layout(tmp_path / "data")
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    with Store(layout.data_dir, key) as store:
+        store.publish([*several(ROWS + 10), *victims(5, 9_000)])
+        rejects = [Reject("f", n, "bad", text) for n, text in enumerate((VICTIM.encode(), b"another"))]
+        store.publisher.publish([Submission("ndjson", [], rejects, lambda o: None, {}, "test", [])])
+    create(layout, home, "one", map_size=MAP_BYTES)
+    before = read(home / "one")
+    (left,) = purged(home)
+    assert "is encrypted with key" in left.error and read(home / "one") == before
+    with Store(tmp_path / "third", key) as store:
+        config = store.config
+    (told,) = purge_backups(home, config, FILTER, ())
+    assert (told.events, told.dead_letters, told.error) == (5, 1, "")
+    restore(home / "one", tmp_path / "restored")
+    with Store(tmp_path / "restored", key) as store:
+        assert store.ids() == ids(several(ROWS + 10))
+        assert [x.data for x in newest(store.layout.dead_letters, store.catalog.cipher)] == [b"another"]
