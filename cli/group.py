@@ -14,6 +14,7 @@ import click
 CHAPTERS = {  # name of the command -> its file in cli/commands
     "Run the engine": {
         "serve": "run", "start": "run", "stop": "run", "status": "run", "doctor": "run", "backup": "backup",
+        "migrate": "migrate",
     },
     "Put events in": {"ingest": "put", "generate": "put", "label": "put"},
     "Ask": {
@@ -22,7 +23,7 @@ CHAPTERS = {  # name of the command -> its file in cli/commands
     },
     "Know more": {
         "stats": "know", "dead_letters": "know", "info": "know", "models": "models", "fit": "models",
-        "train": "models", "purge": "data", "compact": "data", "export": "data", "migrate": "migrate",
+        "train": "models", "purge": "data", "compact": "data", "export": "data",
     },
 }  # fmt: skip
 FILES = {name: file for chapter in CHAPTERS.values() for name, file in chapter.items()}

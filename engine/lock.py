@@ -19,9 +19,7 @@ WAIT_S = 5.0  # a writer that was just killed may still be on its way out
 POLL_S = 0.05
 
 
-def hold(
-    path: Path, alive: Callable[[], None] = lambda: None, wait_s: float = WAIT_S, *, unnamed: bool = False
-) -> int:
+def hold(path: Path, alive: Callable[[], None] = lambda: None, wait_s: float = WAIT_S, *, unnamed: bool = False) -> int:
     """The fd that holds the lock; keep it open. unnamed: the file is left as it is, for who only looks. Raises
     LockedError naming the holder after wait_s, and with `unnamed` FileNotFoundError where nobody ever held it."""
     fd = open_ours(path, os.O_RDONLY if unnamed else os.O_RDWR | os.O_CREAT)
