@@ -101,8 +101,9 @@ def measure(folder: Path, args: Any) -> dict[str, Any]:
     publisher.catalog.close()
     started_s = time.process_time()
     publisher = open_store(layout, Config(data_dir=str(folder)))  # as a worker that was started again
-    if hasattr(publisher, "warm"):  # as engine/ingest.py does; an older tree has neither
+    if hasattr(publisher, "warm"):  # as engine/ingest.py does; an older tree has none of it
         publisher.warm()
+        publisher.load_text()
         ingest.settle()
     start_s = time.process_time() - started_s
     laps, collector = Laps(), Collector()

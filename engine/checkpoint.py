@@ -13,10 +13,25 @@ import struct
 
 from engine.catalog import Batch, View, seq_key
 from engine.errors import CorruptionError
+from engine.manifest import Manifest
 
 KEY = b"checkpoint"
 PIECE_BYTES = 4_096 - 16 - 8  # of a value that takes one page: without LMDB's header of such a page, and the checksum
 _PIECE = struct.Struct(">II")
+# At most so many bytes for each event since the last one, unless so many row files are full since.
+BYTES_MAX = 256
+FILES_MAX = 4
+# It is written down slice by slice, so that no batch waits for all of it: so many bytes a commit (1 to 2 ms), and so
+# many more for each of its events that up to 16 MiB are done before the next row file is full.
+SLICE_BYTES = 1 << 15
+SLICE_EVENT_BYTES = 1 << 10
+
+
+def due(manifest: Manifest, seq: int, nbytes: int) -> bool:
+    """From the first commit after a full row file on; where the state is large, after more of them. seq, nbytes: of the
+    last one."""
+    full = manifest.count // manifest.row_file_rows - seq // manifest.row_file_rows
+    return full >= FILES_MAX or (full > 0 and nbytes <= (manifest.count - seq) * BYTES_MAX)
 
 
 def stored(view: View) -> tuple[int, bytes] | None:

@@ -32,6 +32,7 @@ from engine.errors import (
     BadRequestError,
     DeniedError,
     EngineError,
+    ModelError,
     NoSpaceError,
     OverloadedError,
     SourceError,
@@ -123,6 +124,7 @@ class IngestWorker:
         self._start_sources()
         await asyncio.sleep(0)  # now its sockets are bound
         worker.ready()
+        self._spawn(self._load_text())
         log.info("ready: generation %d, %d events", self.publisher.manifest.generation, self.publisher.manifest.events)
         await worker.stopping.wait()
         await self._stop_listening()
@@ -348,6 +350,12 @@ class IngestWorker:
                 not_ip=request.not_ip,
             )
         )
+
+    async def _load_text(self) -> None:
+        try:
+            await asyncio.to_thread(self.publisher.load_text)
+        except ModelError as e:  # what is known needs none
+            log.error("%s", e)
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 

@@ -68,14 +68,6 @@ from ipc.messages import Reject
 log = logging.getLogger(__name__)
 
 ID_BYTES_MAX = 255
-# A checkpoint of the context's state: at most so many bytes for each event since the last, unless so many row files are
-# full since.
-CHECKPOINT_BYTES_MAX = 256
-CHECKPOINT_FILES_MAX = 4
-# It is written down slice by slice, so that no batch waits for all of it: so many bytes a commit (1 to 2 ms), and so
-# many more for each of its events that up to 16 MiB are done before the next row file is full.
-CHECKPOINT_SLICE_BYTES = 1 << 15
-CHECKPOINT_SLICE_EVENT_BYTES = 1 << 10
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -205,10 +197,16 @@ class Publisher:
         counter.value = self.manifest.generation
 
     def warm(self) -> None:
-        """Embed nothing: the first vectors of a process take 40 to 100 ms of CPU, no event shall wait for that."""
+        """The first vectors of a process take 40 to 60 ms of CPU: no event shall wait for that."""
         for space, embedder in self.models.embedders.items():
-            if space != TextEmbedder.name:  # it needs a text, and 100 MiB: only where a sentence is new
+            if space != TextEmbedder.name:
                 embedder.embed([], feature_table.empty(1))
+
+    def load_text(self) -> None:
+        """The same of new sentences, 0.1 s of CPU and 90 MB to be read. For a thread. Raises ModelError."""
+        text = self.models.embedders[TextEmbedder.name]
+        if isinstance(text, TextEmbedder):
+            text.model.load()
 
     def close(self) -> None:
         self._rows.close()
@@ -350,10 +348,10 @@ class Publisher:
         )  # fmt: skip
         checkpointed, context = self.checkpointed, b""
         dumping = self.tracker.dumping
-        if dumping is None and self._checkpoint_due():
+        if dumping is None and checkpoint.due(self.manifest, self.checkpointed, self._checkpoint_bytes):
             dumping = self.tracker.begin_dump(first)
         if dumping is not None:
-            if dumping.step(CHECKPOINT_SLICE_BYTES + CHECKPOINT_SLICE_EVENT_BYTES * len(accepted)):
+            if dumping.step(checkpoint.SLICE_BYTES + checkpoint.SLICE_EVENT_BYTES * len(accepted)):
                 checkpointed, context = dumping.seq, dumping.whole()
             lap("checkpoint")
         with self.catalog.write() as batch:
@@ -413,13 +411,6 @@ class Publisher:
         self.stages.stored(len(accepted))
         lap("publish")
         return joined
-
-    def _checkpoint_due(self) -> bool:
-        """From the first commit after a full row file on; where the state is large, after more of them."""
-        first, rows = self.manifest.count, self.manifest.row_file_rows
-        full = first // rows - self.checkpointed // rows
-        small = self._checkpoint_bytes <= (first - self.checkpointed) * CHECKPOINT_BYTES_MAX
-        return full >= CHECKPOINT_FILES_MAX or (full > 0 and small)
 
     def _filled(self, count: int) -> dict[int, int]:
         """When row files were full, with those that become it when there are `count` events."""

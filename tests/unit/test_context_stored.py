@@ -14,7 +14,7 @@ from engine import checkpoint, facts
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.features import CONTEXT_INDEXES, empty, unpack
-from engine.publish import CHECKPOINT_BYTES_MAX, CHECKPOINT_FILES_MAX, Submission
+from engine.publish import Submission
 from engine.recover import replayed
 from engine.sources.synthetic import generate
 from ipc.event import Event, FeaturedEvent
@@ -100,8 +100,8 @@ def test_ten_times_as_many_hosts_take_no_more_memory(monkeypatch: pytest.MonkeyP
 def test_a_context_that_is_stored_in_slices_is_whole_at_any_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_BYTES", 100)
-    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_EVENT_BYTES", 1)
+    monkeypatch.setattr("engine.checkpoint.SLICE_BYTES", 100)
+    monkeypatch.setattr("engine.checkpoint.SLICE_EVENT_BYTES", 1)
     seqs, slices, n = set(), 0, 0
     while n < 4 * ROWS:
         with Store(tmp_path / "data") as store:  # never closed in an orderly way: nothing is stored at its end
@@ -121,8 +121,8 @@ def test_a_context_that_is_stored_in_slices_is_whole_at_any_death(
 
 
 def test_a_purge_ends_a_dump_that_still_holds_the_address(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_BYTES", 1)
-    monkeypatch.setattr("engine.publish.CHECKPOINT_SLICE_EVENT_BYTES", 0)
+    monkeypatch.setattr("engine.checkpoint.SLICE_BYTES", 1)
+    monkeypatch.setattr("engine.checkpoint.SLICE_EVENT_BYTES", 0)
     store.publish(several(ROWS))
     store.publish([make(ROWS, src_ip="203.0.113.77")])
     store.publish(several(1, ROWS + 1))
@@ -163,8 +163,8 @@ def test_a_large_state_is_stored_as_seldom_as_its_bytes_allow_and_a_start_replay
                 seen.append(at)
                 assert at - seen[-2] in (ROWS, 2 * ROWS, 3 * ROWS, 4 * ROWS)
         gaps = np.diff(seen).tolist()
-        assert gaps == sorted(gaps) and gaps[0] == ROWS and gaps[-1] == CHECKPOINT_FILES_MAX * ROWS  # it grows
-        assert size > ROWS * CHECKPOINT_BYTES_MAX and 0 < at < store.publisher.manifest.count - ROWS
+        assert gaps == sorted(gaps) and gaps[0] == ROWS and gaps[-1] == checkpoint.FILES_MAX * ROWS  # it grows
+        assert size > ROWS * checkpoint.BYTES_MAX and 0 < at < store.publisher.manifest.count - ROWS
         again, count, _ = replayed(store.catalog, Tracker(CIDRS_INTERNAL), list(CIDRS_INTERNAL))
         assert count == 24 * ROWS
         events = [make(i, src_ip=f"10.1.{i >> 9}.{i & 255}").event for i in range(24 * ROWS, 25 * ROWS)]

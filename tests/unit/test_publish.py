@@ -170,18 +170,18 @@ def test_a_failed_publish_changes_nothing_and_the_next_goes_on(
 
 
 def test_no_space_for_a_new_row_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.publish(several(ROWS))
+    store.publish(several(ROWS // 2))
     real = os.write
 
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(NoSpaceError):
-        store.publish(several(5, ROWS))
+    with pytest.raises(NoSpaceError):  # neither ahead nor when it is needed
+        store.publish(several(ROWS, ROWS // 2))
     monkeypatch.setattr(os, "write", real)
     assert not list(store.layout.rows.glob("*.tmp"))
-    assert store.publish(several(5, ROWS)).accepted == 5
+    assert store.publish(several(ROWS, ROWS // 2)).accepted == ROWS
     store.check()
 
 
