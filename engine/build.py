@@ -131,7 +131,7 @@ def build_indexes(
 def build_rows(layout: Layout, job: RowsJob) -> Built:
     from engine.catalog import Catalog
     from engine.cipher import cipher_of
-    from engine.publish import load_models
+    from engine.memo import load_models
     from engine.rebuild import rebuild
     from engine.rows import RowMap
 
@@ -149,7 +149,7 @@ def build_rows(layout: Layout, job: RowsJob) -> Built:
 def fill_rows(layout: Layout, job: FillJob) -> Built:
     from engine.catalog import Catalog
     from engine.cipher import cipher_of
-    from engine.publish import load_models
+    from engine.memo import load_models
     from engine.rebuild import fill
     from engine.rows import RowWriter
 

@@ -34,7 +34,7 @@ from engine.features import unpack
 from engine.files import free_bytes
 from engine.layout import Layout
 from engine.manifest import Manifest
-from engine.publish import load_models
+from engine.memo import load_models
 from engine.rebuild import rows_of
 from engine.rows import RowMap
 from ipc.event import Event

@@ -234,9 +234,7 @@ def rewritten(
     return removed, left, size
 
 
-def copied(
-    path: Path, committed: int, new: Path, given: Cipher | NoKey | None, wanted: Cipher | NoKey | None
-) -> int:
+def copied(path: Path, committed: int, new: Path, given: Cipher | NoKey | None, wanted: Cipher | NoKey | None) -> int:
     """The letters in the first `committed` bytes of a file into a new one, opened with one cipher and sealed with
     another; durable on return. How many lines were no letter, or could not be opened: they are left out. Raises
     OSError."""

@@ -22,7 +22,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -57,6 +56,7 @@ from engine.featurize import featurize
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
+from engine.memo import fresh_texts
 from engine.normalize import complete
 from engine.record import join_record
 from engine.room import is_full
@@ -124,50 +124,6 @@ class ConflictError(BadRecordError):
 def content_hash(item: FeaturedEvent) -> bytes:
     """xxh3_128 of the source record; of the event itself where a program sent none."""
     return xxhash.xxh3_128_digest(item.raw or _encode((item.event, item.features)))
-
-
-class TextMemo:
-    """Vectors of sentences in the catalog; each look is a read transaction of its own."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        found: list[bytes | None] = []
-        with self.catalog.read() as view:
-            for key in keys:
-                try:
-                    vector = view.get("texts", key)
-                except CorruptionError as e:  # embedded and stored again
-                    log.warning("%s", e)
-                    vector = None
-                found.append(None if vector is None else bytes(vector))
-        return found
-
-
-def load_models(
-    path: Path, catalog: Catalog, internal: Sequence[str], alive: Callable[[], None] = lambda: None
-) -> ModelSet:
-    """A model version whose sentences are looked up in the catalog first and say "internal" of these networks. `alive`
-    is called in long steps. Raises ModelError."""
-    models = embed_models.load(path, internal)
-    try:
-        with catalog.read() as view:
-            known = view.card(models.version)
-    except CorruptionError as e:
-        log.error("%s", e)
-        known = b""
-    embed_models.check_card(models, known)
-    text = models.embedders["sbert"]
-    if isinstance(text, TextEmbedder):
-        text.memo, text.alive = TextMemo(catalog), alive
-    return models
-
-
-def fresh_texts(models: ModelSet) -> list[tuple[bytes, bytes]]:
-    """(key, vector) of the sentences that no memo knew yet, to be stored in `texts`."""
-    text = models.embedders["sbert"]
-    return text.take_fresh() if isinstance(text, TextEmbedder) else []
 
 
 class Publisher:

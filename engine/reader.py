@@ -46,8 +46,8 @@ from engine.errors import (
 )
 from engine.features import F32, unpack
 from engine.limits import YOUNG_OBJECTS_MAX
+from engine.memo import load_models
 from engine.normalize import complete
-from engine.publish import load_models
 from engine.query import A, Answering, Question, spaces_of, stored_question
 from engine.recover import map_size
 from engine.snapshot import Snapshot, Snapshots

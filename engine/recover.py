@@ -38,7 +38,8 @@ from engine.features import unpack
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED
 from engine.manifest import Manifest
-from engine.publish import Publisher, load_models
+from engine.memo import load_models
+from engine.publish import Publisher
 from engine.rebuild import CHUNK_ROWS, rebuild
 from engine.record import Record
 from engine.rows import RowMap, file_bytes

@@ -25,7 +25,8 @@ from engine.errors import BadRequestError, EngineError, NotFoundError, Overloade
 from engine.jobs import NICENESS, Jobs
 from engine.layout import Layout
 from engine.manifest import IndexFile, Manifest, SealedRows, Switch
-from engine.publish import Publisher, load_models
+from engine.memo import load_models
+from engine.publish import Publisher
 from engine.recover import drop_indexes, map_size, mend_rows, mended_models
 from engine.scrub import Report
 

@@ -25,7 +25,8 @@ from engine.embed.text import TextModel
 from engine.layout import Layout
 from engine.limits import ROW_FILE_ROWS_MIN
 from engine.manifest import IndexFile, SealedRows
-from engine.publish import Outcome, Publisher, Submission, load_models
+from engine.memo import load_models
+from engine.publish import Outcome, Publisher, Submission
 from engine.query import Answering, Question, stored_question
 from engine.rebuild import fill, rows_of
 from engine.recover import open_store

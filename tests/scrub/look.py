@@ -16,7 +16,7 @@ from engine.catalog import Catalog, View
 from engine.embed.base import ModelSet
 from engine.errors import EngineError
 from engine.layout import Layout
-from engine.publish import load_models
+from engine.memo import load_models
 from engine.query import Answering, stored_question
 from engine.snapshot import Snapshot, Snapshots
 from ipc.event import Annotation, Event
