@@ -3,10 +3,13 @@
 Always true
   - What waits in a reader is bounded; who sends most is refused first.
   - A request that would wait for most of its deadline is not taken on: served in turn, all would come just too late.
+  - Connections take turns, one request each, in the order in which they came: who sends many at once waits for itself.
+    A request for more than HEAVY_EVENTS events is answered alone, and what is light comes between two such.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from typing import NamedTuple
 
 from engine.errors import OverloadedError
@@ -16,6 +19,7 @@ from ipc.messages import Request
 from ipc.server import Connection
 
 RETRY_AFTER_MS = 20
+HEAVY_EVENTS = 64
 
 
 class Pending(NamedTuple):
@@ -24,6 +28,7 @@ class Pending(NamedTuple):
     connection: Connection
     request: Request
     arrived_s: float
+    heavy: bool
     questions: list[Question] | None = None
     model: str = ""
 
@@ -38,6 +43,58 @@ class Pending(NamedTuple):
 
     def overdue(self, limit_ms: int, now_s: float) -> bool:
         return now_s - self.arrived_s > self.deadline_s(limit_ms)
+
+
+def is_heavy(request: Request) -> bool:
+    """May it be answered with more than HEAVY_EVENTS events?"""
+    options = getattr(request, "options", None)
+    return int(getattr(request, "limit", 0) if options is None else options.top_k) > HEAVY_EVENTS
+
+
+class Turns:
+    """Requests that wait. Of a connection the oldest is next, of connections the one whose last turn is longest ago."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Connection, deque[Pending]] = {}
+        self._light: OrderedDict[Connection, None] = OrderedDict()  # by what is next of them, in the order of turns
+        self._heavy: OrderedDict[Connection, None] = OrderedDict()
+        self._count = 0
+        self._light_last = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, pending: Pending) -> None:
+        queue = self._queues.get(pending.connection)
+        if queue is None:
+            queue = self._queues[pending.connection] = deque()
+            self._ring(pending)[pending.connection] = None
+        queue.append(pending)
+        self._count += 1
+
+    def batch(self, most: int) -> list[Pending]:
+        """What is answered together: light ones, as many turns; or one heavy, next time."""
+        heavy = bool(self._heavy) and (self._light_last or not self._light)
+        self._light_last = not heavy
+        ring, out = self._heavy if heavy else self._light, list[Pending]()
+        while ring and len(out) < (1 if heavy else most):
+            connection, _ = ring.popitem(last=False)
+            queue = self._queues[connection]
+            out.append(queue.popleft())
+            if queue:
+                self._ring(queue[0])[connection] = None
+            else:
+                del self._queues[connection]
+        self._count -= len(out)
+        return out
+
+    def ahead(self, pending: Pending) -> int:
+        """How many of its kind would be answered before it, if no more came; or a few more."""
+        own = len(self._queues.get(pending.connection, ()))
+        return min(self._count, len(self._ring(pending)) * (own + 1))
+
+    def _ring(self, pending: Pending) -> OrderedDict[Connection, None]:
+        return self._heavy if pending.heavy else self._light
 
 
 def places(waiting: int) -> int:

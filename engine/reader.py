@@ -15,7 +15,6 @@ import asyncio
 import gc
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress, islice
@@ -25,7 +24,7 @@ import numpy as np
 from msgspec import Raw
 
 from engine import access, confine, facts, filters
-from engine.admission import Pending, in_time, mean, places
+from engine.admission import Pending, Turns, in_time, is_heavy, mean, places
 from engine.catalog import Catalog, View
 from engine.cipher import cipher_of
 from engine.classify import Classifying, options_of
@@ -106,10 +105,12 @@ class Reader:
         self.models: ModelSet | None = None
         self.context = QueryContext(self.catalog, self.config.network.internal)
         self.thread = ThreadPoolExecutor(1, "prepare")
-        self.pending: deque[Pending] = deque()
+        self.pending = Turns()
         self.preparing = 0
-        self.each_s = self.prepare_each_s = 0.0  # what one request took of late; see mean()
-        self.served, self.served_s = 0, 0.0  # the last batch, if more waited; when it began
+        self.each_s = {False: 0.0, True: 0.0}  # what one request took of late, a heavy one; see mean()
+        self.prepare_each_s = 0.0
+        self.served: list[Pending] = []  # the last batch, if more waited
+        self.served_s = 0.0  # when it began
         self.waiting: list[Pending] = []
         self.watchers: dict[tuple[Connection, int], int] = {}
         self.watching: asyncio.TimerHandle | None = None
@@ -183,14 +184,17 @@ class Reader:
     # ---- arrival --------------------------------------------------------------------------------------------------
 
     def handle(self, connection: Connection, request: Request) -> None:
-        pending, limit_ms = Pending(connection, request, time.monotonic()), self.config.readers.deadline_ms
+        pending = Pending(connection, request, time.monotonic(), is_heavy(request))
+        limit_ms = self.config.readers.deadline_ms
         if isinstance(request, Stats) and self.confined.landlock:
             self._measure(pending)
         elif isinstance(request, SearchText | QueryEvent) or (isinstance(request, Classify) and request.events):
             if in_time(pending, self.preparing * self.prepare_each_s, limit_ms):
                 self._prepare(pending)
-        elif len(self.pending) < BATCH_REQUESTS_MAX or in_time(pending, len(self.pending) * self.each_s, limit_ms):
-            self._queue(pending)
+        else:
+            ahead, few = self.pending.ahead(pending), 1 if pending.heavy else BATCH_REQUESTS_MAX
+            if ahead < few or in_time(pending, ahead * self.each_s[pending.heavy], limit_ms):
+                self._queue(pending)
 
     def places(self) -> int:
         return places(len(self.pending) + len(self.waiting) + self.preparing)
@@ -285,19 +289,19 @@ class Reader:
         self.scheduled = False
         now_s = time.monotonic()
         if self.served:  # more waited: what the loop read and refused meanwhile counts, too
-            self.each_s = mean(self.each_s, (now_s - self.served_s) / self.served)
+            heavy = self.served[0].heavy
+            self.each_s[heavy] = mean(self.each_s[heavy], (now_s - self.served_s) / len(self.served))
         batch: list[Pending] = []
-        while self.pending and len(batch) < BATCH_REQUESTS_MAX:
-            pending = self.pending.popleft()
+        for pending in self.pending.batch(BATCH_REQUESTS_MAX):
             if not pending.connection.wants(pending.request.request_id):
                 continue
             if pending.overdue(self.config.readers.deadline_ms, now_s):
                 pending.connection.fail(pending.request.request_id, DeadlineError("its deadline passed; try again"))
                 continue
             batch.append(pending)
-        self.served, self.served_s = 0, now_s
+        self.served, self.served_s = [], now_s
         if self.pending:
-            self.served = len(batch)
+            self.served = batch
             self.scheduled = True
             self.worker.loop.call_soon(self._serve)
         if not batch:
