@@ -51,7 +51,7 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def look(running: Engine, shm: set[Path]) -> dict[str, float]:
+def look(running: Engine) -> dict[str, float]:
     """One sample."""
     stats = running.stats()
     lasting = {"supervisor": [running.process.pid], "ingest": [stats["ingest"]["pid"]],
@@ -70,11 +70,20 @@ def look(running: Engine, shm: set[Path]) -> dict[str, float]:
     out["private_mib"] = round(sum(out[f"{role}_mib"] for role in lasting), 2)
     out["children"] = len(everybody) - sum(map(len, lasting.values()))
     out["zombies"] = sum(map(_is_zombie, everybody))
-    out["shm"] = len(set(SHM.iterdir()) - shm)
+    out["shm"] = len(set[str]().union(*(_shared(pid, running.data_dir) for pid in everybody)))
     out["lmdb_mib"] = round(stats["catalog"]["used_bytes"] / MIB, 2)
     out["free_pages"] = stats["catalog"]["free_pages"]
     out["disk_mib"] = round(_disk_bytes(running.data_dir) / MIB, 2)
     return out
+
+
+def _shared(pid: int, data_dir: Path) -> set[str]:
+    """What it has mapped in /dev/shm, other than a data directory that lies there."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        names = {line.split(None, 5)[5] for line in lines if f" {SHM}/" in line}
+        return {name for name in names if not Path(name).is_relative_to(data_dir)}
+    return set()
 
 
 def _is_zombie(pid: int) -> bool:
@@ -175,7 +184,7 @@ def main() -> int:
         asking()
         return 0
     samples = max(3, min(SAMPLES, int(args.hours * 3600 / SAMPLE_S_MIN)))
-    every_s, shm = args.hours * 3600 / samples, set(SHM.iterdir())
+    every_s = args.hours * 3600 / samples
     settings = [f"store.row_file_rows={args.rows}", f"retention.bytes_max={args.bytes_max}"]
     taken: list[dict[str, float]] = []
     with (
@@ -187,7 +196,7 @@ def main() -> int:
         beside = Child("bench.soak", job)
         for i in range(samples):
             time.sleep(max(0.0, start_s + (i + 1) * every_s - time.monotonic()))
-            taken.append(look(running, shm) | {"hours": (time.monotonic() - start_s) / 3600})
+            taken.append(look(running) | {"hours": (time.monotonic() - start_s) / 3600})
         asked = beside.stop()
     for sample, of in zip(taken, asked.pop("figures"), strict=True):
         sample |= {"p50_ms": of.get("p50_ms", 0.0), "p99_ms": of.get("p99_ms", 0.0)}
