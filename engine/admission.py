@@ -15,7 +15,17 @@ from typing import NamedTuple
 from engine.errors import OverloadedError
 from engine.limits import PENDING_PER_CONNECTION_CROWDED, PENDING_REQUESTS_MAX, WAIT_SHARE_MAX
 from engine.query import Question
-from ipc.messages import Request
+from ipc.messages import (
+    Classify,
+    Get,
+    List,
+    QueryEvent,
+    QuerySimilar,
+    QueryVector,
+    Recent,
+    Request,
+    SearchText,
+)
 from ipc.server import Connection
 
 RETRY_AFTER_MS = 20
@@ -46,9 +56,19 @@ class Pending(NamedTuple):
 
 
 def is_heavy(request: Request) -> bool:
-    """May it be answered with more than HEAVY_EVENTS events?"""
-    options = getattr(request, "options", None)
-    return int(getattr(request, "limit", 0) if options is None else options.top_k) > HEAVY_EVENTS
+    """May it be answered with more than HEAVY_EVENTS events, those that are compared for a vote among them?"""
+    match request:
+        case List() | Recent():
+            return request.limit > HEAVY_EVENTS
+        case Get():
+            return len(request.ids) > HEAVY_EVENTS
+        case QuerySimilar() | QueryVector() | SearchText():
+            return request.options.top_k > HEAVY_EVENTS
+        case QueryEvent():
+            return len(request.events) * request.options.top_k > HEAVY_EVENTS
+        case Classify():
+            return (len(request.ids) + len(request.events)) * request.options.k > HEAVY_EVENTS
+    return False
 
 
 class Turns:

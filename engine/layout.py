@@ -53,11 +53,11 @@ class Layout(NamedTuple):
 
     def letters_of(self, catalog: int) -> Path:
         """The dead letters of a catalog that a migration is about to put in place (engine/migrate.py)."""
-        return self.data_dir / f"dead_letters.ndjson.{catalog}"
+        return self.data_dir / f"migrated_letters.{catalog}"
 
     def letters_beside(self) -> list[Path]:
-        """All such."""
-        return sorted(self.data_dir.glob("dead_letters.ndjson.[0-9]*"))
+        """All such. Their name is none that a rotation of dead_letters.ndjson makes."""
+        return sorted(p for p in self.data_dir.glob("migrated_letters.*") if p.suffix[1:].isdecimal())
 
     @property
     def migrating(self) -> Path:

@@ -12,8 +12,8 @@ Always true
 In this order, each step durable before the next; before 5 every prefix opens as the old directory, from 5 as the new
   1. migrating/: an empty catalog, then `origin`
   2. the tables, commit by commit; the dead letters; in the last commit the counters and the manifest
-  3. it is read back from the disk: structure, counts, and every value against what it was made of
-  4. it is moved to catalog/catalog.N, the letters to dead_letters.ndjson.N
+  3. the catalog is read back from the disk: structure, counts, and every value against what it was made of
+  4. it is moved to catalog/catalog.N, the letters to migrated_letters.N
   5. CURRENT names catalog.N  <- the migration
   6. the letters of catalog.N take the place of the others; the old catalog and migrating/ are removed
 A disk that is full or fails before 5: migrating/ is removed, nothing has changed. What is unlinked may be found on the
@@ -274,7 +274,7 @@ class _Migration:
         with self.source.read() as view:
             values = sum(int(view.txn.stat(db)["entries"]) for db in self.source.tables.values())
             sealed = sum(int(view.txn.stat(self.source.tables[table])["entries"]) for table in ENCRYPTED)
-            used, letters = view.used_bytes(), min(view.counters().letter_bytes, _size(self.layout.dead_letters))
+            used, letters = view.used_bytes(), self._committed(view.counters().letter_bytes)
         more = (bool(after.key_id) - bool(before.key_id)) * SEALED_BYTES * sealed
         number = _number(self.source.path.name) + 1
         catalog = {"path": f"catalog/catalog.{number}", "bytes": round((used + max(0, more)) * ROOM_SHARE) + ROOM_BYTES}
@@ -359,12 +359,17 @@ class _Migration:
         """The dead letters, and what says that the copy is whole."""
         with self.source.read() as view:
             counters = view.counters()
-        counters.letter_bytes = self._letters(counters.letter_bytes)
+        counters.letter_bytes = self._letters(self._committed(counters.letter_bytes))
         failpoint("migrate.letters")
         with target.write() as batch:
             batch.put_counters(counters)
             batch.put_manifest(self.plan.after)
         failpoint("migrate.copied")
+
+    def _committed(self, letter_bytes: int) -> int:
+        """How much of the dead letters belongs to commits: all of them where they are older than that counting."""
+        size = _size(self.layout.dead_letters)
+        return size if letter_bytes < 0 else min(letter_bytes, size)
 
     def _letters(self, committed: int) -> int:
         """The counted dead letters written anew; the size of that file."""

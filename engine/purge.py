@@ -241,12 +241,15 @@ def _commit(publisher: Publisher, number: int, revision: int, seqs: Seqs, checks
     old, rows = publisher.manifest, publisher.manifest.row_file_rows
     lo, hi = number * rows, (number + 1) * rows
     fresh = [] if checksum is None else [SealedRows(number, checksum)]
-    over = [i.file for i in old.indexes if i.lo < hi and lo < i.hi]
+    over = {i.file for i in old.indexes if i.lo < hi and lo < i.hi}
+    # those over parts of the file that is being filled are built again at once, if it pays; none would take their place
+    parts = over if hi > old.count else set()
     counters = msgspec.structs.replace(publisher.counters, families=dict(publisher.counters.families))
     counters.uncounted += int((seqs >= counters.counted).sum())
     manifest = msgspec.structs.replace(
         old, generation=old.generation + 1, revisions={**old.revisions, number: revision},
-        sealed=[*(s for s in old.sealed if s.number != number), *fresh], stale=sorted({*old.stale, *over}),
+        sealed=[*(s for s in old.sealed if s.number != number), *fresh], stale=sorted({*old.stale, *over} - parts),
+        indexes=[i for i in old.indexes if i.file not in parts],
         purged={**old.purged, number: old.purged.get(number, 0) + len(seqs)},
         format_version=max(old.format_version, FORMAT_REMOVED),
     )  # fmt: skip

@@ -79,9 +79,9 @@ def advance(
     switch = publisher.manifest.switch
     assert switch is not None
     failpoint("model.filled")
-    to = msgspec.structs.replace(
-        switch.to, count=count, sealed=[*switch.to.sealed, *sealed], indexes=[*switch.to.indexes, *indexes]
-    )
+    new = list(indexes)
+    left = [old for old in switch.to.indexes if not any(index.covers(old) for index in new)]
+    to = msgspec.structs.replace(switch.to, count=count, sealed=[*switch.to.sealed, *sealed], indexes=[*left, *new])
     publisher.commit_manifest(switch=msgspec.structs.replace(switch, to=to, seconds=switch.seconds + seconds))
     failpoint("model.advanced")
 

@@ -2,7 +2,7 @@
 
 Always true
   - An index covers as many row files as FILES says, or one; the first one's number is a multiple of how many they are.
-    So a million rows are searched in at most six indexes, three on average, and each row is indexed at most seven
+    So a million rows are searched in at most six indexes, three on average, and each row is indexed at most eight
     times.
   - The row file that is being filled has an index over each EARLY_ROWS of it but the last, until it has one as a whole:
     they cover no row file, so nothing else here counts them.

@@ -237,7 +237,8 @@ class Upkeep:
             await self._index(unindexed[:1])
         elif early := self._early:
             self._early = None
-            await self._indexed([[early[0] // self.publisher.manifest.row_file_rows]], self.jobs, early)
+            if early == tiers.early(self.publisher.manifest):  # nothing else came between
+                await self._indexed([[early[0] // self.publisher.manifest.row_file_rows]], self.jobs, early)
             self.look()
         else:
             self._wanted.clear()

@@ -124,7 +124,7 @@ def test_answers_are_the_same_byte_for_byte_whatever_the_key(start: Starter, tmp
         assert done["bytes_written"] <= done["bytes_needed"]
         assert bool(holding(engine.data_dir, TEXT.encode())) == (now is None)
         assert migrate(engine.data_dir, *(to_key(now) if now else ()))["steps"] == []
-        assert not {"migrating", "dead_letters.ndjson.1"} & {p.name for p in engine.data_dir.iterdir()}
+        assert not {"migrating", "migrated_letters.1"} & {p.name for p in engine.data_dir.iterdir()}
         engine.env.pop("FLOWKIN_STORE__KEY_FILE", None)
         engine.env |= {"FLOWKIN_STORE__KEY_FILE": str(now)} if now else {}
         engine.start()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.admission import HEAVY_EVENTS, Pending, Turns, is_heavy
-from ipc.messages import List
+from ipc.messages import Classify, Get, List, Options, QueryEvent, QuerySimilar, Voting
+from tests.events import several
+from tests.unit.test_messages import REQUESTS, SAMPLES
 
 
 def waiting(connection: Any, number: int, *, heavy: bool = False) -> Pending:
@@ -23,6 +26,25 @@ def dealt(turns: Turns, most: int = 64) -> list[list[tuple[Any, int]]]:
     while turns:
         out.append([(p.connection, p.request.request_id) for p in turns.batch(most)])
     return out
+
+
+@pytest.mark.parametrize(
+    "request_", [one for one in SAMPLES if isinstance(one, REQUESTS)], ids=lambda r: type(r).__name__
+)
+def test_every_request_is_light_or_heavy(request_: Any) -> None:
+    assert is_heavy(request_) in (True, False)
+
+
+def test_what_is_answered_with_many_events_is_heavy() -> None:
+    events = [several(1)[0]] * 5
+    for light, heavy in (
+        (Get(1, ["a"] * 64), Get(1, ["a"] * 65)),
+        (QuerySimilar(1, "a", Options(top_k=64)), QuerySimilar(1, "a", Options(top_k=65))),
+        (QueryEvent(1, events, Options(top_k=12)), QueryEvent(1, events, Options(top_k=13))),
+        (Classify(1, ["a"], options=Voting(k=15)), Classify(1, ["a"] * 5, options=Voting(k=15))),
+        (Classify(1, [], events[:1], Voting(k=15)), Classify(1, [], events, Voting(k=15))),
+    ):
+        assert not is_heavy(light) and is_heavy(heavy)
 
 
 def test_who_sends_many_at_once_waits_for_itself() -> None:

@@ -58,6 +58,23 @@ def test_an_index_finds_what_brute_force_finds(mapped: MappedIndex) -> None:
     assert far.max() > 0 and (far <= mapped.rounding * np.linalg.norm(rows, axis=2) + 1e-6).all()
 
 
+def test_no_vector_is_farther_from_where_it_is_than_its_rounding(tmp_path: Path) -> None:
+    """Also where one number is most of it, and that as far between two such floats as can be."""
+    rng = np.random.default_rng(8)
+    data = rng.normal(0, 1e-3, (N, DIM)).astype(np.float32)
+    data[:, 0] = (1 + 2.0**-11) * 2.0 ** rng.integers(-3, 8, N)
+    made = index.build([data])
+    assert made.kind == "ivf_half"
+    opened = MappedIndex(tmp_path / "i", *index.write(made, tmp_path / "i"), LO, LO + N, made.index.nlist)
+    found = opened.search(data, 1, None, N)
+    assert found is not None
+    distances, seqs = found
+    rows = data[seqs - LO].astype(np.float64)
+    own = np.sqrt(((data[:, None] - rows) ** 2).sum(2))
+    far = np.abs(own - np.sqrt(distances.astype(np.float64))) / np.linalg.norm(rows, axis=2)
+    assert 0.9 * opened.rounding < far.max() <= 1.001 * opened.rounding
+
+
 def test_vectors_that_16_bits_do_not_hold_are_kept_whole(tmp_path: Path) -> None:
     data = vectors() * np.float32(10_000)
     made = index.build([data])

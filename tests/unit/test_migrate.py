@@ -52,6 +52,28 @@ def run(data_dir: Path, key: Path | None = None, **more: Any) -> dict[str, Any]:
     return migrate.run(Layout(data_dir), configured(data_dir, key), **more)
 
 
+def test_rotated_dead_letters_are_nobody_elses(data_dir: Path, key: Path) -> None:
+    """logrotate's names are no name of ours, whatever the catalog's number is."""
+    run(data_dir, key)
+    letters = (data_dir / "dead_letters.ndjson").read_bytes()
+    rotated = [data_dir / f"dead_letters.ndjson.{end}" for end in ("1", "2", "2.gz", "20261127")]
+    for path in rotated:
+        path.write_bytes(b"rotated")
+    with Store(data_dir, key):
+        pass
+    run(data_dir, None, to="plain", from_key_file=str(key))
+    assert all(path.read_bytes() == b"rotated" for path in rotated)
+    assert b"sealed" in letters and b"reason" in (data_dir / "dead_letters.ndjson").read_bytes()
+
+
+def test_dead_letters_of_before_they_were_counted_are_kept(data_dir: Path, key: Path) -> None:
+    with Store(data_dir) as store, store.catalog.write() as batch:
+        batch.put_counters(msgspec.structs.replace(store.publisher.counters, letter_bytes=-1))
+    facts = run(data_dir, key)
+    assert facts["dead_letters_left_out"] == 1 and all(file["bytes"] > 0 for file in facts["files"])
+    assert (data_dir / "dead_letters.ndjson").read_bytes().count(b"\n") == 1
+
+
 def stopping(after: int, told: list[int]) -> Callable[[int], None]:
     """Ctrl-C when so many values were told."""
 

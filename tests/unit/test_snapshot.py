@@ -157,6 +157,25 @@ def test_rows_are_indexed_before_their_file_is_full(store: Store, monkeypatch: p
     store.check()
 
 
+def test_a_purge_of_rows_that_were_indexed_early_leaves_nothing_of_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    store.publish(several(180))
+    store.index()
+    store.index_early()
+    before = {i.file for i in store.publisher.manifest.indexes}
+    store.purge(ids=["e000130"])
+    manifest = store.publisher.manifest
+    assert manifest.stale == [] and all(i.hi <= 2 * ROWS for i in manifest.indexes)
+    gone = before - {i.file for i in manifest.indexes}
+    assert len(gone) == 9 and not gone & {path.name for path in store.layout.indexes.iterdir()}
+    assert tiers.early(manifest) == (128, 144)
+    store.index_early()
+    assert [store.snapshot().unindexed(space) for space in SPACES] == [4, 4, 4]
+    store.check()
+
+
 def test_indexes_of_other_rows_do_not_serve_meanwhile(store: Store) -> None:
     """A row file that was built again has another name; nothing over the old one is kept."""
     store.publish(several(2 * ROWS))
