@@ -103,7 +103,10 @@ class Store:
         submission = Submission(
             "ndjson", list(items), [], lambda outcome: None, offsets or {}, source, list(actions)
         )  # fmt: skip
-        return self.publisher.publish([submission])[0]
+        outcome = self.publisher.publish([submission])[0]
+        if (ahead := self.publisher._rows._ahead) is not None:
+            ahead[1].join()  # what is on the disk then is the same each time
+        return outcome
 
     def index(self) -> None:
         """Index every full row file that has none, as the child does."""
