@@ -28,11 +28,11 @@ class Jobs:
         self.running: str = ""
         self.failures = 0
         self._child: asyncio.subprocess.Process | None = None
-        self._called_off = False
+        self._called_off = self._killed = False
 
     async def run(self, job: Job) -> Built | None:
         """What the child built; None where it failed, after a pause that grows, and where it was called off."""
-        self.running, self._called_off = type(job).__name__, False
+        self.running, self._called_off, self._killed = type(job).__name__, False, False
         start = time.monotonic()
         try:
             self._child = await asyncio.create_subprocess_exec(
@@ -40,6 +40,8 @@ class Jobs:
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
+            if self._killed:  # while it was being started
+                self._child.kill()
             out, _ = await self._child.communicate()
             if self._child.returncode == 0:
                 built = msgspec.json.decode(out, type=Built)
@@ -66,5 +68,6 @@ class Jobs:
             self.kill()
 
     def kill(self) -> None:
+        self._killed = True
         if self._child is not None and self._child.returncode is None:
             self._child.kill()

@@ -164,6 +164,8 @@ class Engine:
             status = self.stop()
             failed = f"exit status {status}\n" if status else ""
         self._close_clients()
+        with contextlib.suppress(AssertionError):  # a child that was just being started sees that its parent is gone
+            eventually(lambda: not any(processes(session) for session in self.sessions), within_s=2)
         left = {pid: what for session in self.sessions for pid, what in processes(session).items()}
         for pid in left:
             os.kill(pid, signal.SIGKILL)
