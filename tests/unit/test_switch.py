@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import switch
+from engine import switch, tiers
 from engine.errors import NoSpaceError
 from engine.files import free_bytes
 from engine.manifest import Embedded
@@ -85,6 +85,22 @@ def test_what_came_since_is_embedded_before_the_way_back(store: Store) -> None:
     assert store.publisher.manifest.epoch == old.epoch
     store.check()
     assert {s.number for s in store.publisher.manifest.sealed} == {2}  # 0 and 1 never were
+
+
+def test_a_way_back_names_no_row_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version before has indexes over parts of a row file that is full by now."""
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    store.publish(several(168))
+    store.index()
+    store.index_early()
+    old = store.publisher.manifest.model
+    store.switch()
+    store.publish(several(40, 168))
+    store.switch(old)
+    covered = [seq for i in store.publisher.manifest.indexes if i.space == "attack" for seq in range(i.lo, i.hi)]
+    assert sorted(covered) == list(range(3 * ROWS))
+    assert tiers.unindexed(store.publisher.manifest) == []
+    store.check()
 
 
 def test_a_way_back_that_was_given_up_is_still_there(store: Store) -> None:
