@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,10 @@ class Engine:
 
 @contextmanager
 def engine(readers: int = 2, *, data_dir: Path | None = None, settings: Sequence[str] = ()) -> Iterator[Engine]:
-    """`flowkin serve` on a new temporary directory (or `data_dir`, which stays), stopped at the end."""
+    """`flowkin serve` on a new temporary directory (or `data_dir`, which stays), stopped at the end, also where the
+    bench is terminated. From the main thread only."""
     commit()  # of the tree as it is now, not as it is at the end of the run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="flowkin-bench-") as folder:
         where = data_dir or Path(folder)
         words = [str(FLOWKIN), "serve", "--data-dir", str(where), "--readers", str(readers)]
