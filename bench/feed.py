@@ -51,8 +51,7 @@ class Feed:
             start_s = time.perf_counter()
             for sent, event in enumerate(self.events):
                 due_s = start_s + sent / self.rate_eps
-                if (ahead_s := due_s - time.perf_counter()) > 0:
-                    await asyncio.sleep(ahead_s)
+                await asyncio.sleep(max(0.0, due_s - time.perf_counter()))  # late or not, replies are read
                 if self._stopping.is_set():
                     break
                 task = asyncio.create_task(self._one(client, event, due_s))

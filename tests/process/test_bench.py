@@ -1,4 +1,4 @@
-"""A bench that is terminated, as `make bench` does with one that takes too long, takes its engine along."""
+"""What the benches share keeps its word, too."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from tests.engine_fixture import ROOT, environment
+from bench import harness
+from bench.feed import Feed
+from bench.harness import synthetic
+from tests.engine_fixture import ROOT, Engine, environment
+from tests.wait import eventually
 
 BENCH = """
 import signal
@@ -23,6 +28,7 @@ with engine(1) as running:
 
 
 def test_a_bench_that_is_terminated_leaves_no_engine_and_no_directory() -> None:
+    """As `make bench` does with one that takes too long."""
     bench = subprocess.Popen(
         [sys.executable, "-c", BENCH], cwd=ROOT, env=environment({"TMPDIR": os.environ.get("TMPDIR", "/tmp")}),
         stdout=subprocess.PIPE, text=True,
@@ -35,3 +41,9 @@ def test_a_bench_that_is_terminated_leaves_no_engine_and_no_directory() -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
     assert not Path(folder).exists()
+
+
+def test_a_feed_that_cannot_keep_its_rate_reads_what_is_acknowledged(engine: Engine) -> None:
+    running = harness.Engine(engine.data_dir, cast(Any, engine.process), 0.0)
+    with Feed(running, synthetic(1 << 40, 1, texts=False), 1e6) as feed:
+        eventually(lambda: len(feed.acknowledged_s) > 20)
