@@ -40,6 +40,7 @@ TARGETS = (
     Target("ingest", "cic.events_per_s", 10_000, at_least=True),
     Target("ingest", "eve.events_per_s", 10_000, at_least=True),
     Target("ingest", "*.whole.warm.events_per_s", 5_000, at_least=True),
+    Target("ingest", "*.whole.queried.events_per_s", 3_000, at_least=True),
     Target("load", "recall_at_10", 0.99, at_least=True), Target("load", "limit_share", 0.35, at_least=True),
     Target("load", "client_cpu_share", 0.7),
     Target("peers", "peers.*.at.32.ratio", 3, at_least=True), Target("peers", "limit_share", 0.35, at_least=True),

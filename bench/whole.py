@@ -2,10 +2,11 @@
 
 A real engine on a new data directory with idle readers, and `flowkin ingest FILES` as anybody would say it. own_texts:
 the files' sentences are new to the engine (its text model is loaded). warm: the same files once more under another
-source name, so every event is new and every sentence known. events_per_s is by the wall clock, from the start of the
-command's process to its end; command_events_per_s without the start of Python. cpu_us are of one event: of each
-process, and of each stage as the engine's own stats have it (parse is the command's), what none has as other; share:
-of all that CPU, index builds included. wait_us_by_stage: what a stage waited, for the disk or for a core.
+source name, so every event is new and every sentence known. queried: once more, beside questions at a quarter of what
+a closed loop reached just before (peak_qps); asked: what became of them. events_per_s is by the wall clock, from the
+start of the command's process to its end; command_events_per_s without the start of Python. cpu_us are of one event: of
+each process, and of each stage as the engine's own stats have it (parse is the command's), what none has as other;
+share: of all that CPU, index builds included. wait_us_by_stage: what a stage waited, for the disk or for a core.
 --against DIR: the code of another worktree takes turns with this one, in engines of its own; ratio is this over that.
 """
 
@@ -17,11 +18,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.harness import FLOWKIN, ROOT, Engine, arguments, engine, fill, print_table, report, synthetic
+from bench.harness import (
+    FLOWKIN,
+    ROOT,
+    Engine,
+    arguments,
+    engine,
+    fill,
+    print_table,
+    report,
+    sample,
+    settle,
+    synthetic,
+)
+from bench.load import NAMES, run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FILES = {
@@ -30,6 +46,9 @@ FILES = {
 }
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 WARM = 2  # passes over known sentences in one engine
+QUERIED = 0.25  # of the peak
+ASKED_FOR = 1.25  # times what the pass before took; one beside questions takes longer
+CLOSED_S = 2.0
 
 
 def cpu_s(pid: int) -> tuple[float, float]:
@@ -84,7 +103,8 @@ def one_pass(running: Engine, format_name: str, files: Sequence[Path], source: s
         "readers": after.readers - before.readers, "supervisor": after.supervisor - before.supervisor,
     }  # fmt: skip
     figures = {
-        "events": events, "new_texts": after.texts - before.texts, "commits": after.commits - before.commits,
+        "events": events, "seconds": round(wall_s, 3), "new_texts": after.texts - before.texts,
+        "commits": after.commits - before.commits,
         "events_per_s": round(events / wall_s), "command_events_per_s": round(events / said["seconds"]),
         "cpu_us_by_process": {name: us(seconds) for name, seconds in processes.items()},
     }  # fmt: skip
@@ -108,10 +128,20 @@ def one_run(name: str, seed: int) -> dict[str, list[dict[str, Any]]]:
     format_name, files = FILES[name]
     with engine() as running:
         fill(running, synthetic(1, seed, texts=True), 1)  # the text model is loaded
+        own_texts = one_pass(running, format_name, files, "own")
+        warm = [one_pass(running, format_name, files, f"again-{i}") for i in range(WARM)]
+        settle(running)
+        names, options = sample(running, NAMES, seed), {"space": "chronos", "collapse": False, "connections": 32}
+        ask = partial(run, running, names, options | {"deadline_ms": 60_000})
+        ask(0.0, 1.0)  # warm: every reader has its pages
+        peak_qps = ask(0.0, CLOSED_S)["qps"]
+        with ThreadPoolExecutor(1) as beside:
+            asking = beside.submit(ask, QUERIED * peak_qps, ASKED_FOR * warm[-1]["seconds"])
+            queried = one_pass(running, format_name, files, "queried")
+            asked = {key: asking.result()[key] for key in ("qps", "p50_ms", "p99_ms", "failures", "client_cpu_share")}
         return {
-            "own_texts": [one_pass(running, format_name, files, "own")],
-            "warm": [one_pass(running, format_name, files, f"again-{i}") for i in range(WARM)],
-        }
+            "own_texts": [own_texts], "warm": warm, "queried": [queried | {"peak_qps": peak_qps, "asked": asked}],
+        }  # fmt: skip
 
 
 def middle(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -146,8 +176,8 @@ def figures_of(names: Sequence[str], runs: int, seed: int, against: Path | None 
                 by_tree[tree].append(elsewhere(tree, name, seed))
         sides = [
             {
-                condition: middle([one for run in by_tree[tree] for one in run[condition]])
-                for condition in ("own_texts", "warm")
+                condition: middle([one for passes in by_tree[tree] for one in passes[condition]])
+                for condition in by_tree[tree][0]
             }
             for tree in trees
         ]
