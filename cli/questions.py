@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cli.errors import NOT_FOUND, CommandError
+from cli.errors import FAILED, NOT_FOUND, CommandError
 from ipc.calls import within
 from ipc.errors import error_of
 from ipc.messages import (
@@ -60,7 +60,8 @@ def purged(
         raise click.UsageError("name the events to purge: by filter flags, or by ids")
     if not dry_run and not yes:
         would = client.purge(filter=filter, ids=wanted, dry_run=True, timeout_ms=timeout_ms).facts["events"]
-        click.confirm(f"Remove {would:,} events for good?", abort=True, err=True)
+        if not click.confirm(f"Remove {would:,} events for good?", err=True):
+            raise CommandError("nothing was removed", FAILED)
     done = client.purge(filter=filter, ids=wanted, dry_run=dry_run, timeout_ms=timeout_ms)
     return done.facts, done.generation
 

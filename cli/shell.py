@@ -113,7 +113,8 @@ class Shell:
     def _help(self, words: list[str]) -> bool:
         self.status = run([*words, "--help"], self.session)
         if not words:
-            say("\n" + HELP)
+            for line in ("", *HELP.splitlines()):  # `say` escapes a newline
+                say(line)
         return True
 
     def _fail(self, text: str, status: int) -> bool:

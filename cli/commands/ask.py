@@ -100,10 +100,11 @@ def query_event(
 def classify(
     session: Session, out: Out, what: tuple[str, ...], how: How, options: Voting, timeout_ms: int | None
 ) -> None:
-    """What is this event, how sure, and has there been anything like it? By the vote of its nearest precedents.
+    """What is this event, how sure, and has there been anything like it?
 
-    Precedents bear an analyst's label, or the family that their detector named; labels count from the next answer on.
-    IDs are of stored events (- reads them from stdin); events of files are not stored. With --format, all are files.
+    The nearest precedents vote. They bear an analyst's label, or the family that their detector named; labels count
+    from the next answer on. IDs are of stored events (- reads them from stdin); events of files are not stored. With
+    --format, all are files.
 
     \b
     Examples:

@@ -103,7 +103,7 @@ def compact(session: Session, out: Out, timeout: float) -> None:
 @group.command("export")
 @click.option("--ndjson", "as_ndjson", metavar="FILE", type=PATH_OR_DASH,
               help="One event a line; can be ingested again. - for stdout.")  # fmt: skip
-@click.option("--parquet", metavar="FILE", type=PATH, help="A table: fields, features and vectors.")
+@click.option("--parquet", metavar="FILE", type=PATH, help="A table: a row an event, a column a field or feature.")
 @click.option("--legacy", metavar="DIR", type=PATH, help="FAISS indexes and metadata as the older system had them.")
 @located()
 @click.option("--json", is_flag=True, help="Print one JSON document.")

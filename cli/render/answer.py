@@ -98,9 +98,11 @@ def hits(to: Writer, hits: Sequence[Hit]) -> None:
 
 
 def _verdict(to: Writer, answer: Answer, query: Event | None) -> None:
-    if answer.no_close_precedent or (answer.same_family is not None and answer.hits):
+    if not answer.hits:  # nothing is near, and nothing is far
+        return
+    if answer.no_close_precedent or answer.same_family is not None:
         to.line()
-    if answer.same_family is not None and answer.hits:
+    if answer.same_family is not None:
         same = round(answer.same_family * len(answer.hits))
         family = query.family if query else ""
         style = GOOD if answer.same_family >= 0.7 else WARN if answer.same_family >= 0.3 else BAD

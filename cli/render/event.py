@@ -97,6 +97,8 @@ def whole(to: Writer, seq: int, event: Event, said: Annotation) -> None:
     for name, value in fields.items():
         if name in ("verdicts", "extra") or value in (None, "", [], {}):
             continue
+        if name.startswith("labelled_") and not said.label:  # who took it away stands in the history
+            continue
         cell: Cell = str(value)
         if name == "classification":
             cell = class_span(event.classification)

@@ -49,6 +49,8 @@ def _fact(name: str, value: Any) -> Cell:
     if isinstance(value, list):
         return ", ".join(map(str, value)) if len(value) <= 16 else f"{len(value):,} values, {value[0]} to {value[-1]}"
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if name == "pid":  # a name, not a sum
+            return str(value)
         if name.endswith(("_ns", "_at")) and value > 10**17:
             return iso(int(value))
         if name.endswith("_bytes") or name in ("bytes", "size"):
@@ -59,12 +61,20 @@ def _fact(name: str, value: Any) -> Cell:
     return str(value)
 
 
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    """A dict within it takes a column for each of its own."""
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        out |= {f"{key}_{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return out
+
+
 def _as_table(name: str, value: Any) -> tuple[list[Column], list[list[Cell]]] | None:
     """Dicts of dicts, and lists of dicts, of plain values with mostly the same keys."""
     if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
         rows = [{_title(name): key} | v for key, v in value.items()]
     elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        rows = list(value)
+        rows = [_spread(v) for v in value]
     else:
         return None
     keys = list(dict.fromkeys(key for row in rows for key in row))

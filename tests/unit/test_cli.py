@@ -49,6 +49,7 @@ from ipc.messages import (
     Models,
     Ping,
     Pong,
+    Purge,
     QuerySimilar,
     Recent,
     Reject,
@@ -164,6 +165,8 @@ def answering(request: Any) -> Reply:
             return Found(i, 7, [Stored(5, event(5))], [], -1)
         case Label():
             return Done(i, 8)
+        case Purge():
+            return Done(i, 7, {"events": 3, "dead_letters": 0, "dead_letters_left": 0})
     return Failure(i, ErrorCode.BAD_REQUEST, f"{type(request).__name__} is not expected")
 
 
@@ -217,6 +220,13 @@ def test_several_ids_are_a_list_in_json_and_lines_in_ndjson(engine, flowkin):
     assert len(flowkin("query_similar", "e1", "e2", "e3", "--json").json()) == 3
     assert len(flowkin("query_similar", "e1", "e2", "--ndjson").out.splitlines()) == 2
     assert flowkin("query_similar", "e1", "--ndjson").out.count("\n") == 1
+
+
+def test_a_purge_that_is_refused_at_the_question_says_so(engine, flowkin, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    got = flowkin("purge", "--addr", "203.0.113.7")
+    assert got.status == 1 and "Remove 3 events" in got.err and "nothing was removed" in got.err
+    assert [asked.dry_run for asked in engine.seen] == [True]
 
 
 def test_ids_from_stdin(engine, flowkin, monkeypatch):
@@ -583,6 +593,7 @@ def test_shell_words(engine, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "time: " in err and "timing is on" in err and "#3" in err and "already" in err and "frob" in err
     assert "--explain" in out and out.count('"version"') == 1
+    assert "x0a" not in err
 
 
 def test_completion(engine, tmp_path):

@@ -252,8 +252,9 @@ def test_outcome_counts_what_became_of_the_hits():
 
 
 def test_an_answer_without_hits_says_so():
-    nothing = Answer("attack", "m", "l2", True, 0, 0, 10, event(), [])
-    assert "no event matches" in text_of(lambda out: out.answers([(nothing, 1)], several=False))
+    nothing = Answer("attack", "m", "l2", True, 0, 0, 10, event(), [], no_close_precedent=True)
+    text = text_of(lambda out: out.answers([(nothing, 1)], several=False))
+    assert "no event matches" in text and "nearest" not in text
     assert answer_document(nothing, 1)["outcome"]["first_seen"] is None
 
 
@@ -266,6 +267,13 @@ def test_features_are_shown_by_group_with_units():
     document = json.loads(text_of(lambda out: out.stored(stored, 1), "json"))
     assert document["features"]["flow_duration"] == 3.0 and document["features"]["protocol_number"] is None
     assert document["history"] == []
+
+
+def test_an_event_whose_label_was_taken_away_says_so_in_its_history_only():
+    history = [(T0, "ana", "label", "seen"), (T0, "ana", "label", "")]
+    said = Annotation(labelled_by="ana", labelled_at=T0, history=history)
+    text = text_of(lambda out: out.stored(Stored(1, event(), said), 1))
+    assert "labelled_" not in text and text.count("ana") == 2
 
 
 def test_raw_record_is_printed_escaped():
@@ -294,11 +302,12 @@ def test_facts_become_lines_and_tables():
         "data_bytes": 5 << 20,
         "sources": {"eve": {"events": 3, "coverage": "11/105"}, "cicflow": {"events": 4, "coverage": "80/105"}},
         "empty": {},
-        "readers": [{"pid": 1}, {"pid": 2}],
+        "readers": [{"pid": 12345, "confined": {"seccomp": True}}, {"pid": 2, "confined": {"seccomp": False}}],
     }
     text = text_of(lambda out: out.facts(facts, generation=3))
-    for part in ("12,345", "5.0 MiB", "SOURCES", "11/105", "COVERAGE", "PID"):
+    for part in ("12,345", "5.0 MiB", "SOURCES", "11/105", "COVERAGE", "PID", "CONFINED SECCOMP", "12345"):
         assert part in text, part
+    assert "{" not in text
     assert json.loads(text_of(lambda out: out.facts(facts, generation=3), "json")) == {"generation": 3} | facts
 
 
