@@ -91,10 +91,13 @@ def start(layout: Layout, args: Sequence[str], *, timeout_s: float) -> int:
 
 
 def _why(said: Sequence[str]) -> str:
-    """The last error that the log holds, without its time and level; else the last line."""
+    """The last error that the log holds, without its time and level; else the last line. A worker's before the
+    supervisor's, who says only which worker left and with what status."""
     lines = [line for line in said if line.strip()] or ["it said nothing"]
-    errors = [found[1] for line in lines if (found := re.search(r'level=error .*?msg="(.*)"', line))]
-    return errors[-1] if errors else lines[-1]
+    found = [re.search(r'level=error role=(\S+) msg="(.*)"', line) for line in lines]
+    errors = [(match[1] != "supervisor", match[2]) for match in found if match]
+    causes = [text for by_worker, text in errors if by_worker] or [text for _, text in errors]
+    return causes[-1] if causes else lines[-1]
 
 
 def _tail(log: Path, begin: int) -> list[str]:

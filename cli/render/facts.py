@@ -51,7 +51,7 @@ def _fact(name: str, value: Any) -> Cell:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if name == "pid":  # a name, not a sum
             return str(value)
-        if name.endswith(("_ns", "_at")) and value > 10**17:
+        if name.endswith("_at"):  # ns
             return iso(int(value))
         if name.endswith("_bytes") or name in ("bytes", "size"):
             return size(value)

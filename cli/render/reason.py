@@ -52,8 +52,7 @@ def _parts_of(to: Writer, explanation: Explanation, units: Mapping[str, Unit], i
         words = ", ".join(f"{word} {weight:+.2f}" for word, weight in explanation.words[:12])
         to.line(Span("words that match  ", DIM), words, indent=indent)
     if not any(c.contribution for c in explanation.contributions):
-        if explanation.contributions:
-            to.line(Span("nothing known of both sets them apart", DIM), indent=indent)
+        _alike(to, explanation.contributions, "word" if explanation.words else "feature", indent)
         return
     parts = split(explanation)
     most = max((abs(c.contribution) for c in (*parts.agree, *parts.disagree)), default=0.0)
@@ -61,6 +60,13 @@ def _parts_of(to: Writer, explanation: Explanation, units: Mapping[str, Unit], i
     rows += _contributions(to, "disagree", BAD, parts.disagree, most, units)
     rows += _sums(explanation.contributions, [*parts.agree, *parts.disagree], explanation.distance)
     to.table(_columns("HIT"), rows, indent=indent)
+
+
+def _alike(to: Writer, contributions: Sequence[Contribution], what: str, indent: int) -> None:
+    """Instead of a table: nothing adds to the distance. How many both have says whether that means anything."""
+    if contributions:
+        common = sum(c.query is not None and c.hit is not None for c in contributions)
+        to.line(Span(f"{plural(common, what)} in common, no difference", DIM), indent=indent)
 
 
 def _contributions(
@@ -111,8 +117,7 @@ def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit]) ->
         f"  distance {number(c.distance)}  {when(event.ts)}  {ends(event)}",
     )
     if not any(x.contribution for x in c.contributions):
-        if c.contributions:
-            to.line(Span("nothing known of both sets them apart", DIM), indent=3)
+        _alike(to, c.contributions, "feature", 3)
         return
     apart = sorted((x for x in c.contributions if x.contribution > 0), key=lambda x: -x.contribution)[:6]
     most = max((x.contribution for x in apart), default=0.0)

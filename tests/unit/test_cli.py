@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 from cli import options as cli_options
 from cli.group import FILES
+from cli.process import _why as why
 from cli.run import run
 from cli.session import Session
 from cli.shell import Shell, Words, history_path
@@ -549,6 +550,16 @@ def test_every_command_has_help_with_an_example():
 
 def test_limits_are_those_of_the_messages():
     assert cli_options.TOP_K_MAX == TOP_K_MAX
+
+
+def test_a_start_that_failed_tells_the_workers_reason():
+    said = [
+        'ts=2026-11-27T17:34:52.665Z level=error role=ingest msg="/d is not encrypted, but store.key_file is set"',
+        'ts=2026-11-27T17:34:52.800Z level=error role=supervisor msg="the start is given up: status 74"',
+    ]
+    assert why(said) == "/d is not encrypted, but store.key_file is set"
+    assert why(said[1:]) == "the start is given up: status 74"
+    assert why(["Traceback", "OSError: no"]) == "OSError: no" and why([]) == "it said nothing"
 
 
 # ---- shell --------------------------------------------------------------------------------------------------------

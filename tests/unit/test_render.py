@@ -235,6 +235,13 @@ def test_what_a_division_misses_has_a_line():
     assert "not divided" in text and "+0.0012" in text and "0.4212" in text
 
 
+def test_a_distance_of_nothing_says_how_much_was_compared():
+    bare = answer()
+    both, one = Contribution("protocol_number", 6.0, 6.0, 0.0, 0.0), Contribution("flow_duration", None, 1.0, None, 0.0)
+    bare.explain = [Explanation(event_id="x", space="attack", distance=0.0, contributions=[both, one])]
+    assert "1 feature in common, no difference" in text_of(lambda out: out.answers([(bare, 42)], several=False))
+
+
 def test_split_without_names_takes_what_pulls_most():
     bare = Explanation(event_id="x", space="attack", distance=0.42, contributions=contributions())
     parts = split(bare, most=1)
@@ -302,10 +309,21 @@ def test_facts_become_lines_and_tables():
         "data_bytes": 5 << 20,
         "sources": {"eve": {"events": 3, "coverage": "11/105"}, "cicflow": {"events": 4, "coverage": "80/105"}},
         "empty": {},
+        "followed_files": [{"path": "conn.log", "event_at": 959_830_277_000}],  # a capture of relative times
         "readers": [{"pid": 12345, "confined": {"seccomp": True}}, {"pid": 2, "confined": {"seccomp": False}}],
     }
     text = text_of(lambda out: out.facts(facts, generation=3))
-    for part in ("12,345", "5.0 MiB", "SOURCES", "11/105", "COVERAGE", "PID", "CONFINED SECCOMP", "12345"):
+    for part in (
+        "12,345",
+        "5.0 MiB",
+        "SOURCES",
+        "11/105",
+        "COVERAGE",
+        "PID",
+        "CONFINED SECCOMP",
+        "12345",
+        "1970-01-01T00:15:59",
+    ):
         assert part in text, part
     assert "{" not in text
     assert json.loads(text_of(lambda out: out.facts(facts, generation=3), "json")) == {"generation": 3} | facts
