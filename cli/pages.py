@@ -91,7 +91,7 @@ Trailing fields at their default may be left out of a request. Watch is answered
 Vectors are little-endian float32. Times are i64 nanoseconds since 1970 UTC. Who may write is decided by the peer's uid
 (SO_PEERCRED).
 
-A client of 30 lines in another language: examples/client.mjs (Node.js with @msgpack/msgpack, run by a test).
+A client of 32 lines in another language: examples/client.mjs (Node.js with @msgpack/msgpack, run by a test).
 
 ## Requests on the query socket
 
