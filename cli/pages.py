@@ -137,6 +137,7 @@ def features_page() -> str:
 
 Generated from engine/features.py by `make docs`; do not edit. float32, NaN = missing, never a sentinel. `scale`: what a
 fitted scaler takes first. `same fact as`: counted once in a distance and shown once in an explanation.
+In definitions S is the source of the flow, D its destination, port that of D; the window is the last 30 s.
 
 | # | name | group | scope | unit | scale | same fact as | definition |
 |---:|---|---|---|---|---|---|---|
