@@ -286,6 +286,7 @@ def _is_utf8(text: str) -> bool:
 
 def filter_of(given: dict[str, Any]) -> Filter | None:
     """None where nothing is given, so that an engine sees at once that nothing is filtered."""
+    from engine.families import canonical
     from ipc.messages import Filter
 
     for low, high, what in (
@@ -306,6 +307,8 @@ def filter_of(given: dict[str, Any]) -> Filter | None:
                 raise click.UsageError(f"{name}: at most 64 values")
             if any(isinstance(item, str) and not item.isascii() and not _is_utf8(item) for item in flat):
                 raise click.UsageError(f"{name}: not UTF-8")
+            if name == "families":  # as they are stored, whatever a source calls them
+                flat = [canonical(word) for word in flat]
             value = flat or None
         if value is not None:
             values[name] = value

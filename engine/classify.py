@@ -15,16 +15,18 @@ import logging
 from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from msgspec import Raw
 from numpy.typing import NDArray
 
 from engine import filters
-from engine.embed.base import SPACES, Calibration
+from engine.embed.base import BEHAVIOUR, SPACES, Calibration
 from engine.embed.vote import VOTERS, vote, within
 from engine.errors import BadRequestError, CorruptionError
 from engine.families import UNKNOWN, labelled
 from engine.index import Mask
+from engine.limits import KNOWN_MIN
 from engine.query import Answering, Group, Plan, Question, Sought
 from engine.snapshot import Candidates
 from ipc.event import Event, Hit
@@ -59,6 +61,13 @@ def options_of(voting: Voting) -> Options:
         other_episodes=voting.other_episodes, collapse=voting.collapse, min_generation=voting.min_generation,
         deadline_ms=voting.deadline_ms,
     )  # fmt: skip
+
+
+def compared(options: Options, known: int) -> Options:
+    """How an event is classified of which so many features are known: too few tell no behaviour, then its text."""
+    if options.space in BEHAVIOUR and known < KNOWN_MIN:
+        return msgspec.structs.replace(options, space="sbert")
+    return options
 
 
 class Classifying(Answering):

@@ -146,6 +146,11 @@ def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False
     return test
 
 
+def nothing(c: Columns) -> Mask:
+    """No event."""
+    return np.zeros(len(c), np.bool_)
+
+
 def other_family(event: Event, snapshot: Snapshot) -> Test:
     """Events of a known family that is not the event's."""
     names = snapshot.names.families

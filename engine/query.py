@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from engine import filters
 from engine.catalog import View
-from engine.embed.base import DIMS, FUSED, SPACES, ModelSet
+from engine.embed.base import BEHAVIOUR, DIMS, FUSED, SPACES, ModelSet
 from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextEmbedder
 from engine.embed.vote import places, within
 from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
 from engine.features import F32, unpack
 from engine.index import Mask
-from engine.limits import COLLAPSE_FETCH_MAX
+from engine.limits import COLLAPSE_FETCH_MAX, KNOWN_MIN
 from engine.snapshot import Candidates, Snapshot
 from ipc.event import Event, Hit
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Options
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 PLACE_NUMBERS = 65_536  # of candidates' vectors; with more it pays to look only at those that can be in a place
 PLACE_ROWS = 128  # compared at once then: larger blocks of memory are slow (engine/snapshot.py, DISTANCE_NUMBERS)
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
-KNOWN_MIN = 8  # features; an event with fewer (a bare alert) says nothing of behaviour: two such are not alike in it
 SAME_DEVIATIONS = 0.25  # robust deviations; nearer values agree
 LEADING = 5  # features named as agreeing and disagreeing
 
@@ -181,6 +180,8 @@ class Answering:
                 wanted.append(filters.before(question.event))
             if options.other_episodes:
                 wanted.append(self._other_episodes(question.event))
+        if self._too_little(question):
+            wanted.append(filters.nothing)
         said = filters.marks(options.filter)
         allowed = filters.mask(snapshot, wanted, said, self.view) if wanted or said else None
         if allowed is not None and snapshot.has(question.seq):
@@ -188,6 +189,11 @@ class Answering:
         matched = int(allowed.sum()) if allowed is not None else snapshot.events - (question.seq >= 0)
         fetch = options.top_k * (4 if options.collapse else 1) + (question.seq >= 0)
         return Plan(allowed, matched, max(fetch, FUSED_FETCH_MIN if options.space == FUSED else 0), weights)
+
+    def _too_little(self, question: Question) -> bool:
+        """Is it asked what behaves like an event of unknown behaviour? Nothing does, and nothing is unlike it."""
+        known = question.head is None or self._coverage(question) >= KNOWN_MIN
+        return not known and question.options.space in BEHAVIOUR
 
     def _other_episodes(self, event: Event) -> filters.Test:
         return filters.other_episodes(event, self.snapshot)
@@ -360,6 +366,8 @@ class Answering:
 
     def _no_close_precedent(self, sought: Sought) -> bool:
         """Is the nearest event beyond the calibrated bound in every space that counts?"""
+        if self._too_little(sought.question):
+            return False
         for space, candidates in sought.found.items():
             first = int(len(candidates.seqs) > 0 and candidates.seqs.item(0) == sought.question.seq)
             if first < len(candidates.seqs):
@@ -371,7 +379,9 @@ class Answering:
     def _describe(self, sought: Sought) -> str:
         """One line for --explain-plan."""
         plan, snapshot = sought.plan, self.snapshot
-        if plan.allowed is None:
+        if self._too_little(sought.question):
+            how = f"fewer than {KNOWN_MIN} features are known of this event, too few to compare its behaviour"
+        elif plan.allowed is None:
             how = "no filter"
         else:
             share = plan.matched / max(1, snapshot.events)
@@ -452,7 +462,9 @@ class Answering:
         """The nearest event of another known family; in the attack space where the answer is fused."""
         event = question.event
         assert event is not None
-        space = question.options.space if question.options.space != FUSED else "attack"
+        space = question.options.space
+        if space == FUSED:
+            space = "attack" if "attack" in plan.weights else next(iter(plan.weights))
         if space not in question.vectors:
             return None
         allowed = filters.mask(self.snapshot, [filters.other_family(event, self.snapshot)])

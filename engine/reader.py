@@ -27,11 +27,11 @@ from engine import access, confine, facts, filters
 from engine.admission import Pending, Turns, in_time, is_heavy, mean, places
 from engine.catalog import Catalog, View
 from engine.cipher import cipher_of
-from engine.classify import Classifying, options_of
+from engine.classify import Classifying, compared, options_of
 from engine.columns import Columns
 from engine.context_query import QueryContext
 from engine.counter import Counter
-from engine.embed.base import DIMS, Embedder, ModelSet
+from engine.embed.base import DIMS, SPACES, Embedder, ModelSet
 from engine.embed.text import TextEmbedder
 from engine.errors import (
     BadRecordError,
@@ -263,7 +263,7 @@ class Reader:
         self, connection: Connection, request: QueryEvent | Classify, models: ModelSet
     ) -> list[Question]:
         options = options_of(request.options) if isinstance(request, Classify) else request.options
-        spaces = spaces_of(options)
+        spaces_of(options)
         events: list[Event] = []
         for i, item in enumerate(request.events):
             try:
@@ -273,14 +273,21 @@ class Reader:
         features = unpack([item.features for item in request.events])
         self.context.forget(lambda session: session[0] not in self.server.connections)
         self.context.fill(events, features, (connection, request.session) if request.session else None)
-        vectors = {space: _asked(models.embedders[space], events, features) for space in spaces}
-        return [
+        known = np.isfinite(features).sum(1).tolist()
+        questions = [
             Question(
-                options, {space: vectors[space][i] for space in spaces}, head=msgspec.msgpack.encode(event),
-                features=features[i], decoded=event,
+                compared(options, n) if isinstance(request, Classify) else options, {},
+                head=msgspec.msgpack.encode(event), features=features[i], decoded=event,
             )
-            for i, event in enumerate(events)
+            for i, (event, n) in enumerate(zip(events, known, strict=True))
         ]  # fmt: skip
+        for space in SPACES:
+            some = [i for i, question in enumerate(questions) if space in spaces_of(question.options)]
+            if some:
+                asked = _asked(models.embedders[space], [events[i] for i in some], features[some])
+                for i, vector in zip(some, asked, strict=True):
+                    questions[i].vectors[space] = vector
+        return questions
 
     # ---- answering ------------------------------------------------------------------------------------------------
 
@@ -401,6 +408,10 @@ class Reader:
                     raise BadRequestError("nothing to classify: give ids of stored events, or events")
                 options = options_of(request.options)
                 stored = [stored_question(name, options, snapshot, view, models) for name in request.ids]
+                for i, question in enumerate(stored):
+                    other = compared(options, snapshot.cell("coverage", question.seq))
+                    if other is not options:
+                        stored[i] = stored_question(request.ids[i], other, snapshot, view, models)
                 return stored + _sought(pending.questions or [], snapshot, view)
         return None
 

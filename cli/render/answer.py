@@ -19,6 +19,7 @@ from cli.render.style import (
     class_span,
     ends,
     family_span,
+    gist,
     label_span,
     percent,
     tally,
@@ -26,6 +27,7 @@ from cli.render.style import (
 )
 from cli.tables import Cell, Column, Piece, Span, Writer
 from cli.text import count, duration, number, plural, protocol, when
+from engine.limits import KNOWN_MIN
 from ipc.event import Event, Hit
 from ipc.messages import Answer
 
@@ -37,6 +39,9 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         to.line()
     if answer.hits:
         hits(to, answer.hits)
+    elif query is not None and query.coverage < KNOWN_MIN and answer.space not in ("sbert", "fused"):
+        known = f"{plural(query.coverage, 'feature')} of 105"
+        to.line(Span("too little is known of its behaviour", WARN), f" ({known}): --space sbert compares what is said")
     else:
         to.line(Span("no event matches", WARN))
     _verdict(to, answer, query)
@@ -45,6 +50,7 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         for rank, explanation in enumerate(answer.explain, 1):
             to.line()
             reason.explanation(to, rank, explanation, units)
+        reason.legend(to, answer.explain, units)
     if answer.counter_example is not None:
         units = units_of_features() if answer.counter_example.contributions else {}
         to.line()
@@ -75,6 +81,7 @@ def hits(to: Writer, hits: Sequence[Hit]) -> None:
                 event.source if len(sources) > 1 else "",
                 Span(event.decision, DECISION_STYLES.get(event.decision, "")),
                 label_span(annotation_of(hit.annotation)),
+                gist(event),
             ]
         )
     to.table(
@@ -83,15 +90,16 @@ def hits(to: Writer, hits: Sequence[Hit]) -> None:
             Column("ID", keep=True),
             Column("DISTANCE", right=True),
             Column("PCTL", right=True, spare=6),
-            Column("COUNT", right=True, spare=3),
+            Column("COUNT", right=True, spare=2),
             Column("FAMILY"),
-            Column("CLASS", spare=1),
-            Column("WHEN (UTC)", spare=2),
+            Column("CLASS", spare=3),
+            Column("WHEN (UTC)", spare=1),
             Column("SOURCE -> DESTINATION"),
             Column("PROTO", spare=5),
             Column("FROM", spare=7),
             Column("DECISION", spare=4),
             Column("LABEL"),
+            Column("SAYS", spare=8),
         ],
         rows,
     )

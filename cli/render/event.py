@@ -15,6 +15,7 @@ from cli.render.style import (
     class_span,
     ends,
     family_span,
+    gist,
     label_span,
     named_features,
     raw_number,
@@ -64,6 +65,7 @@ def table(to: Writer, stored: Sequence[Stored]) -> None:
                 event.source if len(sources) > 1 else "",
                 Span(event.decision, DECISION_STYLES.get(event.decision, "")),
                 label_span(annotation_of(one.annotation)),
+                gist(event),
             ]
         )
     to.table(
@@ -71,7 +73,7 @@ def table(to: Writer, stored: Sequence[Stored]) -> None:
             Column("#", right=True),
             Column("ID", keep=True),
             Column("WHEN (UTC)", spare=1),
-            Column("CLASS"),
+            Column("CLASS", spare=2),
             Column("FAMILY"),
             Column("SOURCE -> DESTINATION"),
             Column("PROTO", spare=4),
@@ -79,8 +81,9 @@ def table(to: Writer, stored: Sequence[Stored]) -> None:
             Column("DISCR", right=True, spare=6),
             Column("KIND", spare=5),
             Column("FROM", spare=7),
-            Column("DECISION", spare=2),
+            Column("DECISION", spare=3),
             Column("LABEL"),
+            Column("SAYS", spare=8),
         ],
         rows,
     )

@@ -8,7 +8,8 @@ from cli.answers import event_of
 from cli.render.event import headline
 from cli.render.style import BAD, BOLD, DIM, FAMILY_STYLES, WARN, ends, family_span, percent
 from cli.tables import Cell, Column, Piece, Span, Writer
-from cli.text import count, duration, number, when
+from cli.text import count, duration, number, plural, when
+from engine.limits import KNOWN_MIN
 from ipc.messages import Judgement, Precedent
 
 
@@ -17,6 +18,9 @@ def whole(to: Writer, j: Judgement, generation: int) -> None:
     if query is not None:
         headline(to, query)
         to.line()
+    if query is not None and query.coverage < KNOWN_MIN and j.space == "sbert":
+        known = f"{plural(query.coverage, 'feature')} of 105"
+        to.line(Span("by what is said of it", BOLD), f": too little is known of its behaviour ({known})")
     if not j.precedents:
         to.line(Span("no event may vote", WARN), ": none is of a known family, or the filter leaves none")
     else:
@@ -45,7 +49,7 @@ def _probabilities(to: Writer, j: Judgement) -> None:
         to.line(Span("not calibrated: this model was not measured with such a vote", WARN))
     nearest, _, farthest = j.distances
     pieces: list[Piece] = [Span("no close precedent", BAD), ": "] if j.no_close_precedent else []
-    pieces.append(f"farther from its nearest precedent than {percent(j.novelty)} of events that had one")
+    pieces.append(f"{percent(j.novelty)} of events with a precedent had a nearer one")
     to.line(*pieces, Span(f"  {j.k} voted, at distance {number(nearest)} to {number(farthest)}", DIM))
 
 

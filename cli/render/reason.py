@@ -10,6 +10,7 @@ from cli.tables import Cell, Column, Span, Writer
 from cli.text import number, plural, quantity, when
 from ipc.messages import Contribution, CounterExample, Explanation
 
+STOP_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
 UNDIVIDED_MIN = 0.0005  # of a distance; less is rounding
 
 
@@ -49,7 +50,8 @@ def explanation(to: Writer, rank: int, given: Explanation, units: Mapping[str, U
 
 def _parts_of(to: Writer, explanation: Explanation, units: Mapping[str, Unit], indent: int) -> None:
     if explanation.words:
-        words = ", ".join(f"{word} {weight:+.2f}" for word, weight in explanation.words[:12])
+        said = [(word, weight) for word, weight in explanation.words if word not in STOP_WORDS] or explanation.words
+        words = ", ".join(f"{word} {weight:+.2f}" for word, weight in said[:12])
         to.line(Span("words that match  ", DIM), words, indent=indent)
     if not any(c.contribution for c in explanation.contributions):
         _alike(to, explanation.contributions, "word" if explanation.words else "feature", indent)
@@ -102,6 +104,20 @@ def _sums(every: Sequence[Contribution], shown: Sequence[Contribution], distance
         rows.append(["", Span("not divided", DIM), "", "", "", Span(f"{distance - total:+.4f}", DIM), "", ""])
     rows.append(["", Span("distance", BOLD), "", "", "", Span(f"{distance:.4f}", BOLD), "", ""])
     return rows
+
+
+OPAQUE = ("ddos", "ransomware", "traffic", "internal")  # groups whose names say less than their definitions
+
+
+def legend(to: Writer, given: Sequence[Explanation], units: Mapping[str, Unit]) -> None:
+    """What the names shown mean, where they do not say it. S: the source of the flow, D: its destination."""
+    shown = [c.feature for e in given for part in (e.parts or [e]) for side in split(part) for c in side]
+    names = [name for name in dict.fromkeys(shown) if name in units and units[name].group in OPAQUE]
+    rows = [(name, units[name].definition) for name in names]
+    if rows:
+        to.line()
+        to.line(Span("what the names mean", BOLD), Span("  (S: the flow's source, D: its destination)", DIM))
+        to.table([Column("", keep=True), Column("")], rows, indent=3)
 
 
 def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit]) -> None:

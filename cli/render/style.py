@@ -18,19 +18,21 @@ FAMILY_STYLES = {
 }  # fmt: skip
 DECISION_STYLES = {"DROP": "red", "ALERT": "yellow", "ALLOW": "green"}
 DIM, BOLD, GOOD, WARN, BAD = "dim", "bold", "green", "yellow", "bold red"
+GIST = 60
 BAR = "█▉▊▋▌▍▎▏"
 
 
 class Unit(NamedTuple):
     group: str
     unit: str
+    definition: str = ""
 
 
 def units_of_features() -> dict[str, Unit]:
     """Group and unit of each feature (the table of features, loaded only when one is shown to a person)."""
     from engine.features import FEATURES
 
-    return {f.name: Unit(f.group, f.unit) for f in FEATURES}
+    return {f.name: Unit(f.group, f.unit, f.definition) for f in FEATURES}
 
 
 def class_span(word: str) -> Span:
@@ -49,6 +51,12 @@ def ends(event: Event) -> str:
     if not event.src_ip and not event.dst_ip:
         return "-"
     return f"{end(event.src_ip, event.src_port)} -> {end(event.dst_ip, event.dst_port)}"
+
+
+def gist(event: Event) -> Span:
+    """What a detector said of it, cut: the signature of an alert, the note of a notice. A flow's text is not shown."""
+    text = "" if event.kind == "flow" else event.text.split(" | ")[0]
+    return Span(text if len(text) <= GIST else text[: GIST - 1] + "…", "italic")
 
 
 def percent(value: float) -> str:

@@ -23,6 +23,7 @@ F32 = NDArray[np.float32]
 DIMS = {"chronos": 128, "sbert": 384, "attack": 64}
 SPACES = tuple(DIMS)
 FUSED = "fused"
+BEHAVIOUR = ("chronos", "attack")  # spaces of features; of which none is known, nothing is said
 QUANTILES = 1_001  # of the distance between random pairs, in a calibration
 PERCENTS = np.linspace(0.0, 100.0, QUANTILES)
 NEAREST_QUANTILES = 101  # of the distance to the nearest precedent

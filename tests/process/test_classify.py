@@ -14,7 +14,7 @@ from engine.sources.ndjson import dump
 from ipc.aio import AsyncClient
 from ipc.client import Client
 from ipc.errors import BadRequestError, NotFoundError, NotReadyError
-from ipc.event import Event
+from ipc.event import Event, FeaturedEvent
 from ipc.messages import Judgement, Options, Voting
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine, Starter
@@ -37,6 +37,25 @@ def test_a_stored_event_through_the_command_line(filled: Engine) -> None:
     assert document["distances"]["min"] == first["distance"] <= document["distances"]["max"]
     text = filled.cli("classify", "e000301").stdout
     assert "PortScan" in text and "PROBABILITY" in text and "none of these" in text and first["event_id"] in text
+
+
+def test_an_event_of_unknown_behaviour_is_classified_by_what_is_said_of_it(start: Starter, tmp_path: Path) -> None:
+    """Stored or sent, asked in a space of features."""
+    engine = start(readers=1)
+    engine.ingest(several(60))
+    alerts = [FeaturedEvent(make(n, kind="alert", src_ip="", dst_ip="").event) for n in (101, 102, 103)]
+    engine.ingest(alerts[:2])
+    with engine.client() as client:
+        stored = client.classify(["e000005", "e000101"], options=Voting(space="attack")).judgements
+        assert [j.space for j in stored] == ["attack", "sbert"]
+        sent = client.classify((), [alerts[2], make(104)], options=Voting(space="chronos")).judgements
+        assert [j.space for j in sent] == ["sbert", "chronos"]
+        assert all(j.precedents for j in [*stored, *sent])
+    text = engine.cli("classify", "e000101").stdout
+    assert "by what is said of it: too little is known of its behaviour (0 features of 105)" in text
+    text = engine.cli("query_similar", "e000101", "--space", "attack").stdout
+    assert "too little is known of its behaviour (0 features of 105): --space sbert" in text
+    assert "no close precedent" not in text
 
 
 def test_several_and_a_file_are_a_line_each(filled: Engine, tmp_path: Path) -> None:

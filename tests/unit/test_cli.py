@@ -248,7 +248,7 @@ def test_options_with_underscore(engine, flowkin):
 
 def test_all_filter_flags_reach_the_engine(engine, flowkin):
     got = flowkin(
-        "list", "--class", "malicious,SUSPICIOUS", "--family", "DDoS", "--family", "C2", "--source", "lab", "--kind",
+        "list", "--class", "malicious,SUSPICIOUS", "--family", "ddos", "--family", "C2", "--source", "lab", "--kind",
         "flow", "--decision", "drop", "--label", "", "--since", "2026-05-05T16:53:20Z", "--until",
         "2026-05-06T00:00:00.000000001Z", "--src", "10.1.2.3/8", "--dst", "2001:db8::1", "--addr", "10.0.0.1",
         "--src-port", "1024-65535", "--dst-port", "80,443", "--proto", "tcp,17", "--score-min", "0.5", "--score-max",

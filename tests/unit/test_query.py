@@ -60,6 +60,26 @@ def test_an_event_with_few_features_is_compared_by_its_text_whatever_the_weights
     assert answer.weights == {"sbert": 1.0} and answer.hits
 
 
+@pytest.mark.parametrize("space", ["chronos", "attack"])
+def test_nothing_behaves_like_an_event_of_which_too_little_is_known(store: Store, space: str) -> None:
+    """Nor is it said that there is no precedent: nobody knows. Fused, the counter-example is compared as hits are."""
+    store.publish(several(40))
+    bare = [FeaturedEvent(item.event) for item in several(20, 100, kind="alert", src_ip="", dst_ip="")]
+    store.publish(bare)
+    asked = store.ask(bare[3].event.event_id, space=space, explain=True)
+    assert asked.hits == [] and asked.explain == [] and not asked.no_close_precedent
+    assert asked.plan.startswith("fewer than 8 features are known of this event")
+    flow = store.ask("e000003", space=space)
+    assert flow.hits and not flow.plan.startswith("fewer")
+    fused = store.ask(bare[3].event.event_id, space="fused", explain=True)
+    assert fused.weights == {"sbert": 1.0} and fused.hits and fused.counter_example is not None
+    text = store.ask(bare[3].event.event_id, space="sbert", explain=True)
+    assert text.counter_example is not None
+    assert (fused.counter_example.seq, fused.counter_example.distance) == (
+        text.counter_example.seq, text.counter_example.distance,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [

@@ -7,6 +7,7 @@ import json
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 
 from cli.answers import answer_document, event_document, outcome, split
@@ -14,6 +15,7 @@ from cli.render import Out
 from cli.render.answer import hits
 from cli.tables import Column, Span, Writer
 from cli.text import clean, duration, instant, iso, quantity, when
+from engine.features import FEATURES, INDEX
 from ipc.event import FEATURE_COUNT, Annotation, Event, Hit, Verdict
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Judgement, Precedent, Stored
 
@@ -130,7 +132,7 @@ def test_a_judgement_in_words_and_as_json():
     text = text_of(lambda out: out.judgements(given, several=False, listed=False))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "DDoS 88 % 75 % of the vote" in lines and "none of these 6 % 12 % doubt" in lines
-    assert "not calibrated" in text and "no close precedent: farther from its nearest precedent than 97 %" in text
+    assert "not calibrated" in text and "no close precedent: 97 % of events with a precedent had" in text
     assert "x14" in text and "an analyst" in text and "50 may vote" in text
     document = json.loads(text_of(lambda out: out.judgements(given, several=False, listed=False), "json"))
     assert {
@@ -219,6 +221,21 @@ def test_the_human_answer_says_all_that_was_promised():
         assert part in text, part
 
 
+def test_names_that_say_little_are_explained_once():
+    given = answer()
+    given.explain = [msgspec.structs.replace(e, disagree=["traffic_amplification_factor"]) for e in given.explain]
+    text = text_of(lambda out: out.answers([(given, 1)], several=False))
+    assert text.count("what the names mean") == 1
+    assert text.count(FEATURES[INDEX["traffic_amplification_factor"]].definition[:30]) == 1
+    assert FEATURES[INDEX["flow_duration"]].definition not in text  # its name says it
+
+
+def test_a_table_says_what_a_detector_said_and_not_what_a_flow_carried():
+    alert = Stored(7, event(7, kind="alert", text="ET MALWARE beacon | more"))
+    text = text_of(lambda out: out.events([Found(1, 9, [alert, Stored(8, event(8, text="GET /"))], [])]))
+    assert "SAYS" in text and "ET MALWARE beacon" in text and "more" not in text and "GET /" not in text
+
+
 def test_shown_contributions_and_the_rest_add_up_to_the_distance():
     text = text_of(lambda out: out.answers([(answer(), 42)], several=False))
     assert "0.4200" in text  # 0.30 + 0.08 + 0.05 - 0.01
@@ -259,7 +276,8 @@ def test_outcome_counts_what_became_of_the_hits():
 
 
 def test_an_answer_without_hits_says_so():
-    nothing = Answer("attack", "m", "l2", True, 0, 0, 10, event(), [], no_close_precedent=True)
+    known = msgspec.structs.replace(event(), coverage=60)
+    nothing = Answer("attack", "m", "l2", True, 0, 0, 10, known, [], no_close_precedent=True)
     text = text_of(lambda out: out.answers([(nothing, 1)], several=False))
     assert "no event matches" in text and "nearest" not in text
     assert answer_document(nothing, 1)["outcome"]["first_seen"] is None
