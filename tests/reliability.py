@@ -29,9 +29,9 @@ STORAGE = [
     f"engine/{name}.py"
     for name in (
         "actions", "append", "backup", "build", "catalog", "checkpoint", "cipher", "compact", "counter", "counters",
-        "coverage", "dead_letters", "environment", "files", "gc", "index", "ingest", "jobs", "lock", "manifest", "mend",
-        "publish", "purge", "quarantine", "rebuild", "record", "recover", "retention", "room", "rows", "scrub",
-        "snapshot", "structure", "switch", "take", "tiers", "upkeep",
+        "coverage", "dead_letters", "environment", "files", "gc", "index", "ingest", "jobs", "keys", "lock", "manifest",
+        "mend", "migrate", "publish", "purge", "quarantine", "rebuild", "record", "recover", "retention", "room",
+        "rows", "scrub", "snapshot", "structure", "switch", "take", "tiers", "upkeep",
     )
 ]  # fmt: skip
 HEAD = """# What was tried against it

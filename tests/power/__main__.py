@@ -10,9 +10,11 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from tests.power.explore import explore, without
+from tests.power import migration
+from tests.power.explore import explore, windows, without
 from tests.power.oracle import Oracle, scratch
 from tests.power.trace import Sync, SyncRange, why_not
 from tests.power.workload import record, recorded
@@ -23,6 +25,7 @@ def main() -> int:
     parser.add_argument("--states", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--durability", choices=("full", "meta"), default="full")
+    parser.add_argument("--migration", action="store_true", help="what it leaves is encrypted and decrypted")
     parser.add_argument("--recorded", type=Path, help="a folder that tests.power.workload.record wrote")
     parser.add_argument("--without", default="", help="as if files that match were never synced: findings are due")
     parser.add_argument("--no-exhaustive", action="store_true", help="drawn states only")
@@ -33,13 +36,17 @@ def main() -> int:
             sys.exit(f"nothing can be recorded: {reason}")
         recording = recorded(args.recorded) if args.recorded else record(Path(folder) / "engine", args.durability)
         oracle = Oracle(recording, checked, may_lose=int(args.durability == "meta"))
+        places: Collection[int] = windows(recording)
+        if args.migration:
+            recording = migration.record(Path(folder) / "migrated", recording)
+            oracle, places = migration.MigrationOracle(recording, checked), migration.commit_window(recording)
         if args.without:
             kept = without(without(recording.operations, Sync, args.without), SyncRange, args.without)
             recording = recording._replace(operations=kept)
         start = time.monotonic()
-        found = explore(recording, oracle, args.states, args.seed, exhaustive=not args.no_exhaustive)
+        found = explore(recording, oracle, args.states, args.seed, exhaustive=() if args.no_exhaustive else places)
     print(
-        f"{found.states} states, {found.exhaustive} of them all of a publish and an index swap, of "
+        f"{found.states} states, {found.exhaustive} of them all of a few windows, of "
         f"{len(recording.operations)} operations, in {time.monotonic() - start:.0f} s: {len(found.findings)} findings"
     )
     print(*found.findings, sep="\n", end="\n" if found.findings else "")

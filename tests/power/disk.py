@@ -4,6 +4,7 @@ Always true
   - The model is as pessimistic as POSIX lets a file system be (Pillai et al., "All File Systems Are Not Created Equal",
     OSDI 2014), but for two promises that every disk and journal keeps: a sector of 512 bytes is old or new, and one
     change of one folder (a name made, removed, moved) happens whole or not at all.
+  - A move from one folder to another is two changes: the file may be left with both names, or none.
   - Bytes written since the file's last sync are kept sector by sector, in any subset. A size that grew or shrank since
     is any of those the file had. What lies below the size and was never kept is zeros or garbage.
   - Names made, moved or removed since the last sync of their folder are kept in any subset. A sync of a file says
@@ -213,8 +214,12 @@ class Disk:
                 file.sync_range(operation.offset, operation.size)
             case Rename():
                 (folder, name), (to, new) = self._place(operation.path), self._place(operation.to)
-                assert folder is to, "a move between folders is not modelled"
-                folder.change(Change(name, new, folder.whole[name]))
+                node = folder.whole[name]
+                if folder is to:
+                    folder.change(Change(name, new, node))
+                else:
+                    to.change(Change(name=new, node=node))
+                    folder.change(Change(gone=name))
             case Unlink():
                 folder, name = self._place(operation.path)
                 folder.change(Change(gone=name))
@@ -267,6 +272,7 @@ def _picture(
     root: Folder, names: Callable[[Folder], dict[str, File | Folder]], content: Callable[[File], bytes]
 ) -> Picture:
     found: Picture = {}
+    contents: dict[int, bytes] = {}  # a file with two names has one content
 
     def walk(folder: Folder, path: str) -> None:
         for name, node in names(folder).items():
@@ -274,7 +280,9 @@ def _picture(
                 found[path + name] = None
                 walk(node, f"{path}{name}/")
             else:
-                found[path + name] = content(node)
+                if id(node) not in contents:
+                    contents[id(node)] = content(node)
+                found[path + name] = contents[id(node)]
 
     walk(root, "")
     return found

@@ -8,7 +8,7 @@ Always true
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from tests.power.workload import SMALL_PUBLISH, Recording
 
 
 class Explored(NamedTuple):
-    """states: distinct ones, of which `exhaustive` by going through all of a publish and an index swap. findings: state
-    and what is wrong with it, not all of them where there are many."""
+    """states: distinct ones, of which `exhaustive` by going through all of some windows. findings: state and what is
+    wrong with it, not all of them where there are many."""
 
     states: int
     exhaustive: int
@@ -57,33 +57,39 @@ def swap_window(operations: Sequence[Operation]) -> range:
     return range(first, pages + 2 + isinstance(operations[pages + 2], SyncRange))  # the meta page is written after that
 
 
+def windows(recording: Recording) -> set[int]:
+    """Of one publish and one index swap."""
+    return {*publish_window(recording), *swap_window(recording.operations)}
+
+
 def explore(
     recording: Recording, oracle: Oracle, states: int, seed: int, *,
-    exhaustive: bool = True, findings_max: int = 20,
+    exhaustive: Collection[int] = (), drawn: Collection[int] | None = None, findings_max: int = 20,
 ) -> Explored:  # fmt: skip
-    """All states of one publish and one index swap, then drawn ones until `states` are there, or so many findings."""
-    seen: set[tuple[int, int]] = set()
+    """All states after the operations at these places, then drawn ones until `states` are there, or so many findings;
+    drawn: after these operations only."""
+    seen: set[tuple[int, int, int]] = set()
     findings: list[str] = []
     of_all = 0
 
     def look(place: int, picture: Picture, promise: Promise) -> None:
-        key = fingerprint(picture), promise.steps
+        key = fingerprint(picture), promise.steps, promise.migrations
         if key not in seen:
             seen.add(key)
             for finding in oracle.check(picture, promise)[: findings_max - len(findings)]:
                 findings.append(f"power failure after operation {place}: {finding}")
 
     if exhaustive:
-        windows = {*publish_window(recording), *swap_window(recording.operations)}
         for place, disk, promise in failures(recording):
-            if place in windows:
+            if place in exhaustive:
                 for picture in disk.states():
                     look(place, picture, promise)
         of_all = len(seen)
     for turn in range(1 << 30):
         before = len(seen)
         for place, disk, promise in failures(recording):
-            look(place, disk.draw(random.Random(f"{seed} {turn} {place}")), promise)
+            if drawn is None or place in drawn:
+                look(place, disk.draw(random.Random(f"{seed} {turn} {place}")), promise)
             if len(seen) >= states or len(findings) >= findings_max:
                 return Explored(len(seen), of_all, findings)
         if len(seen) == before:

@@ -24,7 +24,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from engine import index
+from engine import dead_letters, index
 from engine.embed import models
 from engine.embed.base import ModelSet
 from engine.embed.models import SCRATCH_PREFIX
@@ -38,18 +38,22 @@ from ipc.messages import Done, Ingested, Reject
 from tests.events import make
 from tests.heard import heard
 from tests.power.disk import GARBAGE, Picture
-from tests.power.trace import Acknowledged, Operation
+from tests.power.trace import Acknowledged, Migrated, Operation, Rename
 from tests.power.workload import ADDED, ANNOTATED_BY, STEPS, SWITCHED, Recording
 from tests.store_fixture import OTHER, ROWS, Store
 
 NEW = 900_000  # number of the event that is appended to what is left
 ASK_EVERY = 8  # states are asked a question, too
+NAMES = "data/catalog/CURRENT"  # the catalog in use
 
 
 class Promise(NamedTuple):
-    """What was acknowledged: the generation that the reply to each step told."""
+    """What was acknowledged: the generation that the reply to each step told, and migrations. named: how often CURRENT
+    was made or replaced, so how many of these may be there without that."""
 
     generations: tuple[int, ...] = ()
+    migrations: int = 0
+    named: int = 0
 
     @property
     def steps(self) -> int:
@@ -67,7 +71,7 @@ class Promise(NamedTuple):
         step = STEPS[self.steps]
         if isinstance(reply, Ingested):
             assert (reply.accepted, reply.duplicates, reply.rejected) == (len(step.events), 0, step.rejects)
-        return Promise((*self.generations, reply.generation))
+        return self._replace(generations=(*self.generations, reply.generation))
 
 
 def promises(recording: Recording) -> Iterator[tuple[Operation, Promise]]:
@@ -76,6 +80,10 @@ def promises(recording: Recording) -> Iterator[tuple[Operation, Promise]]:
     for operation in recording.operations:
         if isinstance(operation, Acknowledged):
             promise = promise.after(operation.reply)
+        elif isinstance(operation, Migrated):
+            promise = promise._replace(migrations=promise.migrations + 1)
+        elif isinstance(operation, Rename) and operation.to == NAMES:
+            promise = promise._replace(named=promise.named + 1)
         yield operation, promise
     assert promise.steps == recording.steps
 
@@ -108,19 +116,27 @@ class Oracle:
 
     def check(self, picture: Picture, promise: Promise) -> list[str]:
         """What is wrong with this state; empty where all is kept."""
+        with self._laid_out(picture, promise) as data_dir:
+            return self._started(data_dir, promise)
+
+    def _started(self, data_dir: Path, promise: Promise, key_file: Path | None = None) -> list[str]:
+        """What is wrong after a start."""
+        with heard() as said, _models_once():
+            try:
+                store = Store(data_dir, key_file)
+            except Exception as e:
+                return [f"refused: {e!r}", *said]
+            try:
+                return [*self._look(store, promise), *self._go_on(store), *said]
+            finally:
+                store.close()
+
+    @contextmanager
+    def _laid_out(self, picture: Picture, promise: Promise) -> Iterator[Path]:
         self._checked += 1
         root = self.folder / str(self._checked)
         try:
-            data_dir = self._lay_out(root, picture, promise)
-            with heard() as said, _models_once():
-                try:
-                    store = Store(data_dir)
-                except Exception as e:
-                    return [f"refused: {e!r}", *said]
-                try:
-                    return [*self._look(store, promise), *self._go_on(store), *said]
-                finally:
-                    store.close()
+            yield self._lay_out(root, picture, promise)
         finally:
             shutil.rmtree(root)
 
@@ -185,8 +201,7 @@ class Oracle:
         names = [path.name for path in store.layout.data_dir.rglob("*")]
         if left := [name for name in names if TMP_SUFFIX in name or name.startswith(SCRATCH_PREFIX)]:
             yield f"left over: {left}"
-        letters = store.layout.dead_letters.read_bytes() if store.layout.dead_letters.exists() else b""
-        if not letters.startswith(b"".join(self.letters[: sum(step.rejects for step in STEPS[:kept])])):
+        if not _letters(store).startswith(b"".join(self.letters[: sum(step.rejects for step in STEPS[:kept])])):
             yield "lost: dead letters"
         if count > 5 and self._checked % ASK_EVERY == 0:
             hits = store.ask(_event(records[count - 1]).event_id, top_k=3, collapse=False).hits
@@ -242,6 +257,16 @@ def _stored(store: Store) -> tuple[list[bytes], dict[int, bytes]]:
         assert [seq for seq, _ in found] == list(range(len(found)))
         annotations = {int.from_bytes(key, "big"): bytes(blob) for key, blob in view.scan("annotations")}
     return [join_record(*record) for _, record in found], annotations
+
+
+def _letters(store: Store) -> bytes:
+    """The dead letters as they are where nothing is encrypted."""
+    path, cipher = store.layout.dead_letters, store.catalog.cipher
+    if not path.exists():
+        return b""
+    if cipher is None:
+        return path.read_bytes()
+    return b"".join(letter.line() for letter in reversed([*dead_letters.newest(path, cipher)]))
 
 
 def _versions(manifest: Manifest) -> list[Manifest | Embedded]:

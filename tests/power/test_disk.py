@@ -93,3 +93,17 @@ def test_a_synchronous_write_is_in_what_comes_later_of_the_same_sector() -> None
 def test_a_drawn_state_depends_on_the_seed_alone() -> None:
     made = disk(*WRITTEN, Write("f", 0, NEW * 2), Create("t"))
     assert [made.draw(random.Random(n)) for n in range(50)] == [made.draw(random.Random(n)) for n in range(50)]
+
+
+def test_a_move_to_another_folder_leaves_one_name_both_or_none() -> None:
+    made = (*WRITTEN, Create("d", folder=True), Sync(""), Rename("f", "d/g"))
+    left = states(*made)
+    assert len(left) == 4
+    assert {"d": None} in left and {"d": None, "d/g": OLD * 2, "f": OLD * 2} in left
+    assert states(*made, Sync("d")) == [{"d": None, "d/g": OLD * 2}, {"d": None, "d/g": OLD * 2, "f": OLD * 2}]
+
+
+def test_a_file_with_two_names_has_one_content() -> None:
+    made = disk(*WRITTEN, Write("f", 0, NEW * 2), Create("d", folder=True), Sync(""), Rename("f", "d/g"))
+    drawn = [made.draw(random.Random(n)) for n in range(100)]
+    assert all(picture["f"] == picture["d/g"] for picture in drawn if {"f", "d/g"} <= picture.keys())

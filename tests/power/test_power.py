@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from tests.engine_fixture import ROOT, environment
+from tests.power import migration
 from tests.power.disk import Disk, Folder
-from tests.power.explore import birth_window, explore, failures, rows_written, without
+from tests.power.explore import birth_window, explore, failures, rows_written, windows, without
 from tests.power.oracle import Oracle, Promise, scratch
-from tests.power.trace import SET_ANEW, Acknowledged, Picture, Sync, SyncRange, why_not
+from tests.power.trace import Acknowledged, Picture, Sync, SyncRange, is_set_anew, why_not
 from tests.power.workload import SMALL_PUBLISH, STEPS, Recording, record
 
 STATES = 1_400
 STATES_META = 400
-STATES_AGAIN = 150
+STATES_AGAIN = 150  # of each of two
+STATES_MIGRATED = 200
 STATES_MUTATED = 600  # at most; a few findings end it
 
 
@@ -41,20 +43,27 @@ def recording(folder: Path) -> Recording:
 
 
 @pytest.fixture(scope="module")
+def migrated(folder: Path, recording: Recording) -> Recording:
+    return migration.record(folder / "migrated", recording)
+
+
+@pytest.fixture(scope="module")
 def oracle(recording: Recording) -> Iterator[Oracle]:
     with scratch() as checked:
         yield Oracle(recording, checked)
 
 
-def test_no_store_escaped_the_recording(recording: Recording) -> None:
+@pytest.mark.parametrize("name", ["recording", "migrated"])
+def test_no_store_escaped_the_recording(name: str, request: pytest.FixtureRequest) -> None:
     """What the operations make is what lies on the real disk, byte for byte, but for what a start sets anew."""
-    disk = Disk()
+    recording: Recording = request.getfixturevalue(name)
+    disk = Disk(recording.left)
     for operation in recording.operations:
         disk.apply(operation)
     real = {
         str(path.relative_to(recording.data_dir.parent)): None if path.is_dir() else path.read_bytes()
         for path in recording.data_dir.rglob("*")
-        if not (name := str(path.relative_to(recording.data_dir))).startswith("run/") and name not in SET_ANEW
+        if not is_set_anew(str(path.relative_to(recording.data_dir)))
     }
     assert disk.whole() == {"data": None} | real
 
@@ -94,7 +103,7 @@ def test_after_a_power_failure_all_that_was_acknowledged_is_there(
 ) -> None:
     """Once, with its record and its three vectors as they were written; no half batch, no older generation, nothing to
     mend, indexes whole, and the next append works. All states of one publish and one index swap, then drawn ones."""
-    found = explore(recording, oracle, STATES, seed=0)
+    found = explore(recording, oracle, STATES, seed=0, exhaustive=windows(recording))
     assert found.findings == []
     assert found.states == STATES
     assert found.exhaustive > 800
@@ -122,7 +131,7 @@ def test_a_sync_that_is_left_out_is_noticed(
 ) -> None:
     less = recording._replace(operations=without(recording.operations, kind, path))
     assert len(less.operations) < len(recording.operations)
-    found = explore(less, oracle, STATES_MUTATED, seed=0, exhaustive=False, findings_max=6)
+    found = explore(less, oracle, STATES_MUTATED, seed=0, findings_max=6)
     assert any(finding in what for what in found.findings), found
 
 
@@ -138,7 +147,7 @@ def test_a_catalog_that_is_never_synced_is_noticed(recording: Recording, tmp_pat
 
 @pytest.mark.parametrize("steps", [0, SMALL_PUBLISH], ids=["in a birth", "in a publish"])
 def test_a_second_power_failure_after_the_first_loses_nothing_either(
-    recording: Recording, folder: Path, steps: int
+    recording: Recording, folder: Path, steps: int, record_property: Callable[[str, object], None]
 ) -> None:
     """What a first one left is started from, recorded, and fails again."""
     torn: list[tuple[Picture, Promise]] = []
@@ -149,15 +158,57 @@ def test_a_second_power_failure_after_the_first_loses_nothing_either(
     left, promise = max(torn, key=lambda one: len(one[0]))  # the most names: half made files
     again = record(folder / f"again-{steps}", left=left, generations=promise.generations, steps=steps + 2)
     with scratch() as checked:
-        found = explore(again, Oracle(again, checked), STATES_AGAIN, seed=0, exhaustive=False)
+        found = explore(again, Oracle(again, checked), STATES_AGAIN, seed=0)
     assert found.findings == []
     assert found.states == STATES_AGAIN
+    record_property("states", found.states)
 
 
-def test_durability_meta_loses_the_last_commit_at_most(folder: Path) -> None:
+def test_durability_meta_loses_the_last_commit_at_most(
+    folder: Path, record_property: Callable[[str, object], None]
+) -> None:
     recording = record(folder / "meta", "meta")
     with scratch() as checked:
-        found = explore(recording, Oracle(recording, checked, may_lose=1), STATES_META, seed=0, exhaustive=False)
+        found = explore(recording, Oracle(recording, checked, may_lose=1), STATES_META, seed=0)
         assert found.findings == []
-        full = explore(recording, Oracle(recording, checked), STATES_META, seed=0, exhaustive=False, findings_max=1)
+        assert found.states == STATES_META
+        record_property("states", found.states)
+        full = explore(recording, Oracle(recording, checked), STATES_META, seed=0, findings_max=1)
         assert any("lost: " in finding for finding in full.findings)
+
+
+def test_a_migration_loses_nothing_and_is_done_or_not(
+    migrated: Recording, record_property: Callable[[str, object], None]
+) -> None:
+    """A directory is the old one or the new one, whole; a start opens it with the key that it names, leaves nothing of
+    the other, and the migration may be asked for again, which goes on with its copy. All states from where the copy
+    leaves its directory to the end, then drawn ones, of the way back, too."""
+    with scratch() as checked:
+        oracle = migration.MigrationOracle(migrated, checked)
+        found = explore(migrated, oracle, STATES_MIGRATED, seed=0, exhaustive=migration.commit_window(migrated))
+    assert found.findings == []
+    assert found.states == STATES_MIGRATED
+    assert found.exhaustive > 60
+    assert oracle.resumed > 40
+    record_property("states", found.states)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "finding"),
+    [
+        (Sync, "data", "dead_letters.ndjson: encrypted is True, in the clear is True"),
+        (Sync, "data/catalog", "lost: dead letters"),
+        (Sync, "data/catalog/CURRENT.*", "names no catalog"),
+        (Sync, "data/migrating/letters.*", "lost: dead letters"),
+        (SyncRange, "data/migrating/catalog.0", "refused: "),
+    ],
+)
+def test_a_sync_that_a_migration_leaves_out_is_noticed(
+    migrated: Recording, tmp_path: Path, kind: type[Sync | SyncRange], path: str, finding: str
+) -> None:
+    less = migrated._replace(operations=without(migrated.operations, kind, path))
+    assert len(less.operations) < len(migrated.operations)
+    with scratch() as checked:
+        oracle, places = migration.MigrationOracle(less, checked), migration.commit_window(less)
+        found = explore(less, oracle, STATES_MUTATED, seed=0, drawn=places, findings_max=3)
+    assert any(finding in what for what in found.findings), found

@@ -2,11 +2,11 @@
 
 Always true
   - Nothing is left out silently: a call on a file of the data directory that is not understood is an error, and so are
-    rings for files and writable mappings of anything but SET_ANEW. What ends up on the real disk is compared with what
-    the operations make (tests/power/test_power.py), so a store that escaped would show.
+    rings for files and writable mappings of anything but what is set anew. What ends up on the real disk is compared
+    with what the operations make (tests/power/test_power.py), so a store that escaped would show.
   - An operation stands where it returned, an acknowledgement where it began. No sync overlaps with what it may or may
     not cover.
-  - SET_ANEW is left out: what a start makes or sets anew, whatever is there.
+  - What is set anew is left out (`is_set_anew`): what a start makes, whatever is there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CALLS = (
     "fsync,fdatasync,sync,syncfs,msync,sync_file_range,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,"
     "unlinkat,mkdir,mkdirat,rmdir,mknod,mknodat,mmap,lseek,copy_file_range,sendfile,splice,io_uring_setup,io_submit"
 )
-SET_ANEW = ("run", "generation", "catalog/catalog.0-lock", "catalog/catalog.0.tmp-lock")
+_SET_ANEW = re.compile(r"run(/.*)?|generation|(catalog|migrating)/catalog\.\d+(\.tmp)?-lock")
 
 
 class Create(NamedTuple):
@@ -77,8 +77,17 @@ class Acknowledged(NamedTuple):
     reply: Ingested | Done
 
 
+class Migrated(NamedTuple):
+    """A migration had ended with status 0."""
+
+
 Picture: TypeAlias = "dict[str, bytes | None]"  # what is in a folder: path -> content, None: a folder
-Operation: TypeAlias = Create | Write | Resize | Sync | SyncRange | Rename | Unlink | Acknowledged
+Operation: TypeAlias = Create | Write | Resize | Sync | SyncRange | Rename | Unlink | Acknowledged | Migrated
+
+
+def is_set_anew(name: str) -> bool:
+    """Is that, relative to the data directory, made by each start, whatever is there?"""
+    return _SET_ANEW.fullmatch(name) is not None
 
 
 def strace(output: Path) -> list[str]:
@@ -131,13 +140,13 @@ class _Parser:
         self.replies: dict[str, FrameReader] = {}
 
     def path(self, escaped: str) -> str | None:
-        """Relative to the folder that the data directory is in; None for other files and SET_ANEW."""
+        """Relative to the folder that the data directory is in; None for other files and what is set anew."""
         whole = _bytes(escaped).decode() if escaped.startswith("\\x") else escaped
         if whole != self.root and not whole.startswith(f"{self.root}/"):
             return None
         name = whole[len(self.root) + 1 :]
         top, _, below = name.partition("/")
-        if top not in ("", self.data) or below in SET_ANEW or below.startswith("run/"):
+        if top not in ("", self.data) or is_set_anew(below):
             return None
         return name
 
@@ -277,7 +286,7 @@ def parse(output: Path, data_dir: Path, left: Picture) -> list[Operation]:
                 continue
             for operation in parser.operations(call, done[1], int(done[2])):
                 if isinstance(operation, Sync):
-                    touched = {o.path for o in found[since:] if not isinstance(o, Acknowledged)}
+                    touched = {o.path for o in found[since:] if not isinstance(o, Acknowledged | Migrated)}
                     assert operation.path not in touched | {path.rpartition("/")[0] for path in touched}, operation
                 found.append(operation)
     return found

@@ -34,16 +34,17 @@ SETTLE_S = 120.0
 
 
 def torture(
-    folder: Path, minutes: float, kills: int, seed: int, events_per_s: float, small_disk: bool, brief: bool = False
-) -> dict[str, Any]:
+    folder: Path, minutes: float, kills: int, seed: int, events_per_s: float, small_disk: bool, *,
+    brief: bool = False, encrypted: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """All of it, in an empty folder; what was done and found. brief: only faults that are soon over, each after
-    something was acknowledged since the one before, until the kills are done."""
+    something was acknowledged since the one before, until the kills are done. encrypted: the directory is."""
     data_dir = folder / "data"
     data_dir.mkdir(mode=0o700)
     if small_disk:
         mount_small(data_dir, int(DISK_BYTES + minutes * DISK_BYTES_A_MINUTE))
     begun_s = time.monotonic()
-    faults = Faults(folder, data_dir, seed, events_per_s, small_disk=small_disk)
+    faults = Faults(folder, data_dir, seed, events_per_s, small_disk=small_disk, encrypted=encrypted)
     checks: Checks | None = None
     try:
         faults.start()
@@ -82,7 +83,7 @@ def torture(
     return {
         "tortured_s": round(tortured_s, 1), "seconds": round(time.monotonic() - begun_s, 1),
         "kills": faults.kills.total(), "killed": dict(faults.kills), "faults": dict(sorted(faults.done.items())),
-        "missed": dict(faults.missed), "starts": faults.starts, "small_disk": small_disk,
+        "missed": dict(faults.missed), "starts": faults.starts, "small_disk": small_disk, "encrypted": encrypted,
         "acknowledged": oracle.events, "batches": len(oracle.acknowledged), "never_acknowledged": len(oracle.open()),
         "lines": faults.lines, "rotations": faults.rotations, "labels": len(faults.labels), **figures,
         "checks": dict(sorted(checks.done.items())), "refused": dict(checks.refused),
@@ -96,11 +97,12 @@ def settle(faults: Faults) -> None:
     faults.stop()
     faults.start(armed=False)
     faults.stop_writer(SETTLE_S)
-    lines = faults.lines
+    lines, spoiled = faults.lines, faults.spoiled
 
     def all_there() -> bool:
-        sources = {s["name"]: s["events"] for s in faults.engine.facts()["sources"]}
-        return lines == 0 or sources.get("followed", 0) >= lines
+        facts = faults.engine.facts()
+        sources = {s["name"]: s["events"] for s in facts["sources"]}
+        return (lines == 0 or sources.get("followed", 0) >= lines) and facts["dead_letters"]["count"] >= spoiled
 
     try:
         eventually(all_there, within_s=SETTLE_S, every_s=0.1)
@@ -113,6 +115,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="of faults; start and end come on top")
     parser.add_argument("--kills", type=int, default=0, help="go on until so many are done, up to 3 times the minutes")
     parser.add_argument("--brief", action="store_true", help="faults that are soon over, until the kills are done")
+    parser.add_argument("--encrypted", action="store_true", help="the data directory is, and nothing is in the clear")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--events-per-s", type=float, default=60.0)
     parser.add_argument("--json", action="store_true", help="one line")
@@ -126,7 +129,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="flowkin-torture-") as temporary:
         figures = torture(
             args.folder or Path(temporary), args.minutes, args.kills, args.seed, args.events_per_s, small_disk,
-            args.brief,
+            brief=args.brief, encrypted=args.encrypted,
         )  # fmt: skip
     if args.keep:
         from bench.harness import keep

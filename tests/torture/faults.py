@@ -2,6 +2,7 @@
 
 Always true
   - None waits until all is well again: the next fault may meet a recovery. One that finds no victim counts as missed.
+  - Some lines of the followed file are none: each of them is to be one dead letter.
   - After a start of the engine its ingest worker may be armed to die by itself at a failpoint, again and again.
 """
 
@@ -33,7 +34,7 @@ from tests.bad_disk import bad_disk, small_map
 from tests.engine_fixture import Engine, environment, processes
 from tests.events import line
 from tests.store_fixture import OTHER, other_model
-from tests.torture.oracle import FOLLOWED, Batch, Oracle, sent
+from tests.torture.oracle import FOLLOWED, Batch, Oracle, sent, spoiled
 from tests.torture.writer import AGAIN
 from tests.wait import eventually
 
@@ -42,17 +43,17 @@ VICTIM_S = 8.0  # how long a fault waits for a worker to be there
 CHILD_S = 3.0
 LEAVE_S = 20.0  # for orphans, on a busy machine; 2 s are promised
 LINES_PER_S = 4.0
+SPOILED_SHARE = 0.1  # of the lines
 LABELS = 20
 CLIENT_S = 6.0  # of a client that misbehaves
 ORDER_S = 60.0  # a purge or a compaction is asked for again and again so long
 KEPT_BYTES_MIN = 4 << 20
 CLIENTS_MAX = 12
 ROLES = ("ingest", "reader-0", "reader-1")
-MET = [  # not by an engine: backups; at model.rows_ready each life would end before it has done anything
+MET = [  # not by an engine: backups, migrations; at model.rows_ready each life would end before it has done anything
     point
     for point in failpoint.POINTS
-    if not point.startswith(("backup.", "restore.", "rows.", "letters."))
-    and point != "model.rows_ready"
+    if not point.startswith(("backup.", "restore.", "migrate.", "rows.", "letters.")) and point != "model.rows_ready"
 ]
 CONFIG = """
 hang_after_ms = {hang}
@@ -68,8 +69,10 @@ save_after_ms = 5
 class Faults:
     """The engine, the writer and the followed file; `close` ends what is left of them."""
 
-    def __init__(self, folder: Path, data_dir: Path, seed: int, events_per_s: float, *, small_disk: bool) -> None:
-        """small_disk: data_dir is a file system of its own."""
+    def __init__(
+        self, folder: Path, data_dir: Path, seed: int, events_per_s: float, *, small_disk: bool, encrypted: bool
+    ) -> None:  # fmt: skip
+        """small_disk: data_dir is a file system of its own. encrypted: it is born with a key."""
         self.folder, self.data_dir, self.seed, self.events_per_s = folder, data_dir, seed, events_per_s
         self.small_disk, self.oracle = small_disk, Oracle(folder / "oracle")
         self.chance = random.Random(seed)
@@ -86,10 +89,16 @@ class Faults:
         self.config.write_text(CONFIG.format(hang=HANG_MS, path=self.followed))
         self.other = models.read(other_model(Layout(folder / "made")))
         self.shipped = models.shipped().name
+        self.key_file: Path | None = None
+        if encrypted:
+            self.key_file = folder / "key"
+            self.key_file.touch(0o600)
+            self.key_file.write_text(self.chance.randbytes(32).hex())
+            env["FLOWKIN_STORE__KEY_FILE"] = str(self.key_file)
         self.engine = Engine(data_dir, env=env | more | {"FLOWKIN_STORE__MAP_SIZE_GIB": "4"})
         self.starts = 0
         self.writer: subprocess.Popen[bytes] | None = None
-        self.lines = self.rotations = 0
+        self.lines = self.spoiled = self.rotations = 0
         self.labels: list[tuple[str, str, bool]] = []  # event, label, acknowledged
         self._file = threading.Lock()
         self._ending = threading.Event()
@@ -151,8 +160,12 @@ class Faults:
         def write(chance: random.Random) -> None:
             while not self._ending.wait(chance.expovariate(LINES_PER_S)):
                 with self._file:
-                    data = line(sent(FOLLOWED + self.lines))
-                    self.lines += 1
+                    if chance.random() < SPOILED_SHARE:
+                        data = spoiled(self.spoiled)
+                        self.spoiled += 1
+                    else:
+                        data = line(sent(FOLLOWED + self.lines))
+                        self.lines += 1
                     with self.followed.open("ab", buffering=0) as file:
                         cut = chance.randrange(len(data)) if chance.random() < 0.3 else len(data)
                         file.write(data[:cut])

@@ -34,6 +34,7 @@ TORN = b" torn\n"  # ends a line whose writer was killed in the middle of it
 OUT_OF_ORDER = (
     12 * 20
 )  # events of batches sent at once (writer.py), which may be stored in another order than their own
+MARKERS = (b" of the torture", b"signature ")  # in source records and dead letters; in texts of events (make)
 SENT = 65  # features that are sent; the others are derived
 
 
@@ -42,8 +43,13 @@ def sent(number: int) -> FeaturedEvent:
     if number >= FOLLOWED:
         return make(number, source="followed")
     item = make(number, source="torture")
-    item.raw = b"record %d of the torture. " % number * (1 + number % 20)
+    item.raw = b"record %d%s. " % (number, MARKERS[0]) * (1 + number % 20)
     return item
+
+
+def spoiled(number: int) -> bytes:
+    """A line of the followed file that is no event."""
+    return b'{"spoiled": "line %d%s"\n' % (number, MARKERS[0])
 
 
 def number_of(event_id: str) -> int:

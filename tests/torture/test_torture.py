@@ -9,12 +9,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from engine.normalize import complete
-from ipc.messages import ErrorCode, Failure, Ingested, Stored
+from engine.publish import Submission
+from ipc.messages import ErrorCode, Failure, Ingested, Reject, Stored
 from tests.engine_fixture import environment
+from tests.store_fixture import Store
 from tests.torture.faults import Faults
-from tests.torture.oracle import FOLLOWED, Batch, Book, Oracle, difference, sent
+from tests.torture.oracle import FOLLOWED, Batch, Book, Oracle, difference, sent, spoiled
 from tests.torture.schedule import WEIGHTS, draw
+from tests.torture.verify import in_clear
 from tests.torture.writer import judge
 
 
@@ -106,6 +111,20 @@ def test_what_is_sent_again_after_it_left_does_not_make_others_lost(tmp_path: Pa
     oracle.let_go(None)
     there = set(range(500, 1_000)) | set(range(3_000, 5_000))  # the second was stored anew
     assert oracle.retains and oracle.broken(there, batches, retains=True) == []
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_words_of_events_and_dead_letters_in_the_clear_are_found(tmp_path: Path, encrypted: bool) -> None:
+    key_file = tmp_path / "key"
+    key_file.touch(0o600)
+    key_file.write_text("6b" * 32)
+    rejects = [Reject("file", n, "no JSON", spoiled(n)) for n in (1, 10, 100)]
+    with Store(tmp_path / "data", key_file if encrypted else None) as store:
+        store.publisher.publish([Submission("ndjson", [sent(1)], rejects, lambda outcome: None, source="torture")])
+    assert list(in_clear(tmp_path / "data", encrypted=encrypted)) == []
+    found = list(in_clear(tmp_path / "data", encrypted=not encrypted))
+    files = ("catalog/catalog", "dead_letters.ndjson")
+    assert all(any(name in finding for finding in found) for name in files), found
 
 
 KILLS = 20
