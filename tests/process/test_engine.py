@@ -20,6 +20,7 @@ from ipc.messages import Filter, Options
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine, Starter, all_events, answers, ask, cli, shape, stored_ids
 from tests.events import T0, S, changed, ids, make, ndjson, several, write
+from tests.one_thread import ONE_THREAD
 from tests.wait import eventually
 
 
@@ -141,7 +142,7 @@ def test_context_features_are_those_of_an_ingest_that_was_never_killed(
     sent = several(400)
     stored = []
     for name, env in (("whole", None), ("killed", {"ENGINE_FAILPOINT": f"{point}:7"})):
-        engine = start(data_dir=tmp_path / name, env=env)
+        engine = start(data_dir=tmp_path / name, readers=1, env=env)
         client, first = engine.client(60_000), engine.pid("ingest")
         for at in range(0, len(sent), 20):
             while True:
@@ -157,7 +158,7 @@ def test_context_features_are_those_of_an_ingest_that_was_never_killed(
 
 
 def test_a_second_engine_is_refused_naming_the_first(start: Starter) -> None:
-    engine = start()
+    engine = start(readers=1)
     assert engine.process is not None
     second = engine.cli("serve")
     assert second.returncode == 1
@@ -394,7 +395,7 @@ def test_pages_of_list_and_recent_cover_everything_once(filled: Engine) -> None:
 
 def test_a_model_is_fitted_and_used(start: Starter, tmp_path: Path) -> None:
     """An empty engine uses a new version at once; a filled one after `models use`, all events embedded anew."""
-    engine = start()
+    engine = start(readers=1, env=ONE_THREAD)  # for the commands: their threads would only wait
     file = write(tmp_path / "e.ndjson", several(200))
     fitted = engine.json("fit", file, "--name", "first", timeout_s=180.0)
     assert fitted["used"]
@@ -423,7 +424,7 @@ def test_a_model_is_fitted_and_used(start: Starter, tmp_path: Path) -> None:
     assert engine.cli("models", "use", "third").returncode == 3
 
     target = tmp_path / "models"
-    done = cli("train", "--data", other, "--out", target, "--name", "third", "--json", timeout_s=300.0)
+    done = cli("train", "--data", other, "--out", target, "--name", "third", "--json", timeout_s=300.0, env=ONE_THREAD)
     trained = json.loads(done.stdout)
     assert trained["path"] == str(target / "third") and {"attack.onnx", "card.json"} <= trained["sha256"].keys()
     assert engine.json("models", "use", target / "third", timeout_s=180.0)["version"] == "third"
@@ -444,14 +445,14 @@ def test_a_followed_file_is_stored_exactly_once(start: Starter, tmp_path: Path) 
     file.write_bytes(b"".join(lines[:100]))
     config = tmp_path / "flowkin.toml"
     config.write_text(f'[sources.live]\npath = "{file}"\nformat = "ndjson"\npoll_ms = 10\n')
-    engine = start("--config", str(config))
+    engine = start("--config", str(config), readers=1)
 
     def stored(count: int) -> None:
         def look() -> bool:
             with engine.client() as client:
                 return bool(client.stats().facts["events"] >= count)
 
-        eventually(look, within_s=60, every_s=0.05)
+        eventually(look, within_s=60)
 
     stored(100)
     with file.open("ab") as out:
