@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import tests.one_thread  # noqa: F401  (before numpy)
 from tests.engine_fixture import Engine, Starter
 from tests.events import several
 from tests.store_fixture import Store
@@ -33,11 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Starter]:
-    """start(...) -> a running Engine; each is stopped and checked at the end."""
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Starter]:
+    """start(...) -> a running Engine; each is stopped and checked at the end. Of two readers, or of as many as the
+    module says: where the ingest worker or a command is looked at, the second would only cost its start."""
     engines: list[Engine] = []
+    count = getattr(request.module, "READERS", 2)
 
-    def begin(*flags: str, data_dir: Path | None = None, readers: int = 2, env: dict[str, str] | None = None,
+    def begin(*flags: str, data_dir: Path | None = None, readers: int = count, env: dict[str, str] | None = None,
               ready: bool = True) -> Engine:  # fmt: skip
         engines.append(Engine(data_dir or tmp_path / "data", readers=readers, env=env))
         return engines[-1].start(*flags, ready=ready)

@@ -21,6 +21,7 @@ import msgspec
 
 from engine import heartbeat
 from engine.catalog import Catalog
+from engine.embed.base import SPACES
 from engine.layout import Layout
 from engine.manifest import Manifest
 from engine.rows import RowMap
@@ -28,6 +29,7 @@ from engine.tiers import mergeable
 from ipc.client import Client
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, Found, Ingested, Options, Stored
+from tests.one_thread import ONE_THREAD
 from tests.wait import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -37,8 +39,8 @@ SMALL = {"FLOWKIN_STORE__ROW_FILE_ROWS": "64"}
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
-    """Ours, without what would steer an engine, and with what this test asks for."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWKIN_", "ENGINE_"))}
+    """Ours, without what would steer an engine, its threads included, and with what this test asks for."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLOWKIN_", "ENGINE_")) and k not in ONE_THREAD}
     return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"} | (more or {})
 
 
@@ -85,9 +87,9 @@ def open_files() -> set[str]:
 
 
 def cli(*args: object, data_dir: Path | None = None, env: dict[str, str] | None = None, stdin: bytes = b"",
-        timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """The real command line, as a process."""
-    command = [sys.executable, "-P", "-m", "cli", *map(str, args)]
+        timeout_s: float = 120.0, run: Sequence[str] = ("-m", "cli")) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """The real command line, as a process. run: what Python is told to run."""
+    command = [sys.executable, "-P", *run, *map(str, args)]
     if data_dir is not None:
         command += ["--data-dir", str(data_dir)]
     done = subprocess.run(
@@ -225,11 +227,12 @@ class Engine:
         """Wait until `files` full row files have their indexes, and those that can be are merged."""
 
         def look() -> bool:
-            with self.client() as client:
-                there = bool(client.stats().facts["rows_indexed"] >= files * 64)
-            return there and mergeable(self.manifest()) is None
+            manifest = self.manifest()
+            there = sum(i.hi - max(i.lo, manifest.first_seq) for i in manifest.indexes if i.space == SPACES[0])
+            return there >= files * 64 and mergeable(manifest) is None
 
-        eventually(look, within_s=within_s, every_s=0.05)
+        eventually(look, within_s=within_s)
+        self.facts()  # a reader that is asked sees them, and opens them
 
     # ---- what is on disk
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import Target, make, scratch
+from tests.one_thread import ONE_THREAD
 
 BYTES_MAX = 256 << 20
 CPU_S_MAX = 2.0
@@ -31,7 +32,6 @@ LEAK_BYTES_MAX = 24 << 20  # from the middle of a run to its end; caches are ful
 LEAK_INPUTS = 2_000  # fewer say nothing of a leak
 FINDINGS_MAX = 10
 ROOT = Path(__file__).parents[2]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Job(NamedTuple):

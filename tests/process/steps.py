@@ -1,5 +1,5 @@
 """Steps on a data directory, in a process that dies or whose disk fails at a failpoint:
-python -m tests.process.steps DIR STEP...
+python -m tests.process.steps DIR STEP...; without arguments, one such process for each line of JSON that comes in.
 
 Always true
   - Each step that was done is told in one line, "STEP GENERATION": the acknowledgement.
@@ -7,16 +7,26 @@ Always true
     nothing then.
   - Where the disk is full the step is tried once more, as the worker goes on; any other error ends the process, as it
     ends the worker.
+  - Who asks for one process after another by lines has each of them forked from one that has loaded all it needs and
+    used none of it (no thread, no file): it saves most of what such a process costs, which is to start Python.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
+import json
 import os
+import subprocess
 import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
-from engine import backup, gc, lock, migrate, retention, switch, take
+from engine import backup, failpoint, gc, lock, migrate, retention, switch, take
 from engine.catalog import CURRENT, Catalog
 from engine.cipher import Cipher
 from engine.errors import NoSpaceError
@@ -25,7 +35,9 @@ from engine.layout import Layout
 from engine.publish import Submission
 from engine.rows import _offsets
 from ipc.messages import Reject
+from tests.engine_fixture import ROOT, environment
 from tests.events import blocked, several
+from tests.one_thread import ONE_THREAD
 from tests.store_fixture import OTHER, ROWS, Store, configured, flip
 
 
@@ -217,5 +229,57 @@ def main(data_dir: Path, steps: list[str]) -> int:
     return 0
 
 
+class Forked:
+    """Processes that do steps, one after another."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tests.process.steps"], env=environment(ONE_THREAD), cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate(timeout=120)
+        assert self._process.returncode == 0
+
+    def run(self, data_dir: Path, steps: Sequence[str], armed: str) -> subprocess.CompletedProcess[str]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([armed, str(data_dir), *steps]), file=self._process.stdin, flush=True)
+        return subprocess.CompletedProcess(steps, *json.loads(self._process.stdout.readline()))
+
+
+def serve() -> int:
+    """A line [ENGINE_FAILPOINT, DIR, STEP...] in, a line [returncode, stdout, stderr] out."""
+    while text := sys.stdin.readline():
+        armed, data_dir, *steps = json.loads(text)
+        assert threading.active_count() == 1
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            if (pid := os.fork()) == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                os._exit(alone(Path(data_dir), steps, armed))
+            _, status = os.waitpid(pid, 0)
+            written = [file.seek(0) or file.read() for file in (out, err)]
+        print(json.dumps([os.waitstatus_to_exitcode(status), *written]), flush=True)
+    return 0
+
+
+def alone(data_dir: Path, steps: list[str], armed: str) -> int:
+    """What a new interpreter with this environment would do."""
+    try:
+        os.environ["ENGINE_FAILPOINT"] = armed
+        importlib.reload(failpoint)  # in place: whoever has imported the function comes by here
+        return main(data_dir, steps)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]) if sys.argv[1:] else serve())

@@ -16,6 +16,8 @@ from tests.engine_fixture import Engine, Starter, all_events, ask
 from tests.events import T0, S
 from tests.wait import eventually
 
+READERS = 1
+
 
 def firewall(engine: Engine) -> dict[str, int]:
     with engine.client() as client:

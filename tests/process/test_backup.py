@@ -18,6 +18,8 @@ from tests.events import ids, several
 from tests.store_fixture import Store, closed, flip
 from tests.wait import eventually
 
+READERS = 1
+
 ASKED = ["e000003", "e000070", "e000129"]
 
 WRITER = """
@@ -25,6 +27,7 @@ import sys
 from pathlib import Path
 from ipc.client import Client
 from tests.events import several
+
 with Client.for_data_dir(Path(sys.argv[1]), timeout_ms=20_000) as client:
     for number in range(1_000_000):
         done = client.ingest("ndjson", several(10, number * 10), source="test")

@@ -20,6 +20,7 @@ from ipc.messages import Filter, Options
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine, Starter, all_events, answers, ask, cli, shape, stored_ids
 from tests.events import T0, S, changed, ids, make, ndjson, several, write
+from tests.one_thread import ONE_THREAD
 from tests.wait import eventually
 
 
@@ -133,31 +134,42 @@ def test_ingest_killed_in_the_middle_loses_and_doubles_nothing(start: Starter, t
     assert done["accepted"] == 70
 
 
+def features_of(engine: Engine) -> list[tuple[str, bytes]]:
+    """Ids and features of 400 events that are sent 20 at a time, again where the ingest worker died of it."""
+    client, sent = engine.client(60_000), several(400)
+    for at in range(0, len(sent), 20):
+        while True:
+            try:
+                client.ingest("ndjson", sent[at : at + 20])
+            except (ConnectError, ClientError):
+                continue
+            break
+    return [(s.event.event_id, s.features) for s in all_events(engine.client(), features=True)]  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
+    engine = Engine(tmp_path_factory.mktemp("whole") / "data", readers=1)
+    try:
+        return features_of(engine.start())
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("point", ["publish.synced", "publish.before_commit", "publish.committed"])
 def test_context_features_are_those_of_an_ingest_that_was_never_killed(
-    start: Starter, tmp_path: Path, point: str
+    start: Starter, never_killed: list[tuple[str, bytes]], point: str
 ) -> None:
     """Every life of the ingest worker dies at its 7th commit, before, in or after it; row files fill in between."""
-    sent = several(400)
-    stored = []
-    for name, env in (("whole", None), ("killed", {"ENGINE_FAILPOINT": f"{point}:7"})):
-        engine = start(data_dir=tmp_path / name, env=env)
-        client, first = engine.client(60_000), engine.pid("ingest")
-        for at in range(0, len(sent), 20):
-            while True:
-                try:
-                    client.ingest("ndjson", sent[at : at + 20])
-                except (ConnectError, ClientError):
-                    continue
-                break
-        assert (engine.pid("ingest") != first) == (env is not None)
-        stored.append([(s.event.event_id, s.features) for s in all_events(engine.client(), features=True)])
-        engine.close()
-    assert stored[0] == stored[1] and len(stored[0]) == 400
+    engine = start(readers=1, env={"ENGINE_FAILPOINT": f"{point}:7"})
+    first = engine.pid("ingest")
+    found = features_of(engine)
+    assert engine.pid("ingest") != first
+    assert found == never_killed and len(found) == 400
 
 
 def test_a_second_engine_is_refused_naming_the_first(start: Starter) -> None:
-    engine = start()
+    engine = start(readers=1)
     assert engine.process is not None
     second = engine.cli("serve")
     assert second.returncode == 1
@@ -394,7 +406,7 @@ def test_pages_of_list_and_recent_cover_everything_once(filled: Engine) -> None:
 
 def test_a_model_is_fitted_and_used(start: Starter, tmp_path: Path) -> None:
     """An empty engine uses a new version at once; a filled one after `models use`, all events embedded anew."""
-    engine = start()
+    engine = start(readers=1, env=ONE_THREAD)  # for the commands: their threads would only wait
     file = write(tmp_path / "e.ndjson", several(200))
     fitted = engine.json("fit", file, "--name", "first", timeout_s=180.0)
     assert fitted["used"]
@@ -423,7 +435,7 @@ def test_a_model_is_fitted_and_used(start: Starter, tmp_path: Path) -> None:
     assert engine.cli("models", "use", "third").returncode == 3
 
     target = tmp_path / "models"
-    done = cli("train", "--data", other, "--out", target, "--name", "third", "--json", timeout_s=300.0)
+    done = cli("train", "--data", other, "--out", target, "--name", "third", "--json", timeout_s=300.0, env=ONE_THREAD)
     trained = json.loads(done.stdout)
     assert trained["path"] == str(target / "third") and {"attack.onnx", "card.json"} <= trained["sha256"].keys()
     assert engine.json("models", "use", target / "third", timeout_s=180.0)["version"] == "third"
@@ -444,14 +456,14 @@ def test_a_followed_file_is_stored_exactly_once(start: Starter, tmp_path: Path) 
     file.write_bytes(b"".join(lines[:100]))
     config = tmp_path / "flowkin.toml"
     config.write_text(f'[sources.live]\npath = "{file}"\nformat = "ndjson"\npoll_ms = 10\n')
-    engine = start("--config", str(config))
+    engine = start("--config", str(config), readers=1)
 
     def stored(count: int) -> None:
         def look() -> bool:
             with engine.client() as client:
                 return bool(client.stats().facts["events"] >= count)
 
-        eventually(look, within_s=60, every_s=0.05)
+        eventually(look, within_s=60)
 
     stored(100)
     with file.open("ab") as out:

@@ -8,14 +8,15 @@ A new point of a known area is found by itself; a new area needs its steps here.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,8 +26,8 @@ from engine import backup, dead_letters, gc
 from engine.failpoint import POINTS
 from engine.rows import RowMap
 from ipc.event import Event
-from tests.engine_fixture import ROOT, environment, shape
-from tests.process.steps import Steps
+from tests.engine_fixture import shape
+from tests.process.steps import Forked, Steps
 from tests.store_fixture import ROWS, Store, closed
 
 SEND = ("send:150:200", "send:350:20")  # the first into three more row files
@@ -163,16 +164,19 @@ def died(born: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     def run(case: Case) -> tuple[Path, subprocess.CompletedProcess[str]]:
         folder = tmp_path_factory.mktemp("died")
         shutil.copytree(born, folder / "data")
-        return folder, subprocess.run(
-            [sys.executable, "-P", "-m", "tests.process.steps", str(folder / "data"), *AREAS[case.area]],
-            env=environment({"ENGINE_FAILPOINT": case.armed}), cwd=ROOT, capture_output=True, text=True, timeout=120,
-            check=False,
-        )  # fmt: skip
+        forked = idle.get()
+        try:
+            return folder, forked.run(folder / "data", AREAS[case.area], case.armed)
+        finally:
+            idle.put(forked)
 
     chosen = [
         item.callspec.params["case"] for item in request.session.items if "died" in getattr(item, "fixturenames", ())
     ]  # type: ignore[attr-defined]
-    with ThreadPoolExecutor(PROCESSES) as pool:
+    idle = SimpleQueue[Forked]()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(PROCESSES) as pool:
+        for _ in range(min(PROCESSES, len(chosen))):
+            idle.put(stack.enter_context(Forked()))
         yield {case: pool.submit(run, case) for case in chosen}
 
 

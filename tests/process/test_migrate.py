@@ -23,6 +23,8 @@ from tests.events import ids, make, several
 from tests.format.make import EVENTS, unpack
 from tests.store_fixture import Store, closed, flip
 
+READERS = 1
+
 TEXT, LETTER = "zebrawords of the event", b"a letter of quaggas"
 KEPT = Path(__file__).parents[1] / "format" / "v1.tar.zst"
 CHANGED = ("migrate.named", "migrate.settled", "migrate.removed")  # failpoints behind the commit point
@@ -96,9 +98,23 @@ def letters(engine: Engine) -> Any:
     return engine.json("dead_letters")
 
 
+@pytest.fixture(scope="module")
+def born(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return closed(tmp_path_factory.mktemp("born") / "data")
+
+
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return closed(tmp_path / "data")
+def data_dir(born: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(born, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def migrated(born: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a migration of a data_dir to key a makes of it that meets nothing."""
+    folder = tmp_path_factory.mktemp("migrated")
+    other = shutil.copytree(born, folder / "data")
+    assert migrate(other, *to_key(key(folder, "a")))["resumed"] is False
+    return other
 
 
 def test_answers_are_the_same_byte_for_byte_whatever_the_key(start: Starter, tmp_path: Path) -> None:
@@ -152,13 +168,10 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(data_dir: Path, t
 
 
 @pytest.mark.parametrize("point", [*(p for p in POINTS if p.startswith("migrate.")), "migrate.step:4"])
-def test_killed_at_any_step_it_goes_on(data_dir: Path, tmp_path: Path, point: str) -> None:
+def test_killed_at_any_step_it_goes_on(data_dir: Path, migrated: Path, tmp_path: Path, point: str) -> None:
     """Before CURRENT the old directory opens, behind it the new one; the same command ends where one that met nothing
     ends, and has gone on with the copy where there was one."""
-    before, other = lasting(data_dir), tmp_path / "other"
-    shutil.copytree(data_dir, other)
-    args = to_key(key(tmp_path, "a"))
-    assert migrate(other, *args)["resumed"] is False
+    before, args = lasting(data_dir), to_key(key(tmp_path, "a"))
     killed = cli("migrate", *args, data_dir=data_dir, env={"ENGINE_FAILPOINT": point})
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     changed = point in CHANGED
@@ -169,8 +182,8 @@ def test_killed_at_any_step_it_goes_on(data_dir: Path, tmp_path: Path, point: st
     done = migrate(data_dir, *args)
     assert bool(done["steps"]) != changed
     assert done["resumed"] == (not changed and point != "migrate.placed")
-    assert lasting(data_dir).keys() == lasting(other).keys()
-    assert manifest_of(data_dir) == manifest_of(other)
+    assert lasting(data_dir).keys() == lasting(migrated).keys()
+    assert manifest_of(data_dir) == manifest_of(migrated)
     with Store(data_dir, tmp_path / "a.key") as store:
         store.check()
         assert store.ids() == ids(several(150))

@@ -10,6 +10,8 @@ from tests.events import T0
 from tests.packets import P, ethernet, header, record
 from tests.wait import eventually
 
+READERS = 1
+
 ARP = 0x0806
 
 

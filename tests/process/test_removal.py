@@ -27,6 +27,8 @@ from tests.events import ids, make, several
 from tests.store_fixture import ROWS, flip
 from tests.wait import eventually
 
+READERS = 1  # more where a reader other than the one that is asked matters
+
 KEPT_BYTES = 4 << 20
 FAILING = [(point, error) for point, of in failpoint.POINTS.items() for error in of.errors]
 
@@ -82,7 +84,7 @@ def asking(engine: Engine, asked: list[str]) -> Iterator[Asking]:
 
 def test_readers_answer_while_the_oldest_leave(start: Starter) -> None:
     """By size: what is stored stays about as large as it may be; what stays is in order, whole, and found."""
-    engine = start(env={"FLOWKIN_RETENTION__BYTES_MAX": str(KEPT_BYTES)})
+    engine = start(readers=2, env={"FLOWKIN_RETENTION__BYTES_MAX": str(KEPT_BYTES)})
     for first in range(0, 900, 100):
         engine.ingest(several(100, first))
     eventually(lambda: engine.manifest().first > 0, within_s=60, every_s=0.1)
@@ -157,7 +159,7 @@ def test_every_step_of_a_compaction_is_one_where_it_is_killed() -> None:
 @pytest.mark.parametrize(("point", "new"), COMPACT_KILLED.items())
 def test_a_compaction_killed_at_any_step_loses_nothing(start: Starter, point: str, new: bool) -> None:
     """SIGKILL of ingest: the old catalog is used or the new one, whole; no reader's client notices."""
-    engine = start("--set", "readers.confine=off", env={"ENGINE_FAILPOINT": point})  # below: confined ones
+    engine = start("--set", "readers.confine=off", readers=2, env={"ENGINE_FAILPOINT": point})  # below: confined ones
     engine.ingest(several(100))
     engine.client().label("e000007", "good")
     victim = engine.pid("ingest")
@@ -213,7 +215,7 @@ def test_a_disk_that_fails_in_a_compaction_loses_nothing(start: Starter, armed: 
 @pytest.mark.parametrize("confine", ["off", "require" if landlock_abi() else "auto"])
 def test_readers_and_writers_notice_nothing_of_a_compaction(start: Starter, confine: str) -> None:
     """Confined readers are replaced one by one, others stay; no question fails, and none is answered of a past."""
-    engine = start("--set", f"readers.confine={confine}")
+    engine = start("--set", f"readers.confine={confine}", readers=2)
     pids = engine.pids()
     engine.ingest(several(300))
     stop, seen = threading.Event(), list[list[str]]()
@@ -254,7 +256,7 @@ def test_readers_and_writers_notice_nothing_of_a_compaction(start: Starter, conf
 @pytest.mark.skipif(not landlock_abi(), reason="nothing confines here")
 def test_a_kill_while_confined_readers_have_both_open_loses_nothing(start: Starter) -> None:
     """They let go of what the compaction would have put in place, and follow to what the next one does."""
-    engine = start("--set", "readers.confine=require", env={"ENGINE_FAILPOINT": "compact.opened"})
+    engine = start("--set", "readers.confine=require", readers=2, env={"ENGINE_FAILPOINT": "compact.opened"})
     engine.ingest(several(100))
     victim = engine.pid("ingest")
     with asking(engine, ["e000003", "e000090"]):
@@ -343,7 +345,7 @@ def test_a_disk_that_fails_in_a_purge_is_what_it_is_answered_and_asked_again_it_
 
 def test_readers_answer_while_events_are_purged(start: Starter) -> None:
     """After the acknowledgement no answer shows them; other hits are as before; after `compact` no byte is left."""
-    engine = start()
+    engine = start(readers=2)
     with_victims(engine)
     engine.indexed(3)
     client = engine.client()

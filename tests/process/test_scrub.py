@@ -23,7 +23,7 @@ EVENTS = 200  # three full row files and one that is written to
 
 def first_scrub(engine: Engine) -> None:
     """Every start begins with one; what is damaged afterwards waits for the next."""
-    eventually(lambda: engine.facts()["scrub"] is not None, within_s=60, every_s=0.05)
+    eventually(lambda: engine.facts()["scrub"] is not None, within_s=60)
 
 
 @pytest.fixture

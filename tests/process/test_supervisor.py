@@ -23,9 +23,9 @@ from engine.layout import Layout
 from ipc.client import Client
 from ipc.errors import ClientError, ConnectError, DeadlineError
 from ipc.messages import Get
+from tests.engine_fixture import environment
 from tests.wait import eventually
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "faiss", "lmdb", "torch", "onnxruntime")
 
 
@@ -41,7 +41,7 @@ class Engine:
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+                env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 pass_fds=fds,

@@ -19,6 +19,8 @@ from tests.engine_fixture import Engine, Starter, all_events
 from tests.suricata import Suricata
 from tests.wait import eventually
 
+READERS = 1
+
 BEACONS = "pcap_stratosphere/test-cc-capture-1.pcap.gz"
 FLOOD = "pcap_stopddos/pkt.TCP.DOMINATE.syn.ecn.cwr.pcapng.gz"
 

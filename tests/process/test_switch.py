@@ -18,6 +18,8 @@ from tests.events import ids, several
 from tests.store_fixture import OTHER, Store, other_model
 from tests.wait import eventually
 
+READERS = 1
+
 SHIPPED = models.shipped().name
 
 

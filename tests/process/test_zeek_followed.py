@@ -12,6 +12,8 @@ from tests.unit.test_follow import append
 from tests.unit.test_zeek_follow import CONN, DNS, conn, dns, opened, text
 from tests.wait import eventually
 
+READERS = 1
+
 FLOWS = 600
 
 
@@ -30,7 +32,7 @@ def test_text_joins_its_flow_over_rotation_and_kill(start: Starter, tmp_path: Pa
             with engine.client() as client:
                 return bool(client.stats().facts["events"] >= count)
 
-        eventually(look, within_s=60, every_s=0.05)
+        eventually(look, within_s=60)
 
     for i in range(FLOWS):
         # The texts of every third flow come in two records, before the flow; of the others after it.

@@ -257,6 +257,7 @@ def test_auroc_by_hand() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_tells_families_apart_that_lie_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.quality.methods.TREES", 20)
+    monkeypatch.setattr("engine.embed.contrast.STEPS_MIN", 60)
     data = labelled(several(200))
     at = sides(data, split(data))
     fitted = METHODS[name](at.past.features, at.past.families, 1)
