@@ -16,14 +16,14 @@ import numpy as np
 
 from bench.harness import arguments, report
 from bench.quality.data import load
-from engine import drift
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
-from engine.drift import Shift, shifts
 from engine.embed import models, ship
 from engine.embed.base import F32
 from engine.embed.linear import LinearEmbedder
 from engine.embed.reference import Bins, bins
+from engine.maintain import drift
+from engine.maintain.drift import Shift, shifts
 from engine.sources.synthetic import generate
 
 DATA = ("lab", "unsw_nb15_stime", "cicids2017", "iot23")

@@ -22,10 +22,10 @@ import numpy as np
 import zstandard
 
 from bench.harness import arguments, report, synthetic
-from engine.catalog import Catalog, seq_key
-from engine.cipher import Cipher
-from engine.record import join_record
 from engine.sources.ndjson import dump
+from engine.store.catalog import Catalog, seq_key
+from engine.store.cipher import Cipher
+from engine.store.record import join_record
 
 COMMIT_RECORDS = 1_024
 VIEW_RECORDS = 64  # read in one transaction

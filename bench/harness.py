@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.catalog import Catalog
 from engine.config import Config
 from engine.layout import Layout
-from engine.recover import map_size
 from engine.sources.synthetic import generate
-from engine.tiers import early, mergeable, unindexed
+from engine.store.catalog import Catalog
+from engine.store.recover import map_size
+from engine.store.tiers import early, mergeable, unindexed
 from ipc.client import Client
 from ipc.errors import error_of
 from ipc.event import Event, FeaturedEvent

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 
 from bench.harness import Engine, arguments, engine, fill, percentiles_ms, report, sample, settle, synthetic
-from engine import quality
 from engine.config import load
 from engine.layout import Layout
-from engine.recover import open_store
+from engine.maintain import quality
+from engine.store.recover import open_store
 from ipc.messages import Options
 
 RUNS = 3

@@ -1,14 +1,14 @@
 """Which index, with which parameters: `python -m bench.index_choice [--events 65536] [--spaces chronos sbert attack]`.
 
 Vectors are those that an engine stored: of synthetic events, of CIC-2017's flows (--data cic), or those of a data
-directory that is there (--data-dir). Each kind is built over one entry for each different vector, as engine/index.py
-does where enough are equal; rows_hnsw_32 is a graph over all rows, to see what floods do to it. Asked are entries drawn
-at random, so that a flood is asked for once. Of each kind the cheapest setting with recall@10 of RECALL is kept, else
-the best: us_1 and us_16, CPU microseconds a query, one thread, alone and 16 at once; build_s, CPU seconds; bytes of its
-file.
+directory that is there (--data-dir). Each kind is built over one entry for each different vector, as
+engine/store/index.py does where enough are equal; rows_hnsw_32 is a graph over all rows, to see what floods do to it.
+Asked are entries drawn at random, so that a flood is asked for once. Of each kind the cheapest setting with recall@10
+of RECALL is kept, else the best: us_1 and us_16, CPU microseconds a query, one thread, alone and 16 at once; build_s,
+CPU seconds; bytes of its file.
 
 recall: of the ten nearest others in float64, ties by distance; codes are rescored: among more candidates (half: as
-many as engine/index.py takes; sq8: RESCORED times as many) the nearest by their rows.
+many as engine/store/index.py takes; sq8: RESCORED times as many) the nearest by their rows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 from bench.harness import arguments, engine, fill, report, settle
 from bench.peers.__main__ import events_of
 from bench.recall import SAME, TOP, stored
-from engine import index as engine_index
 from engine.embed.base import SPACES
 from engine.features import F32
+from engine.store import index as engine_index
 
 RECALL = 0.995
 QUERIES = 200

@@ -117,7 +117,7 @@ def drain_cpu_s(running: Engine) -> float | None:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if b"engine.drain" in (path / "cmdline").read_bytes() and _descends(path.name, running.process.pid):
+            if b"engine.run.drain" in (path / "cmdline").read_bytes() and _descends(path.name, running.process.pid):
                 return (int(fields[11]) + int(fields[12])) / 100
         except (OSError, ValueError):
             continue

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.catalog import Catalog
 from engine.config import Config
 from engine.features import F32
 from engine.layout import Layout
-from engine.recover import map_size
-from engine.rows import RowMap
+from engine.store.catalog import Catalog
+from engine.store.recover import map_size
+from engine.store.rows import RowMap
 from ipc.client import Client
 from ipc.messages import Options
 

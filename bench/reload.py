@@ -39,13 +39,13 @@ from bench.harness import (
     settle,
     synthetic,
 )
-from engine.catalog import Catalog
 from engine.config import Config
-from engine.counter import Counter
 from engine.layout import Layout
 from engine.limits import ROW_FILE_ROWS
-from engine.recover import map_size
-from engine.snapshot import Snapshots
+from engine.search.snapshot import Snapshots
+from engine.store.catalog import Catalog
+from engine.store.counter import Counter
+from engine.store.recover import map_size
 from ipc.client import Client
 from ipc.event import FeaturedEvent
 from ipc.messages import Options

@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 
 from bench.harness import FLOWKIN, Engine, arguments, engine, fill, report, sample, settle, synthetic
-from engine import heartbeat
 from engine.layout import Layout
+from engine.run import heartbeat
 from ipc.errors import ClientError
 from ipc.event import FeaturedEvent
 from ipc.messages import Options

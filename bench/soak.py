@@ -27,7 +27,7 @@ import numpy as np
 from bench.feed import Feed
 from bench.harness import MIB, ROOT, Child, ChildSide, Engine, arguments, engine, percentiles_ms, report, synthetic
 from bench.picture import Panel, svg
-from engine.process import memory_bytes
+from engine.run.process import memory_bytes
 from ipc.client import Client
 from ipc.errors import ClientError, NotFoundError
 from ipc.event import Event

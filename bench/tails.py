@@ -29,8 +29,8 @@ from engine import ingest
 from engine.config import Config
 from engine.layout import Layout
 from engine.limits import YOUNG_OBJECTS_MAX
-from engine.publish import Publisher, Submission
-from engine.recover import open_store
+from engine.store.publish import Publisher, Submission
+from engine.store.recover import open_store
 
 BULK_EVENTS = 1_024
 

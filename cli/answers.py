@@ -18,7 +18,7 @@ from ipc.event import Annotation, Event, Hit, Verdict
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
 
 if TYPE_CHECKING:
-    from engine.dead_letters import Letter
+    from engine.store.dead_letters import Letter
 
 Document = dict[str, Any]
 

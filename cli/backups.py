@@ -12,7 +12,7 @@ from cli.checkup import Report
 if TYPE_CHECKING:
     from cli.render import Meter
     from cli.session import Session
-    from engine.backup import Backup
+    from engine.maintain.backup import Backup
     from ipc.messages import Filter
 
 
@@ -25,9 +25,9 @@ def _document(path: Path, backup: Backup) -> dict[str, Any]:
 
 def create(session: Session, home: Path, name: str, meter: Meter) -> dict[str, Any]:
     """What is in the new backup, and how it came to be."""
-    from engine.process import raise_limits
-    from engine.recover import map_size
-    from engine.take import create as taken
+    from engine.maintain.take import create as taken
+    from engine.run.process import raise_limits
+    from engine.store.recover import map_size
 
     raise_limits()  # all files of a generation are open at once
     start = time.monotonic()
@@ -39,7 +39,7 @@ def create(session: Session, home: Path, name: str, meter: Meter) -> dict[str, A
 
 def listed(home: Path) -> list[dict[str, Any]]:
     """Each backup as it describes itself; instead of one that cannot be read, `error`."""
-    from engine.backup import Backup, found
+    from engine.maintain.backup import Backup, found
 
     return [
         _document(home / name, one) | {"error": None} if isinstance(one, Backup)
@@ -54,8 +54,8 @@ def purged(
     """What became of each backup in these directories."""
     import msgspec
 
-    from engine.process import raise_limits
-    from engine.purge_backups import purge_backups
+    from engine.maintain.purge_backups import purge_backups
+    from engine.run.process import raise_limits
 
     raise_limits()
     return [
@@ -69,7 +69,7 @@ def verify(path: Path, meter: Meter) -> Report:
     """As the doctor reports."""
     import msgspec
 
-    from engine.backup import verify as looked_at
+    from engine.maintain.backup import verify as looked_at
 
     found = looked_at(path.absolute(), meter.advance)
     problems = sum(f.severity == "problem" for f in found)
@@ -78,7 +78,7 @@ def verify(path: Path, meter: Meter) -> Report:
 
 def restore(path: Path, target: Path, meter: Meter) -> dict[str, Any]:
     """What is in the new data directory."""
-    from engine.backup import restore as restored
+    from engine.maintain.backup import restore as restored
 
     backup = restored(path.absolute(), target.absolute(), meter.advance)
     return _document(path, backup) | {"data_dir": str(target)}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from cli.session import Session
-    from engine.doctor import Finding
+    from engine.maintain.doctor import Finding
 
 MEASURE_MS = 600_000  # the longest that a measurement may take
 SCRUB_MS = 3_600_000  # the longest that a scrub is waited for
@@ -24,8 +24,8 @@ def run(session: Session, *, deep: bool, fix: bool, quality: bool, sample: int) 
     """sample: events looked up for the quality; 0: as set."""
     import msgspec
 
-    from engine import doctor
     from engine.errors import EngineError
+    from engine.maintain import doctor
 
     layout = session.existing()
     found = _fix(session) if fix else []
@@ -45,8 +45,8 @@ def run(session: Session, *, deep: bool, fix: bool, quality: bool, sample: int) 
 
 def _fix(session: Session) -> list[Finding]:
     """Mend: by a scrub of the engine that runs here, which mends, or here where none does."""
-    from engine import doctor
     from engine.errors import EngineError
+    from engine.maintain import doctor
     from ipc.errors import ClientError
 
     layout = session.existing()
@@ -64,10 +64,10 @@ def _fix(session: Session) -> list[Finding]:
 def _quality(session: Session, sample: int) -> tuple[list[tuple[str, str, str]], dict[str, Any] | None]:
     """Findings and the figures; asked of the engine where one runs here, so that its stats show them too."""
     from cli.answers import quality_document
-    from engine import doctor, gauges, quality
-    from engine.catalog import Catalog
     from engine.errors import EngineError
-    from engine.recover import map_size
+    from engine.maintain import doctor, gauges, quality
+    from engine.store.catalog import Catalog
+    from engine.store.recover import map_size
     from ipc.errors import ClientError
 
     layout = session.existing()

@@ -248,8 +248,8 @@ def _in_order(name: str, files: list[Path], how: How) -> list[Path]:
 def spec_of(how: How) -> SourceSpec:
     """What the adapters need to know, all but the source's name. Raises SourceError, CommandError."""
     from engine.flows.split import Limits
-    from engine.keys import read_key
     from engine.sources.base import SourceSpec
+    from engine.store.keys import read_key
 
     return SourceSpec(
         "", sensor=how.sensor, timezone=how.timezone, labels=_labels(how),

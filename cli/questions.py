@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cli.answers import Document
     from cli.session import Session
-    from engine.cipher import Cipher
+    from engine.store.cipher import Cipher
     from ipc.client import Client
 
 PAGE = 500
@@ -190,7 +190,7 @@ def stats(
 def letters(path: Path, reason: str, limit: int, cipher: Cipher | None = None) -> Iterator[Document]:
     """The newest dead letters of a file whose reason holds `reason`, the newest first. Raises OSError, KeyFileError."""
     from cli.answers import letter_document
-    from engine.dead_letters import newest
+    from engine.store.dead_letters import newest
 
     found = (letter for letter in newest(path, cipher) if reason.lower() in letter.reason.lower())
     with contextlib.suppress(FileNotFoundError):  # there never was one

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from cli.errors import NOT_FOUND, USAGE, CommandError
 
 if TYPE_CHECKING:
-    from engine.cipher import Cipher
     from engine.config import Config
     from engine.layout import Layout
+    from engine.store.cipher import Cipher
     from ipc.client import Client
 
 TIMEOUT_MS = 10_000
@@ -86,7 +86,7 @@ class Session:
 
     def cipher(self) -> Cipher | None:
         """What opens an encrypted data directory; None where no key is set. Raises ConfigError, KeyFileError."""
-        from engine.cipher import cipher_of
+        from engine.store.cipher import cipher_of
 
         return cipher_of(self.config().store.key_file, self.layout.data_dir)
 

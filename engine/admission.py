@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from engine.errors import OverloadedError
 from engine.limits import PENDING_PER_CONNECTION_CROWDED, PENDING_REQUESTS_MAX, WAIT_SHARE_MAX
-from engine.query import Question
+from engine.search.query import Question
 from ipc.messages import (
     Classify,
     Get,

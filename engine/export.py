@@ -19,14 +19,14 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from engine.catalog import Catalog
-from engine.cipher import Cipher
 from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError, NotReadyError, SourceError
 from engine.features import NAMES, unpack
 from engine.layout import Layout
-from engine.rows import RowMap
 from engine.sources.ndjson import dump
+from engine.store.catalog import Catalog
+from engine.store.cipher import Cipher
+from engine.store.rows import RowMap
 from ipc.errors import BadRequestError
 from ipc.event import Annotation, Event
 from ipc.messages import Stored

@@ -10,19 +10,21 @@ from typing import Any
 
 import msgspec
 
-from engine import coverage, dead_letters, gauges, heartbeat, lag, scrubbing, stages
-from engine.catalog import View
 from engine.config import Config
-from engine.counters import Counters
 from engine.embed import models as embed_models
 from engine.embed.base import SPACES
 from engine.errors import ModelError, NotReadyError
 from engine.files import disk_bytes
 from engine.layout import Layout
 from engine.limits import FEATURES_VERSION, FORMAT_VERSION
-from engine.manifest import Manifest
-from engine.process import memory_bytes
-from engine.switch import progress
+from engine.maintain import gauges, scrubbing
+from engine.run import heartbeat, lag
+from engine.run.process import memory_bytes
+from engine.store import coverage, dead_letters, stages
+from engine.store.catalog import View
+from engine.store.counters import Counters
+from engine.store.manifest import Manifest
+from engine.store.switch import progress
 from engine.upgrade import RULES, Rule
 from engine.version import VERSION
 from ipc.event import FEATURE_COUNT

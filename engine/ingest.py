@@ -2,11 +2,10 @@
 
 Always true
   - It holds writer.lock from before its first write until it ends.
-  - A submission is acknowledged only when its events are durable and visible to the next request and its dead
-    letters durable.
+  - A submission is acknowledged only when its events are durable and visible, and its dead letters durable.
   - Saves at once when idle, else when `save_events` wait or the oldest has waited `save_after_ms`; a save takes
     all that waits, up to `commit_events`.
-  - Indexes, repairs and switches of models are engine/upkeep.py's, in a child where they take long.
+  - Indexes, repairs and switches of models are engine/maintain/upkeep.py's, in a child where they take long.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from typing import Any
 
 import msgspec
 
-from engine import access, facts, gauges, heartbeat, lag, listen, lock, purge, switch
-from engine.compact import Compacting
+from engine import facts
 from engine.config import Config, Source
 from engine.embed import models as embed_models
 from engine.errors import (
@@ -38,20 +36,24 @@ from engine.errors import (
     SourceError,
 )
 from engine.flows.split import Limits
-from engine.guard import Guard
-from engine.keys import read_key
 from engine.limits import YOUNG_OBJECTS_MAX
-from engine.measuring import Measuring
+from engine.maintain import gauges, purge
+from engine.maintain.compact import Compacting
+from engine.maintain.measuring import Measuring
+from engine.maintain.scrubbing import Scrubbing
+from engine.maintain.upkeep import Switched, Upkeep
 from engine.orders import MAY, ORDERS, about, outcome_of
-from engine.publish import Outcome, Publisher, Submission, say_if_full
-from engine.recover import open_store
-from engine.room import is_full
-from engine.scrubbing import Scrubbing
+from engine.run import access, heartbeat, lag, listen
+from engine.run.guard import Guard
+from engine.run.worker import Worker
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.follow import Batch, FileState, Follower
-from engine.upkeep import Switched, Upkeep
+from engine.store import lock, switch
+from engine.store.keys import read_key
+from engine.store.publish import Outcome, Publisher, Submission, say_if_full
+from engine.store.recover import open_store
+from engine.store.room import is_full
 from engine.version import VERSION
-from engine.worker import Worker
 from ipc.messages import (
     AddModel,
     Compact,
@@ -600,8 +602,7 @@ def _error(e: EngineError | OSError, left: str) -> EngineError:
 
 
 def settle() -> None:
-    """The collector passes over what there is by now: the context holds some containers of every host and pair, none of
-    them in a cycle, and going through all of them takes 0.1 s and more."""
+    """The collector passes over what there is: to go through all of the context takes 0.1 s, and nothing is a cycle."""
     gc.freeze()
 
 

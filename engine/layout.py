@@ -52,7 +52,7 @@ class Layout(NamedTuple):
         return self.data_dir / "dead_letters.ndjson"
 
     def letters_of(self, catalog: int) -> Path:
-        """The dead letters of a catalog that a migration is about to put in place (engine/migrate.py)."""
+        """The dead letters of a catalog that a migration is about to put in place (engine/maintain/migrate.py)."""
         return self.data_dir / f"migrated_letters.{catalog}"
 
     def letters_beside(self) -> list[Path]:
@@ -85,36 +85,36 @@ class Layout(NamedTuple):
         return self.run / "supervisor.pid"
 
     def heartbeat(self, role: str) -> Path:
-        """One mapped page a worker stamps (engine/heartbeat.py)."""
+        """One mapped page a worker stamps (engine/run/heartbeat.py)."""
         return self.run / f"{role}.heartbeat"
 
     @property
     def audit(self) -> Path:
-        """Who did what (engine/audit.py)."""
+        """Who did what (engine/run/audit.py)."""
         return self.run / "audit.ndjson"
 
     @property
     def sources(self) -> Path:
-        """What the ingest worker follows and listens on, as it last said (engine/lag.py)."""
+        """What the ingest worker follows and listens on, as it last said (engine/run/lag.py)."""
         return self.run / "sources.json"
 
     @property
     def quality(self) -> Path:
-        """What was last measured (engine/gauges.py)."""
+        """What was last measured (engine/maintain/gauges.py)."""
         return self.run / "quality.json"
 
     @property
     def scrub(self) -> Path:
-        """What the last scrub found, and what came of it (engine/scrubbing.py)."""
+        """What the last scrub found, and what came of it (engine/maintain/scrubbing.py)."""
         return self.run / "scrub.json"
 
     @property
     def stages(self) -> Path:
-        """Where the ingest worker's time goes (engine/stages.py)."""
+        """Where the ingest worker's time goes (engine/store/stages.py)."""
         return self.run / "stages"
 
     def listen_counts(self, source: str) -> Path:
-        """One mapped page a listening source (engine/drain.py); any name fits."""
+        """One mapped page a listening source (engine/run/drain.py); any name fits."""
         import hashlib  # clients, who know paths too, have no use for it
 
         return self.run / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.listen"

@@ -10,7 +10,7 @@ from ipc.messages import EVENTS_PER_MESSAGE_MAX, FRAME_BYTES_MAX
 FORMAT_VERSION = 3  # of a data directory: the newest that is read
 FORMAT_BORN = 1  # what a new one has
 FORMAT_REMOVED = 2  # from the first removal on: an older flowkin would look for what is gone
-FORMAT_ENCRYPTED = 3  # born with a key (engine/cipher.py), or given one: an older flowkin would read what is sealed
+FORMAT_ENCRYPTED = 3  # born with a key (engine/store/cipher.py), or given one: an older one would read what is sealed
 FEATURES_VERSION = 1  # of the 105 features' definitions
 
 ROW_FILE_ROWS = 16_384  # events in a row file; a data directory keeps the value it was born with

@@ -7,8 +7,8 @@ Always true
 
 from __future__ import annotations
 
-from engine.access import Role
 from engine.errors import EngineError
+from engine.run.access import Role
 from ipc.messages import (
     AddModel,
     Compact,

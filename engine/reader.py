@@ -23,14 +23,8 @@ import msgspec
 import numpy as np
 from msgspec import Raw
 
-from engine import access, confine, facts, filters
+from engine import facts
 from engine.admission import Pending, Turns, in_time, is_heavy, mean, places
-from engine.catalog import Catalog, View
-from engine.cipher import cipher_of
-from engine.classify import Classifying, compared, options_of
-from engine.columns import Columns
-from engine.context_query import QueryContext
-from engine.counter import Counter
 from engine.embed.base import DIMS, SPACES, Embedder, ModelSet
 from engine.embed.text import TextEmbedder
 from engine.errors import (
@@ -45,13 +39,21 @@ from engine.errors import (
 )
 from engine.features import F32, unpack
 from engine.limits import YOUNG_OBJECTS_MAX
-from engine.memo import load_models
 from engine.normalize import complete
-from engine.query import A, Answering, Question, spaces_of, stored_question
-from engine.recover import map_size
-from engine.snapshot import Snapshot, Snapshots
+from engine.run import access, confine
+from engine.run.worker import Worker
+from engine.search import filters
+from engine.search.classify import Classifying, compared, options_of
+from engine.search.context_query import QueryContext
+from engine.search.query import A, Answering, Question, spaces_of, stored_question
+from engine.search.snapshot import Snapshot, Snapshots
+from engine.store.catalog import Catalog, View
+from engine.store.cipher import cipher_of
+from engine.store.columns import Columns
+from engine.store.counter import Counter
+from engine.store.memo import load_models
+from engine.store.recover import map_size
 from engine.version import VERSION
-from engine.worker import Worker
 from ipc.event import Event
 from ipc.messages import (
     Answer,

@@ -90,7 +90,7 @@ class FeaturedEvent(Struct, array_like=True):
 
 
 class FirewallAction(Struct, array_like=True, frozen=True):
-    """What a firewall did, to be joined to the events that it was done about (engine/actions.py).
+    """What a firewall did, to be joined to the events that it was done about (engine/store/actions.py).
 
     ts: when, ns. family: the source's word for the threat, as in an event's family_raw.
     """

@@ -19,13 +19,13 @@ from typing import Any
 
 import msgspec
 
-from engine import heartbeat
-from engine.catalog import Catalog
 from engine.embed.base import SPACES
 from engine.layout import Layout
-from engine.manifest import Manifest
-from engine.rows import RowMap
-from engine.tiers import mergeable
+from engine.run import heartbeat
+from engine.store.catalog import Catalog
+from engine.store.manifest import Manifest
+from engine.store.rows import RowMap
+from engine.store.tiers import mergeable
 from ipc.client import Client
 from ipc.event import FeaturedEvent
 from ipc.messages import Answer, Found, Ingested, Options, Stored

@@ -13,10 +13,6 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from engine import coverage, gc, purge, retention, switch, tiers
-from engine.build import Built, build_indexes
-from engine.catalog import View
-from engine.compact import Compacting
 from engine.config import CIDRS_INTERNAL, Config, load
 from engine.embed import models as embed_models
 from engine.embed.base import DIMS
@@ -24,14 +20,19 @@ from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextModel
 from engine.layout import Layout
 from engine.limits import ROW_FILE_ROWS_MIN
-from engine.manifest import IndexFile, SealedRows
-from engine.memo import load_models
-from engine.publish import Outcome, Publisher, Submission
-from engine.query import Answering, Question, stored_question
-from engine.rebuild import fill, rows_of
-from engine.recover import open_store
-from engine.rows import REGIONS, RowMap, RowWriter
-from engine.snapshot import Snapshot, Snapshots
+from engine.maintain import purge, retention
+from engine.maintain.build import Built, build_indexes
+from engine.maintain.compact import Compacting
+from engine.search.query import Answering, Question, stored_question
+from engine.search.snapshot import Snapshot, Snapshots
+from engine.store import coverage, gc, switch, tiers
+from engine.store.catalog import View
+from engine.store.manifest import IndexFile, SealedRows
+from engine.store.memo import load_models
+from engine.store.publish import Outcome, Publisher, Submission
+from engine.store.rebuild import fill, rows_of
+from engine.store.recover import open_store
+from engine.store.rows import REGIONS, RowMap, RowWriter
 from ipc.event import Event, FeaturedEvent, FirewallAction
 from ipc.messages import Answer, Answers, Filter, Options, decode_reply, encode
 from tests.events import several
@@ -151,7 +152,7 @@ class Store:
         switch.begin(self.publisher, models, switch.target(self.layout, self.publisher.manifest, version))
 
     def go_on(self) -> bool:
-        """One step of a switch, as engine/upkeep.py does it; False when all rows are there."""
+        """One step of a switch, as engine/maintain/upkeep.py does it; False when all rows are there."""
         under_way, other = self.publisher.manifest.switch, self.publisher.other
         assert under_way is not None and other is not None
         to = under_way.to

@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ipc", "engine", "cli")
 MAY_IMPORT = {"ipc": {"ipc"}, "engine": {"engine", "ipc"}, "cli": {"cli", "engine", "ipc"}}
 OURS = {"ipc", "engine", "cli", "tests", "bench"}
+ROOMS = ("flows", "context", "sources", "run", "embed", "store", "search", "maintain")  # of the engine
+WORKERS = ("ingest", "reader", "orders", "admission", "facts", "export")
 UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "joblib", "marshal", "shelve"}
 LINES_MAX = 620
 REAL_TIME = {  # who may let time pass, and why
@@ -27,18 +29,18 @@ REAL_TIME = {  # who may let time pass, and why
     "tests/unit/test_client.py": "an engine that answers too late",
 }
 WALL = {  # who may ask what time it is, and why; what lasts is measured by a monotonic clock
-    "engine/audit.py": "told: when it was done",
-    "engine/guard.py": "compared with the times of events",
-    "engine/lag.py": "told; how long something waits is monotonic",
-    "engine/measuring.py": "when it was last measured, perhaps by another process; a clock that was put back means now",
-    "engine/publish.py": "told; when a row file was full, for retention by days",
-    "engine/quality.py": "told",
-    "engine/retention.py": "days, which outlive processes",
-    "engine/scrub.py": "told",
+    "engine/run/audit.py": "told: when it was done",
+    "engine/run/guard.py": "compared with the times of events",
+    "engine/run/lag.py": "told; how long something waits is monotonic",
+    "engine/maintain/measuring.py": "when it was last measured, perhaps by another; one that was put back means now",
+    "engine/store/publish.py": "told; when a row file was full, for retention by days",
+    "engine/maintain/quality.py": "told",
+    "engine/maintain/retention.py": "days, which outlive processes",
+    "engine/maintain/scrub.py": "told",
     "engine/sources/follow.py": "compared with the times of files",
     "engine/sources/look.py": "compared with the times of files",
-    "engine/switch.py": "told",
-    "engine/take.py": "told: the name of a backup",
+    "engine/store/switch.py": "told",
+    "engine/maintain/take.py": "told: the name of a backup",
     "cli/text.py": "24h ago",
     "cli/training.py": "told: the name of a version",
 }
@@ -57,6 +59,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -66,6 +69,17 @@ def test_imports_point_one_way(package: str) -> None:
         for name, tree in modules(package)
         for module in imported(tree)
         if module.split(".")[0] in OURS - MAY_IMPORT[package]
+    ]
+    assert wrong == []
+
+
+def test_a_room_of_the_engine_stands_on_those_before_it() -> None:
+    wrong = [
+        (name, module)
+        for i, room in enumerate(ROOMS)
+        for name, tree in modules(f"engine/{room}")
+        for module in imported(tree)
+        if module.startswith("engine.") and module.split(".")[1] in (*ROOMS[i + 1 :], *WORKERS)
     ]
     assert wrong == []
 
@@ -124,7 +138,7 @@ def test_failpoints_are_all_listed_and_all_there() -> None:
 
 
 def test_the_supervisor_and_a_client_load_nothing_heavy() -> None:
-    for module in ("engine.supervisor", "ipc.client", "cli.main"):
+    for module in ("engine.run.supervisor", "ipc.client", "cli.main"):
         code = f"import {module}, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]", module

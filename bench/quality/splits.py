@@ -176,8 +176,8 @@ def canonical(own: F32) -> F32:
 
 
 class Episodes:
-    """`--other-episodes`, as engine/filters.py has it: not the same pair of hosts, either way round, and family within
-    OTHER_EPISODE_S."""
+    """`--other-episodes`, as engine/search/filters.py has it: not the same pair of hosts, either way round, and family
+    within OTHER_EPISODE_S."""
 
     def __init__(self, past: Sequence[Event], asked: Sequence[Event]) -> None:
         number: dict[tuple[str, ...], int] = {}

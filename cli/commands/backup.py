@@ -125,7 +125,7 @@ def backup_delete(out: Out, path: Path) -> None:
     Example:
       flowkin backup delete /backup/flowkin/NAME
     """
-    from engine.backup import delete
+    from engine.maintain.backup import delete
 
     delete(path)
     out.done({"removed": [path.name]}, f"backup {path} is removed")
@@ -145,7 +145,7 @@ def backup_prune(out: Out, home: Path, keep: int) -> None:
       flowkin backup prune /backup/flowkin --keep 7
     """
     from cli.text import plural
-    from engine.backup import prune
+    from engine.maintain.backup import prune
 
     removed = prune(home, keep)
     out.done({"removed": removed}, f"{plural(len(removed), 'backup')} removed: {', '.join(removed) or 'none'}")

@@ -45,7 +45,7 @@ def migrate(
     """
     from cli.render import progress
     from cli.text import plural, size
-    from engine.migrate import run
+    from engine.maintain.migrate import run
 
     layout = session.existing()
     loaded = session.config(config, settings=settings)

@@ -87,8 +87,8 @@ def models_compare(session: Session, out: Out, a: str, b: str, count: int, seed:
       flowkin models compare v4 models/2026-05 -n 10000 --json --data-dir ./data
     """
     from cli.render import progress
-    from engine.compare import compare
-    from engine.recover import map_size
+    from engine.maintain.compare import compare
+    from engine.store.recover import map_size
 
     layout, config = session.existing(), session.config()
     with progress("compare", unit=""):

@@ -36,7 +36,7 @@ def serve(session: Session, readers: int | None, config: Path | None, settings: 
       flowkin serve --data-dir ./data --readers 4 --set ingest.save_after_ms=20
     """
     from cli.errors import USAGE, CommandError, Quit
-    from engine.supervisor import run
+    from engine.run.supervisor import run
 
     loaded = session.config(config, {"readers.count": readers}, settings)
     if not loaded.data_dir:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from engine.embed.base import F32, SPACES, Calibration
 
 STEPS = 10  # of a weight, from 0 to 1
-CANDIDATES = 64  # of each space, as in a query (engine/query.py)
+CANDIDATES = 64  # of each space, as in a query (engine/search/query.py)
 TOP_K = 10
 REACH_MIN = 0.1  # a percentile: the step between two stored quantiles
 EVEN = dict.fromkeys(SPACES, 1.0 / len(SPACES))

@@ -1,4 +1,4 @@
-"""aRGus firewall CSV: what the firewall did. Its rows are no events, they are joined to some (engine/actions.py).
+"""aRGus firewall CSV: what the firewall did. Its rows are no events, they are joined to some (engine/store/actions.py).
 
 Always true
   - Seven columns: timestamp_ms, src_ip, dst_ip, threat_type, action, confidence, hmac; a line of these names is passed

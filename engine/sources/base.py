@@ -50,7 +50,7 @@ class SourceSpec(NamedTuple):
 class Parsed(Struct):
     events: list[FeaturedEvent]
     rejects: list[Reject]
-    actions: list[FirewallAction] = []  # what was done about events, here or elsewhere (engine/actions.py)
+    actions: list[FirewallAction] = []  # what was done about events, here or elsewhere (engine/store/actions.py)
     not_ip: int = 0  # packets of a capture that has ended: no IP, so of no flow
 
     def add(self, more: Parsed) -> None:

@@ -20,15 +20,16 @@ import msgspec
 import numpy as np
 
 from cli.options import filtered
-from engine import filters, index, manifest
 from engine.config import load
 from engine.errors import BadRecordError, BadRequestError, ConfigError, CorruptionError, FormatError, SourceError
-from engine.index import MappedIndex
-from engine.manifest import Embedded, IndexFile, Manifest, SealedRows, Switch
 from engine.normalize import complete
-from engine.rows import RowMap, RowWriter
+from engine.search import filters
 from engine.sources import FORMATS, detect
 from engine.sources.base import SourceSpec
+from engine.store import index, manifest
+from engine.store.index import MappedIndex
+from engine.store.manifest import Embedded, IndexFile, Manifest, SealedRows, Switch
+from engine.store.rows import RowMap, RowWriter
 from ipc.frames import frame
 from ipc.messages import (
     FRAME_BYTES_MAX,
@@ -329,7 +330,7 @@ def row_files(folder: Path) -> Target:
 
 
 def index_rows(columns: dict[str, Any], n: int) -> Any:
-    from engine.rows import Rows
+    from engine.store.rows import Rows
 
     vectors = {space: v[:n] for space, v in columns["vectors"].items()}
     return Rows(vectors, columns["features"][:n], columns["columns"][:n])

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine import migrate
-from engine.catalog import CURRENT, Catalog, named
 from engine.errors import EngineError, NotReadyError
 from engine.layout import Layout
+from engine.maintain import migrate
+from engine.store.catalog import CURRENT, Catalog, named
 from tests.engine_fixture import environment
 from tests.power.disk import GARBAGE, Disk, Picture
 from tests.power.oracle import Oracle, Promise, promises

@@ -3,7 +3,7 @@
 Always true
   - A promise is made by a reply that left the ingest worker before the failure. What it is compared with is what the
     recorded engine had at its end: nothing there ever changes but the two annotations, each made by one step.
-  - A directory is opened by what a start runs (engine/recover.py) and read by what a reader runs.
+  - A directory is opened by what a start runs (engine/store/recover.py) and read by what a reader runs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from engine import dead_letters, index
 from engine.embed import models
 from engine.embed.base import ModelSet
 from engine.embed.models import SCRATCH_PREFIX
 from engine.files import TMP_SUFFIX
-from engine.manifest import Embedded, Manifest
-from engine.publish import Submission
-from engine.record import join_record
-from engine.rows import REGIONS, RowMap
+from engine.store import dead_letters, index
+from engine.store.manifest import Embedded, Manifest
+from engine.store.publish import Submission
+from engine.store.record import join_record
+from engine.store.rows import REGIONS, RowMap
 from ipc.event import Event
 from ipc.messages import Done, Ingested, Reject
 from tests.events import make

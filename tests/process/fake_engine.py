@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from engine import config, supervisor
+from engine import config
+from engine.run import supervisor
 
 FAKES = {"reader": "tests.process.fake_role", "ingest": "tests.process.fake_role"}
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from engine.errors import BootError
-from engine.worker import Worker
+from engine.run.worker import Worker
 from ipc.messages import Done, Facts, Get, Info, Label, Ping, Pong, Request, Stats
 from ipc.server import Connection, Server
 

@@ -26,14 +26,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from engine import backup, failpoint, gc, lock, migrate, retention, switch, take
-from engine.catalog import CURRENT, Catalog
-from engine.cipher import Cipher
+from engine import failpoint
 from engine.errors import NoSpaceError
-from engine.keys import read_key
 from engine.layout import Layout
-from engine.publish import Submission
-from engine.rows import _offsets
+from engine.maintain import backup, migrate, retention, take
+from engine.store import gc, lock, switch
+from engine.store.catalog import CURRENT, Catalog
+from engine.store.cipher import Cipher
+from engine.store.keys import read_key
+from engine.store.publish import Submission
+from engine.store.rows import _offsets
 from ipc.messages import Reject
 from tests.engine_fixture import ROOT, environment
 from tests.events import blocked, several

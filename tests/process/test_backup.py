@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.backup import found, read, verify
-from engine.catalog import Catalog
+from engine.maintain.backup import found, read, verify
+from engine.store.catalog import Catalog
 from tests.engine_fixture import ROOT, Engine, Starter, answers, cli, environment, shape, stored_ids
 from tests.events import ids, several
 from tests.store_fixture import Store, closed, flip

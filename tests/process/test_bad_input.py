@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine import heartbeat
+from engine.run import heartbeat
 from ipc import errors
 from ipc.client import Client
 from ipc.messages import Filter, Options

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.confine import landlock_abi
 from engine.embed import models
 from engine.layout import Layout
+from engine.run.confine import landlock_abi
 from tests.engine_fixture import Engine, Starter
 from tests.events import several
 from tests.store_fixture import OTHER, other_model

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.dead_letters import newest
 from engine.features import NAMES
+from engine.store.dead_letters import newest
 from tests.data import content
 from tests.engine_fixture import Engine, Starter
 from tests.events import make, ndjson, several

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.backup import verify
-from engine.catalog import Catalog, seq_key
 from engine.embed import models
 from engine.layout import Layout
+from engine.maintain.backup import verify
+from engine.store.catalog import Catalog, seq_key
 from ipc.event import FeaturedEvent
 from ipc.messages import Filter, Options
 from tests.engine_fixture import Engine, Starter, all_events, ask, cli, processes, shape, stored_ids

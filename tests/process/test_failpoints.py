@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from engine import backup, dead_letters, gc
 from engine.failpoint import POINTS
-from engine.rows import RowMap
+from engine.maintain import backup
+from engine.store import dead_letters, gc
+from engine.store.rows import RowMap
 from ipc.event import Event
 from tests.engine_fixture import shape
 from tests.process.steps import Forked, Steps

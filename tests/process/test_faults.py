@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import failpoint, recover
+from engine import failpoint
 from engine.embed import models
 from engine.embed.base import SPACES
 from engine.errors import CorruptionError, FormatError
 from engine.layout import Layout
-from engine.manifest import Manifest
-from engine.rows import HEADER_BYTES, RowMap, _offsets
-from engine.tiers import mergeable, unindexed
+from engine.store import recover
+from engine.store.manifest import Manifest
+from engine.store.rows import HEADER_BYTES, RowMap, _offsets
+from engine.store.tiers import mergeable, unindexed
 from ipc.errors import ClientError, InternalError, NoSpaceError
 from tests.bad_disk import bad_disk
 from tests.engine_fixture import ROOT, Starter, all_events, answers, ask, environment, shape, stored_ids
@@ -260,7 +261,7 @@ def test_a_vector_of_nan_is_no_hit_and_hides_no_other(data_dir: Path, opened: Ca
 
 
 def test_flipped_columns_let_no_wrong_event_through_a_filter(data_dir: Path, opened: Callable[[], Store]) -> None:
-    from engine.columns import COLUMNS
+    from engine.store.columns import COLUMNS
     from ipc.messages import Filter
 
     store = opened()
@@ -389,7 +390,7 @@ def test_a_damaged_checkpoint_is_replayed_from_the_records(data_dir: Path, opene
 
 
 def test_a_newer_format_is_refused_with_a_sentence(data_dir: Path) -> None:
-    from engine.manifest import encode
+    from engine.store.manifest import encode
 
     with Store(data_dir) as store:
         manifest: Manifest = store.publisher.manifest

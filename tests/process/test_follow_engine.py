@@ -287,7 +287,7 @@ def test_a_killed_worker_takes_its_listening_process_along_and_the_next_listens_
     (session,), run = engine.sessions, engine.layout.run
 
     def reading(name: str = "") -> set[int]:
-        return {pid for pid, command in processes(session).items() if "engine.drain" in command and name in command}
+        return {pid for pid, command in processes(session).items() if "engine.run.drain" in command and name in command}
 
     def counts(name: str) -> dict[str, Any]:
         return next(found for found in engine.facts()["listening"] if found["source"] == name)

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import keep
-from engine import heartbeat
+from engine.run import heartbeat
 from ipc.client import Client
 from ipc.errors import ClientError, OverloadedError
 from ipc.frames import FrameReader, frame

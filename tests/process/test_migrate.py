@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.backup import verify
-from engine.catalog import Catalog
-from engine.cipher import Cipher
 from engine.failpoint import POINTS
 from engine.layout import Layout
 from engine.limits import FORMAT_ENCRYPTED, FORMAT_VERSION
-from engine.manifest import Manifest
+from engine.maintain.backup import verify
+from engine.store.catalog import Catalog
+from engine.store.cipher import Cipher
+from engine.store.manifest import Manifest
 from ipc.messages import Filter, Options, Reject, encode
 from tests.engine_fixture import Engine, Starter, cli, stored_ids
 from tests.events import ids, make, several

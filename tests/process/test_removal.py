@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from engine import failpoint
-from engine.backup import found, read, verify
-from engine.confine import landlock_abi
-from engine.gc import named
-from engine.tiers import unindexed
+from engine.maintain.backup import found, read, verify
+from engine.run.confine import landlock_abi
+from engine.store.gc import named
+from engine.store.tiers import unindexed
 from ipc.client import Client
 from ipc.errors import ClientError, InternalError, NoSpaceError, NotFoundError
 from ipc.event import FeaturedEvent

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import quarantine
-from engine.rows import _offsets
+from engine.store import quarantine
+from engine.store.rows import _offsets
 from ipc.errors import ClientError
 from tests.engine_fixture import Engine, Starter, answers, ask, stored_ids
 from tests.events import ids, several

@@ -18,7 +18,7 @@ FREED_AT = 60  # so many commits until the ingest worker looks at the slots, as 
 READER = """
 import os, signal, sys
 from pathlib import Path
-from engine.catalog import Catalog
+from engine.store.catalog import Catalog
 view = Catalog(Path(sys.argv[1]), write=False, map_size=1 << 30).read()
 view.manifest()
 os.kill(os.getpid(), signal.SIGKILL)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import heartbeat
 from engine.layout import Layout
+from engine.run import heartbeat
 from ipc.client import Client
 from ipc.errors import ClientError, ConnectError, DeadlineError
 from ipc.messages import Get
@@ -138,7 +138,8 @@ def test_32_connections_in_a_burst_are_spread_and_workers_are_light(start: Calla
 
 
 def test_the_supervisor_imports_nothing_heavy() -> None:
-    code = f"import engine.supervisor, engine.worker, ipc.client, ipc.aio, sys; print(set({HEAVY}) & set(sys.modules))"
+    modules = "engine.run.supervisor, engine.run.worker, ipc.client, ipc.aio"
+    code = f"import {modules}, sys; print(set({HEAVY}) & set(sys.modules))"
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
 

@@ -13,9 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import filters, switch
 from engine.embed.base import SPACES
 from engine.embed.models import shipped
+from engine.search import filters
+from engine.store import switch
 from ipc.event import Event
 from ipc.messages import Filter
 from tests.events import make

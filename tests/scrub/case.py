@@ -18,13 +18,13 @@ from unittest.mock import patch
 import lmdb
 from msgspec import Struct
 
-from engine.build import Built, IndexJob, Job, RowsJob, build_indexes
-from engine.doctor import _mend_all
 from engine.errors import EngineError
-from engine.publish import Publisher
-from engine.rebuild import rebuild
-from engine.rows import RowMap
-from engine.upkeep import Upkeep
+from engine.maintain.build import Built, IndexJob, Job, RowsJob, build_indexes
+from engine.maintain.doctor import _mend_all
+from engine.maintain.upkeep import Upkeep
+from engine.store.publish import Publisher
+from engine.store.rebuild import rebuild
+from engine.store.rows import RowMap
 from tests.events import several
 from tests.heard import heard
 from tests.scrub.damage import HARMLESS, Damage

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from lmdb import verify as lmdb_verify
 
-from engine.catalog import Catalog
 from engine.layout import Layout
-from engine.manifest import Manifest
-from engine.rows import HEADER_BYTES, REGION_BYTES, SUMS_BYTES, _offsets
+from engine.store.catalog import Catalog
+from engine.store.manifest import Manifest
+from engine.store.rows import HEADER_BYTES, REGION_BYTES, SUMS_BYTES, _offsets
 from tests.scrub.store import MAP_BYTES
 from tests.store_fixture import ROWS
 

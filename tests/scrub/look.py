@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from engine import dead_letters
-from engine.catalog import Catalog, View
 from engine.embed.base import ModelSet
 from engine.errors import EngineError
 from engine.layout import Layout
-from engine.memo import load_models
-from engine.query import Answering, stored_question
-from engine.snapshot import Snapshot, Snapshots
+from engine.search.query import Answering, stored_question
+from engine.search.snapshot import Snapshot, Snapshots
+from engine.store import dead_letters
+from engine.store.catalog import Catalog, View
+from engine.store.memo import load_models
 from ipc.event import Annotation, Event
 from tests.heard import heard
 from tests.scrub.store import ASKED, MAP_BYTES, WAYS, Known

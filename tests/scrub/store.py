@@ -7,15 +7,15 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from engine import gc
-from engine.catalog import Catalog
 from engine.embed.base import FUSED, SPACES
 from engine.embed.models import load
 from engine.layout import Layout
-from engine.publish import Submission
-from engine.query import Answering, stored_question
-from engine.snapshot import Snapshots
+from engine.search.query import Answering, stored_question
+from engine.search.snapshot import Snapshots
 from engine.sources.follow import FileState
+from engine.store import gc
+from engine.store.catalog import Catalog
+from engine.store.publish import Submission
 from ipc.event import FeaturedEvent
 from ipc.messages import Filter, Options, Reject
 from tests.events import blocked, make, several

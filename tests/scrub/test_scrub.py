@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.structure import check
+from engine.store.structure import check
 from tests.events import several
 from tests.scrub.case import Case, Mended, send
 from tests.scrub.damage import HARMLESS, PAGE, WEIGHTS, Damage, Places, draw, kind_of
@@ -86,7 +86,7 @@ def test_what_a_case_calls_broken() -> None:
 
 def test_every_bit_of_the_head_in_use_is_seen_or_means_nothing(tmp_path: Path) -> None:
     """Magic, version, both trees, the last page, the transaction: one flipped bit of them is never passed over. One of
-    the transaction's makes it the one before; what was published by it the counter knows (engine/recover.py)."""
+    the transaction's makes it the one before; what was published by it the counter knows (engine/store/recover.py)."""
     with Store(tmp_path / "data") as store:
         store.publish(several(10))
     places, path = Places(tmp_path / "data"), tmp_path / "catalog"

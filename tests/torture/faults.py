@@ -235,7 +235,7 @@ class Faults:
         assert process is not None
 
         def look() -> int:
-            return next((pid for pid, what in processes(process.pid).items() if " engine.build " in what), 0)
+            return next((pid for pid, what in processes(process.pid).items() if " engine.maintain.build " in what), 0)
 
         pid = self.within(look, CHILD_S)
         self._ending.wait(chance.uniform(0, 1.0))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.normalize import complete
-from engine.publish import Submission
+from engine.store.publish import Submission
 from ipc.messages import ErrorCode, Failure, Ingested, Reject, Stored
 from tests.engine_fixture import environment
 from tests.store_fixture import Store

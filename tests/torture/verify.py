@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from engine import dead_letters, index
-from engine.rows import RowMap
+from engine.store import dead_letters, index
+from engine.store.rows import RowMap
 from ipc.event import Event
 from ipc.messages import Stored
 from tests.engine_fixture import cli

@@ -9,10 +9,10 @@ from typing import get_args
 
 import pytest
 
-from engine.access import ROLES, access, groups_of, roles_of
 from engine.config import Config, load
 from engine.errors import BootError
 from engine.orders import ORDERS, about
+from engine.run.access import ROLES, access, groups_of, roles_of
 from ipc.messages import Compact, Filter, Purge, Scrub, Write
 
 STRANGER, GROUP = 54_321, 54_322

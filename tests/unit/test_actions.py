@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import actions as firewall
-from engine import filters
-from engine.counters import Counters
 from engine.errors import NoSpaceError
 from engine.facts import stats
-from engine.publish import Submission
+from engine.search import filters
+from engine.store import actions as firewall
+from engine.store.counters import Counters
+from engine.store.publish import Submission
 from ipc.event import Annotation, FeaturedEvent, FirewallAction
 from ipc.messages import Filter, Ingest, Ingested, decode_reply, decode_request, encode
 from tests.events import T0, S, blocked, make, several

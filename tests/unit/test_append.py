@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import append
-from engine.append import AHEAD_SHARE, RowAppender
 from engine.layout import Layout
-from engine.manifest import Manifest
-from engine.rows import RowMap
+from engine.store import append
+from engine.store.append import AHEAD_SHARE, RowAppender
+from engine.store.manifest import Manifest
+from engine.store.rows import RowMap
 from tests.store_fixture import ROWS
 from tests.unit.test_rows import some
 

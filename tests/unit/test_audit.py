@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import audit
-from engine.audit import KEPT, SUM_S, SUMS_MAX, Audit, File
+from engine.run import audit
+from engine.run.audit import KEPT, SUM_S, SUMS_MAX, Audit, File
 
 
 class Clock:

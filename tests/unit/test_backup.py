@@ -13,11 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import backup as backups
-from engine import switch
-from engine import take as take_module
-from engine.backup import Backup, File, delete, found, prune, read, restore, verify
-from engine.catalog import Catalog, View
 from engine.errors import (
     BadRequestError,
     CorruptionError,
@@ -30,8 +25,13 @@ from engine.errors import (
     OverloadedError,
 )
 from engine.layout import Layout
-from engine.publish import Submission
-from engine.take import Made, create
+from engine.maintain import backup as backups
+from engine.maintain import take as take_module
+from engine.maintain.backup import Backup, File, delete, found, prune, read, restore, verify
+from engine.maintain.take import Made, create
+from engine.store import switch
+from engine.store.catalog import Catalog, View
+from engine.store.publish import Submission
 from ipc.messages import Reject
 from tests.engine_fixture import ROOT, environment, shape
 from tests.events import ids, several
@@ -411,7 +411,7 @@ def test_files_that_change_for_ever_end_in_a_sentence(
     layout: Layout, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = iter([f"rows/0000-{n:08d}.{n}" for n in range(1_000)])
-    monkeypatch.setattr("engine.take.wanted", lambda layout, manifest: [backups.Wanted(next(names), "")])
+    monkeypatch.setattr("engine.maintain.take.wanted", lambda layout, manifest: [backups.Wanted(next(names), "")])
     with pytest.raises(NotReadyError, match="change faster"):
         take(layout, home)
     assert list(found(home)) == [] and not list(home.glob(".backup-*"))

@@ -12,13 +12,13 @@ import lmdb
 import msgspec
 import pytest
 
-from engine import catalog as catalog_module
-from engine import room as room_module
-from engine.catalog import CURRENT, Catalog, id_key, seq_key
-from engine.counters import Names
 from engine.errors import BadRequestError, BootError, CorruptionError, FormatError, NoSpaceError, OverloadedError
-from engine.manifest import Embedded, IndexFile, Manifest, SealedRows, Switch, decode, encode
-from engine.record import join_record, split_record
+from engine.store import catalog as catalog_module
+from engine.store import room as room_module
+from engine.store.catalog import CURRENT, Catalog, id_key, seq_key
+from engine.store.counters import Names
+from engine.store.manifest import Embedded, IndexFile, Manifest, SealedRows, Switch, decode, encode
+from engine.store.record import join_record, split_record
 from ipc.event import FEATURE_BYTES, Annotation, Event
 
 MAP = 1 << 24
@@ -209,7 +209,7 @@ def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypa
 
 
 def test_room_is_what_a_file_behind_the_size_would_find(tmp_path: Path) -> None:
-    from engine.room import has_room
+    from engine.store.room import has_room
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert has_room(tmp_path, 1 << 20, 1 << 20)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import checkpoint
-from engine.catalog import Catalog, seq_key
-from engine.checkpoint import KEY, PIECE_BYTES
 from engine.errors import CorruptionError
+from engine.store import checkpoint
+from engine.store.catalog import Catalog, seq_key
+from engine.store.checkpoint import KEY, PIECE_BYTES
 
 
 @pytest.fixture

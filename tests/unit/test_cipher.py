@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import cipher as module
-from engine.catalog import Catalog, seq_key
-from engine.cipher import NONCE_BYTES, SALT_BYTES, SEALED_BYTES, Cipher, NoKey, cipher_of, fitting
 from engine.errors import CorruptionError, KeyFileError
-from engine.manifest import Manifest
+from engine.store import cipher as module
+from engine.store.catalog import Catalog, seq_key
+from engine.store.cipher import NONCE_BYTES, SALT_BYTES, SEALED_BYTES, Cipher, NoKey, cipher_of, fitting
+from engine.store.manifest import Manifest
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PLACES = st.tuples(st.sampled_from(["records", "dead_letters"]), st.binary(max_size=64))

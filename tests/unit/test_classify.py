@@ -6,14 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.classify import Classifying, options_of
 from engine.embed.base import SPACES
 from engine.embed.vote import VOTERS
 from engine.errors import BadRequestError, NotFoundError
 from engine.features import unpack
 from engine.normalize import complete
-from engine.query import Question, stored_question
-from engine.rows import _offsets
+from engine.search.classify import Classifying, options_of
+from engine.search.query import Question, stored_question
+from engine.store.rows import _offsets
 from ipc.event import FEATURE_COUNT, Event, FeaturedEvent
 from ipc.messages import Classified, Filter, Judgement, Voting, decode_reply, encode
 from tests.events import FAMILIES, S, make, several

@@ -25,8 +25,9 @@ from cli.process import _why as why
 from cli.run import run
 from cli.session import Session
 from cli.shell import Shell, Words, history_path
-from engine import coverage, dead_letters, features
-from engine.dead_letters import Tally
+from engine import features
+from engine.store import coverage, dead_letters
+from engine.store.dead_letters import Tally
 from ipc.errors import ConnectError
 from ipc.event import Annotation, Event, Hit
 from ipc.frames import FrameReader, frame

@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 import pytest
 
-from engine import compact as compaction
-from engine.build import Built, Job
-from engine.catalog import TABLES, Catalog
 from engine.errors import BootError, EngineError, NoSpaceError, OverloadedError
+from engine.maintain import compact as compaction
+from engine.maintain.build import Built, Job
+from engine.store.catalog import TABLES, Catalog
 from tests.events import ids, make, several
 from tests.store_fixture import ROWS, Store
 
@@ -113,7 +113,7 @@ def test_what_is_open_follows_and_lets_go_of_the_old_file(store: Store) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from engine.catalog import Catalog
+from engine.store.catalog import Catalog
 catalog = Catalog(Path({str(store.layout.catalog)!r}), write=False, map_size=1 << 30)
 assert not catalog.follow()
 with catalog.read() as view:
@@ -149,8 +149,8 @@ print("catalog.0" in maps, "catalog.1" in maps, not catalog.follow())
 CONFINED = """
 import sys
 from pathlib import Path
-from engine import confine
-from engine.catalog import Catalog
+from engine.run import confine
+from engine.store.catalog import Catalog
 from engine.errors import BootError
 data = Path(sys.argv[1])
 catalog = Catalog(data / "catalog", write=False, map_size=1 << 30)

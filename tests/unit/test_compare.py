@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import compare
 from engine.config import CIDRS_INTERNAL
 from engine.embed import models
 from engine.errors import BadRequestError, ModelError, NotFoundError
 from engine.layout import Layout
+from engine.maintain import compare
 from engine.sources.synthetic import generate
 from tests.events import make
 from tests.store_fixture import OTHER, Store, other_model

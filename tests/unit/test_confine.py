@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine import confine
-from engine.confine import FORBIDDEN, Confined, landlock_abi
 from engine.errors import BootError
+from engine.run import confine
+from engine.run.confine import FORBIDDEN, Confined, landlock_abi
 from tests.engine_fixture import ROOT, environment
 
 pytestmark = pytest.mark.timeout(60)
@@ -73,7 +73,7 @@ MAY = {
 CHILD = """
 import ctypes, json, mmap, os, socket, subprocess, sys, threading
 from pathlib import Path
-from engine import confine
+from engine.run import confine
 home, tries = Path(sys.argv[1]), json.loads(sys.argv[2])
 lib = ctypes.CDLL(None, use_errno=True)
 def call(function, *arguments):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from cli import feed
-from engine import checkpoint, facts
+from engine import facts
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.features import CONTEXT_INDEXES, empty, unpack
-from engine.publish import Submission
-from engine.recover import replayed
 from engine.sources.synthetic import generate
+from engine.store import checkpoint
+from engine.store.publish import Submission
+from engine.store.recover import replayed
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Filter
 from tests.events import T0, S, make, several, write
@@ -100,8 +101,8 @@ def test_ten_times_as_many_hosts_take_no_more_memory(monkeypatch: pytest.MonkeyP
 def test_a_context_that_is_stored_in_slices_is_whole_at_any_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.checkpoint.SLICE_BYTES", 100)
-    monkeypatch.setattr("engine.checkpoint.SLICE_EVENT_BYTES", 1)
+    monkeypatch.setattr("engine.store.checkpoint.SLICE_BYTES", 100)
+    monkeypatch.setattr("engine.store.checkpoint.SLICE_EVENT_BYTES", 1)
     seqs, slices, n = set(), 0, 0
     while n < 4 * ROWS:
         with Store(tmp_path / "data") as store:  # never closed in an orderly way: nothing is stored at its end
@@ -121,8 +122,8 @@ def test_a_context_that_is_stored_in_slices_is_whole_at_any_death(
 
 
 def test_a_purge_ends_a_dump_that_still_holds_the_address(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.checkpoint.SLICE_BYTES", 1)
-    monkeypatch.setattr("engine.checkpoint.SLICE_EVENT_BYTES", 0)
+    monkeypatch.setattr("engine.store.checkpoint.SLICE_BYTES", 1)
+    monkeypatch.setattr("engine.store.checkpoint.SLICE_EVENT_BYTES", 0)
     store.publish(several(ROWS))
     store.publish([make(ROWS, src_ip="203.0.113.77")])
     store.publish(several(1, ROWS + 1))

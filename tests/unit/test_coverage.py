@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from engine import coverage, doctor, facts
-from engine.columns import COLUMNS
-from engine.counters import Counters, Names, SourceCounters
+from engine import facts
 from engine.features import empty, pack
 from engine.limits import SOURCES_MAX
-from engine.rows import _offsets
+from engine.maintain import doctor
+from engine.store import coverage
+from engine.store.columns import COLUMNS
+from engine.store.counters import Counters, Names, SourceCounters
+from engine.store.rows import _offsets
 from ipc.event import FEATURE_COUNT, FeaturedEvent
 from ipc.messages import FRAME_BYTES_MAX, Facts, encode
 from tests.events import make, several
@@ -82,7 +84,7 @@ def test_a_failed_commit_counts_nothing(store: Store, monkeypatch: pytest.Monkey
             raise OSError(5, "input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("engine.publish.failpoint", fail)
+        patched.setattr("engine.store.publish.failpoint", fail)
         with pytest.raises(OSError, match="input/output"):
             store.publish(several(3, 3))
     store.check()

@@ -11,12 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import coverage, dead_letters
-from engine.cipher import Cipher, NoKey
-from engine.dead_letters import BLOCK_BYTES, FILE_CHARS_MAX, OTHER, REASONS_MAX, Letter, Tally, common, newest, tallied
 from engine.errors import KeyFileError
 from engine.limits import SOURCES_MAX
-from engine.publish import Submission
+from engine.store import coverage, dead_letters
+from engine.store.cipher import Cipher, NoKey
+from engine.store.dead_letters import (
+    BLOCK_BYTES,
+    FILE_CHARS_MAX,
+    OTHER,
+    REASONS_MAX,
+    Letter,
+    Tally,
+    common,
+    newest,
+    tallied,
+)
+from engine.store.publish import Submission
 from ipc.messages import Reject
 from tests.events import T0, make, several
 from tests.store_fixture import Store

@@ -19,15 +19,16 @@ from cli.errors import STATUSES
 from cli.main import flowkin
 from cli.pages import PAGES
 from cli.reference import commands
-from engine import errors, rows
-from engine.catalog import TABLES
-from engine.columns import COLUMNS
+from engine import errors
 from engine.config import load
 from engine.failpoint import POINTS
-from engine.heartbeat import SLOTS
 from engine.layout import Layout
 from engine.limits import COLLAPSE_FETCH_MAX, ROW_FILE_ROWS
-from engine.manifest import Manifest
+from engine.run.heartbeat import SLOTS
+from engine.store import rows
+from engine.store.catalog import TABLES
+from engine.store.columns import COLUMNS
+from engine.store.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from engine import doctor, mend, quarantine, scrub
-from engine.catalog import seq_key
 from engine.config import load
-from engine.dead_letters import newest
-from engine.doctor import Finding
 from engine.errors import LockedError
 from engine.layout import Layout
-from engine.lock import hold
-from engine.publish import Submission
-from engine.rows import _offsets
+from engine.maintain import doctor, mend, scrub
+from engine.maintain.doctor import Finding
+from engine.store import quarantine
+from engine.store.catalog import seq_key
+from engine.store.dead_letters import newest
+from engine.store.lock import hold
+from engine.store.publish import Submission
+from engine.store.rows import _offsets
 from ipc.messages import Reject
 from tests.events import several
 from tests.store_fixture import ROWS, Store, flip

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from engine import drift
-from engine.drift import KNOWN_MIN, chi_square_above, p_value, psi, shift, shifts
 from engine.embed import reference
 from engine.embed.base import DIMS
 from engine.embed.reference import BINS, EDGES, Bins, Reference, binned, bins, from_bytes, to_bytes
 from engine.errors import ModelError
+from engine.maintain import drift
+from engine.maintain.drift import KNOWN_MIN, chi_square_above, p_value, psi, shift, shifts
 from ipc.event import FEATURE_COUNT
 
 F32 = NDArray[np.float32]

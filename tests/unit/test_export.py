@@ -17,9 +17,9 @@ from engine.embed.base import SPACES
 from engine.errors import CorruptionError, SourceError
 from engine.export import PAGE_EVENTS, export_legacy, export_ndjson, export_parquet, stored_events
 from engine.features import NAMES
-from engine.rows import _offsets
 from engine.sources.base import SourceSpec
 from engine.sources.ndjson import NdjsonAdapter
+from engine.store.rows import _offsets
 from ipc.errors import BadRequestError
 from ipc.messages import ErrorCode, Found, Stored
 from tests.conftest import FILLED
@@ -119,7 +119,7 @@ def test_legacy_does_not_export_damaged_rows(store: Store, tmp_path: Path) -> No
 
 
 def test_dead_letters_are_private_lines(tmp_path: Path) -> None:
-    from engine import dead_letters
+    from engine.store import dead_letters
     from ipc.messages import Reject
 
     path = tmp_path / "dead.ndjson"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import filters
 from engine.errors import BadRequestError
 from engine.normalize import complete
+from engine.search import filters
 from ipc.event import Event
 from ipc.messages import Filter
 from tests.conftest import FILLED

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine import gc, switch
-from engine.rows import RowMap
+from engine.store import gc, switch
+from engine.store.rows import RowMap
 from tests.events import several
 from tests.store_fixture import Store
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from engine import guard
 from engine.config import Source
-from engine.guard import Guard
+from engine.run import guard
+from engine.run.guard import Guard
 from ipc.event import FirewallAction
 from tests.events import S, make
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from engine import handoff
-from engine.handoff import Receiver, Sender
 from engine.limits import HANDOFF_BACKLOG_MAX
+from engine.run import handoff
+from engine.run.handoff import Receiver, Sender
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_without_a_free_descriptor_a_connection_waits_until_there_is_one(ends: t
 
 
 def test_heartbeat_pages_hold_what_was_put(tmp_path: Path) -> None:
-    from engine import heartbeat
+    from engine.run import heartbeat
 
     assert heartbeat.read(tmp_path / "none") is None
     page = heartbeat.Heartbeat(tmp_path / "page", create=True)

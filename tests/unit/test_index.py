@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import index
 from engine.errors import CorruptionError
-from engine.index import MappedIndex, search_rows
+from engine.store import index
+from engine.store.index import MappedIndex, search_rows
 from tests.store_fixture import flip
 
 N, DIM, LO = 1_024, 16, 4_096

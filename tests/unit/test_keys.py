@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import keys
 from engine.errors import SourceError
+from engine.store import keys
 
 
 def test_a_key_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import doctor, lag
 from engine.config import Config, Source
-from engine.lag import FILES_SHOWN_MAX, Book, FileLag, Report, SocketLag, SourceLag, troubles
 from engine.layout import Layout
-from engine.lock import hold
+from engine.maintain import doctor
+from engine.run import lag
+from engine.run.lag import FILES_SHOWN_MAX, Book, FileLag, Report, SocketLag, SourceLag, troubles
 from engine.sources.base import SourceSpec
 from engine.sources.follow import Follower
+from engine.store.lock import hold
 from tests.events import several
 from tests.store_fixture import Store
 from tests.unit.test_follow import line, lines

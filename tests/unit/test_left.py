@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from engine import doctor, files, mend, purge, quarantine, scrub
-from engine.backup import restore, verify
-from engine.catalog import CURRENT, Catalog, seq_key
+from engine import files
 from engine.errors import CorruptionError, NotFoundError
 from engine.layout import Layout
-from engine.manifest import Manifest
-from engine.recover import drop_indexes
-from engine.rows import AbsentRows, RowMap
-from engine.scrub import Pace, Report
-from engine.take import create
-from engine.upkeep import Upkeep
+from engine.maintain import doctor, mend, purge, scrub
+from engine.maintain.backup import restore, verify
+from engine.maintain.scrub import Pace, Report
+from engine.maintain.take import create
+from engine.maintain.upkeep import Upkeep
+from engine.store import quarantine
+from engine.store.catalog import CURRENT, Catalog, seq_key
+from engine.store.manifest import Manifest
+from engine.store.recover import drop_indexes
+from engine.store.rows import AbsentRows, RowMap
 from ipc.messages import Filter
 from tests.events import several
 from tests.store_fixture import ROWS, Store, flip

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.access import Allowed
-from engine.drain import PIECE_BYTES, Bounds, Counts, Drain, Peer, Piece
 from engine.errors import BootError, SourceError
 from engine.limits import RECORD_BYTES_MAX
-from engine.listen import SILENT_LOOKS_MAX, Intake, Listener
-from engine.process import PARENT_GONE
+from engine.run.access import Allowed
+from engine.run.drain import PIECE_BYTES, Bounds, Counts, Drain, Peer, Piece
+from engine.run.listen import SILENT_LOOKS_MAX, Intake, Listener
+from engine.run.process import PARENT_GONE
 from engine.sources.base import Parsed, SourceSpec
 from tests.unit.test_eve import ALERT, FLOW, HTTP, lines
 from tests.wait import eventually

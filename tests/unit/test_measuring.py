@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine import gauges, index, quality
 from engine.config import CIDRS_INTERNAL, Config
 from engine.context import Tracker
 from engine.embed import fit as fitting
@@ -21,9 +20,11 @@ from engine.embed.models import CARD, Data
 from engine.embed.ship import observed
 from engine.errors import ModelError
 from engine.features import INDEX, pack, unpack
-from engine.gauges import Measured
-from engine.manifest import IndexFile
-from engine.measuring import Measuring
+from engine.maintain import gauges, quality
+from engine.maintain.gauges import Measured
+from engine.maintain.measuring import Measuring
+from engine.store import index
+from engine.store.manifest import IndexFile
 from engine.upgrade import METRICS, RULES, Gauge, fired
 from ipc.event import FeaturedEvent
 from tests.events import several

@@ -10,13 +10,13 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from engine import migrate
-from engine.catalog import TABLES, Catalog
 from engine.errors import BadRequestError, CorruptionError, DeniedError, EngineError, NoSpaceError, NotReadyError
 from engine.files import free_bytes
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED, FORMAT_REMOVED
-from engine.manifest import Manifest
+from engine.maintain import migrate
+from engine.store.catalog import TABLES, Catalog
+from engine.store.manifest import Manifest
 from ipc.messages import Reject
 from tests.events import ids, several
 from tests.store_fixture import ROWS, Store, closed, configured
@@ -35,7 +35,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def store_letters() -> Any:
-    from engine.publish import Submission
+    from engine.store.publish import Submission
 
     return Submission("ndjson", [], [Reject("file", n, f"bad {n}", b"record") for n in (1, 2)], lambda o: None)
 

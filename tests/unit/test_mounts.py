@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import mounts
 from engine.errors import BootError
+from engine.run import mounts
 
 TABLE = """\
 22 27 0:21 / /proc rw,relatime - proc proc rw

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import dead_letters, lock
-from engine.counter import Counter
 from engine.files import open_ours, replace, write_new
-from engine.heartbeat import Heartbeat
+from engine.run.heartbeat import Heartbeat
+from engine.store import dead_letters, lock
+from engine.store.counter import Counter
 from ipc.messages import Reject
 
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine import coverage, publish, recover
-from engine.columns import COLUMNS
-from engine.counters import counted_as
 from engine.errors import BadRequestError, NoSpaceError, NotFoundError
 from engine.features import INDEX, pack, unpack
 from engine.limits import SOURCE_BYTES_MAX
-from engine.lock import hold
-from engine.publish import Submission
+from engine.store import coverage, publish, recover
+from engine.store.columns import COLUMNS
+from engine.store.counters import counted_as
+from engine.store.lock import hold
+from engine.store.publish import Submission
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Reject
 from tests.events import blocked, ids, make, several

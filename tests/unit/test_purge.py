@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import zstandard
 
-from engine import export, filters, purge, tiers
-from engine.catalog import TABLES
-from engine.context_query import QueryContext
-from engine.dead_letters import newest
+from engine import export
 from engine.embed.base import SPACES
 from engine.errors import BadRequestError, NotFoundError, OverloadedError
 from engine.features import empty
-from engine.publish import Submission
+from engine.maintain import purge
+from engine.search import filters
+from engine.search.context_query import QueryContext
+from engine.store import tiers
+from engine.store.catalog import TABLES
+from engine.store.dead_letters import newest
+from engine.store.publish import Submission
 from ipc.messages import Filter, Reject
 from tests.events import T0, S, blocked, ids, make, several
 from tests.store_fixture import ROWS, Store
@@ -262,7 +265,7 @@ def test_models_and_a_purge(store: Store) -> None:
         store.purge(Filter(families=["C2"]))
     while store.go_on():
         pass
-    from engine import switch
+    from engine.store import switch
 
     switch.finish(store.publisher)
     store.check()

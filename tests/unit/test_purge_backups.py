@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.backup import found, read, restore, verify
-from engine.dead_letters import newest
 from engine.errors import OverloadedError
 from engine.layout import Layout
-from engine.publish import Submission
-from engine.purge_backups import SUFFIX, Purged, purge_backups
-from engine.take import create
+from engine.maintain.backup import found, read, restore, verify
+from engine.maintain.purge_backups import SUFFIX, Purged, purge_backups
+from engine.maintain.take import create
+from engine.store.dead_letters import newest
+from engine.store.publish import Submission
 from ipc.event import FeaturedEvent
 from ipc.messages import Filter, Reject
 from tests.events import ids, make, several
@@ -115,7 +115,7 @@ def test_what_a_killed_purge_left_is_finished(home: Path) -> None:
 
 
 def test_one_at_a_time(home: Path) -> None:
-    from engine.backup import alone
+    from engine.maintain.backup import alone
 
     with alone(home), pytest.raises(OverloadedError):
         purged(home)

@@ -7,13 +7,13 @@ import pytest
 from msgspec import Raw
 from msgspec.msgpack import encode as pack
 
-from engine.context_query import SESSION_IDLE_S, QueryContext
 from engine.embed.base import SPACES
 from engine.embed.vote import places
 from engine.errors import BadRequestError, NotFoundError, UnknownSpaceError
 from engine.features import CONTEXT_INDEXES, unpack
 from engine.normalize import complete
-from engine.query import Answering, Question
+from engine.search.context_query import SESSION_IDLE_S, QueryContext
+from engine.search.query import Answering, Question
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Filter, Options
 from tests.conftest import FILLED
@@ -116,7 +116,7 @@ def test_an_unknown_event_is_not_found(full: Store) -> None:
 
 def test_questions_asked_together_are_answered_as_if_alone(full: Store) -> None:
     """Of one micro-batch: spaces, filters and sizes mixed; a bad one costs the others nothing."""
-    from engine.query import Answering, stored_question
+    from engine.search.query import Answering, stored_question
 
     snapshot = full.snapshot()
     wanted = [
@@ -138,7 +138,7 @@ def test_questions_asked_together_are_answered_as_if_alone(full: Store) -> None:
 
 
 def stored(full: Store, name: str, options: Options) -> Question:
-    from engine.query import stored_question
+    from engine.search.query import stored_question
 
     with full.catalog.read() as view:
         return stored_question(name, options, full.snapshot(), view, full.publisher.models)

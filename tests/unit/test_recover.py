@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import recover
 from engine.config import load
 from engine.context import Tracker
 from engine.embed import models
 from engine.errors import FormatError, ModelError
-from engine.recover import catch_up, mend_rows, replayed
+from engine.store import recover
+from engine.store.recover import catch_up, mend_rows, replayed
 from tests.events import make, several
 from tests.store_fixture import ROWS, Store
 
@@ -116,7 +116,7 @@ def test_a_counter_above_the_truth_is_set_right(tmp_path: Path) -> None:
 def test_a_directory_of_another_format_is_left_alone(tmp_path: Path) -> None:
     import msgspec
 
-    from engine.manifest import encode
+    from engine.store.manifest import encode
 
     with Store(tmp_path / "data") as store:
         store.publish([make(0)])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import signal
 
-from engine.restart import (
+from engine.run.restart import (
     CRASH_TRIES,
     DELAY_S_MAX,
     DELAY_S_MIN,

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from engine import filters, retention, switch, tiers
 from engine.config import Retention
-from engine.context_query import QueryContext
 from engine.embed.base import SPACES
 from engine.embed.text import memo_key
 from engine.errors import NotFoundError
 from engine.features import empty
 from engine.limits import FORMAT_REMOVED
+from engine.maintain import retention
+from engine.search import filters
+from engine.search.context_query import QueryContext
+from engine.store import switch, tiers
 from ipc.messages import Filter
 from tests.events import blocked, ids, make, several
 from tests.store_fixture import OTHER, ROWS, Store

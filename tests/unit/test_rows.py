@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import rows as rows_module
-from engine.columns import COLUMNS, address, to_columns
-from engine.counter import Counter
-from engine.counters import Names
 from engine.embed.base import DIMS, SPACES
 from engine.errors import CorruptionError
 from engine.files import write_new
-from engine.rows import REGION_BYTES, RowMap, Rows, RowWriter, create, file_bytes
+from engine.store import rows as rows_module
+from engine.store.columns import COLUMNS, address, to_columns
+from engine.store.counter import Counter
+from engine.store.counters import Names
+from engine.store.rows import REGION_BYTES, RowMap, Rows, RowWriter, create, file_bytes
 from ipc.event import Event
 from tests.store_fixture import flip
 

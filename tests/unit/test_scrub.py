@@ -12,15 +12,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine import quarantine, scrub, scrubbing
 from engine.config import Config, Store, load
-from engine.counter import Counter
 from engine.errors import BootError, ConfigError, CorruptionError
 from engine.layout import Layout
-from engine.rows import AbsentRows
-from engine.scrub import Pace, Report
-from engine.scrubbing import Mended, Scrubbing
-from engine.structure import check
+from engine.maintain import scrub, scrubbing
+from engine.maintain.scrub import Pace, Report
+from engine.maintain.scrubbing import Mended, Scrubbing
+from engine.store import quarantine
+from engine.store.counter import Counter
+from engine.store.rows import AbsentRows
+from engine.store.structure import check
 from tests.events import several
 from tests.store_fixture import ROWS, flip
 from tests.store_fixture import Store as Opened

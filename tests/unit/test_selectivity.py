@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import index
-from engine.columns import COLUMNS
-from engine.counters import Names
 from engine.embed.base import DIMS, SPACES
 from engine.features import F32
-from engine.index import MappedIndex
-from engine.manifest import IndexFile, Manifest
-from engine.rows import RowMap, Rows, RowWriter
-from engine.snapshot import Snapshot
+from engine.search.snapshot import Snapshot
+from engine.store import index
+from engine.store.columns import COLUMNS
+from engine.store.counters import Names
+from engine.store.index import MappedIndex
+from engine.store.manifest import IndexFile, Manifest
+from engine.store.rows import RowMap, Rows, RowWriter
 
 N, TAIL, K, QUERIES = 16_384, 500, 10, 8
 SPACE = "attack"

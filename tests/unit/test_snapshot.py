@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import index, tiers
-from engine import snapshot as snapshot_module
-from engine.columns import COLUMNS
-from engine.counters import Names
 from engine.embed.base import DIMS, SPACES
 from engine.errors import NotReadyError
-from engine.index import MappedIndex
-from engine.manifest import IndexFile, Manifest
-from engine.rows import RowMap, Rows, RowWriter
-from engine.snapshot import Snapshot, Snapshots
+from engine.search import snapshot as snapshot_module
+from engine.search.snapshot import Snapshot, Snapshots
+from engine.store import index, tiers
+from engine.store.columns import COLUMNS
+from engine.store.counters import Names
+from engine.store.index import MappedIndex
+from engine.store.manifest import IndexFile, Manifest
+from engine.store.rows import RowMap, Rows, RowWriter
 from tests.conftest import FILLED
 from tests.events import several
 from tests.store_fixture import ROWS, Store

@@ -1,4 +1,4 @@
-"""Where the time of storing goes (engine/stages.py)."""
+"""Where the time of storing goes (engine/store/stages.py)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from engine import stages
 from engine.layout import Layout
+from engine.store import stages
 from tests.events import several
 from tests.store_fixture import Store
 

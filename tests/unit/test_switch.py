@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import switch, tiers
 from engine.errors import NoSpaceError
 from engine.files import free_bytes
-from engine.manifest import Embedded
-from engine.rows import file_bytes
+from engine.store import switch, tiers
+from engine.store.manifest import Embedded
+from engine.store.rows import file_bytes
 from tests.events import several
 from tests.store_fixture import OTHER, ROWS, Store, other_model
 

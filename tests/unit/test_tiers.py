@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine import tiers
 from engine.embed.base import SPACES
-from engine.manifest import IndexFile, Manifest
-from engine.tiers import early, mergeable, unindexed
+from engine.store import tiers
+from engine.store.manifest import IndexFile, Manifest
+from engine.store.tiers import early, mergeable, unindexed
 
 ROWS = 64
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine import tiers, upkeep
-from engine.build import Built, IndexJob, Job, build_indexes
 from engine.config import Network
-from engine.jobs import Jobs
-from engine.upkeep import Upkeep
+from engine.maintain import upkeep
+from engine.maintain.build import Built, IndexJob, Job, build_indexes
+from engine.maintain.jobs import Jobs
+from engine.maintain.upkeep import Upkeep
+from engine.store import tiers
 from tests.events import several
 from tests.store_fixture import Store
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.classify import probabilities
 from engine.embed import fit as fitting
 from engine.embed.base import NEAREST_QUANTILES, QUANTILES, Calibration
 from engine.embed.certainty import BLOCKS, KNOTS, PRIOR, Seen, Votes, ascending, certainty, looks_back, votes
 from engine.embed.vote import places, vote
 from engine.families import NORMAL, UNKNOWN, labelled
+from engine.search.classify import probabilities
 
 PAIRS = np.linspace(0.0, 10.0, QUANTILES)
 NEAREST = np.linspace(0.0, 2.0, NEAREST_QUANTILES)  # the bound, 1.9, is its 95 % quantile

@@ -6,8 +6,8 @@ import sys
 import msgspec
 
 from engine.config import Config, Readers
-from engine.process import LogFormat
-from engine.worker import Job
+from engine.run.process import LogFormat
+from engine.run.worker import Job
 
 
 def test_a_log_record_is_one_line_without_control_characters() -> None:

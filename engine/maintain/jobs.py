@@ -1,0 +1,73 @@
+"""Runs the niced child (engine/maintain/build.py), one job at a time.
+
+Always true
+  - The child dies with the ingest worker. It publishes nothing: what it made is named by the worker's next commit.
+  - A failed job is tried again later, each time after twice as long, and reported every time; one called off is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+
+import msgspec
+
+from engine.maintain.build import Built, Job
+
+log = logging.getLogger(__name__)
+
+NICENESS = 10
+RETRY_S_MAX = 300.0
+
+
+class Jobs:
+    def __init__(self) -> None:
+        self.running: str = ""
+        self.failures = 0
+        self._child: asyncio.subprocess.Process | None = None
+        self._called_off = self._killed = False
+
+    async def run(self, job: Job) -> Built | None:
+        """What the child built; None where it failed, after a pause that grows, and where it was called off."""
+        self.running, self._called_off, self._killed = type(job).__name__, False, False
+        start = time.monotonic()
+        try:
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "engine.maintain.build", msgspec.json.encode(job).decode(),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            if self._killed:  # while it was being started
+                self._child.kill()
+            out, _ = await self._child.communicate()
+            if self._child.returncode == 0:
+                built = msgspec.json.decode(out, type=Built)
+                built.seconds = time.monotonic() - start
+                self.failures = 0
+                return built
+            if self._called_off:
+                return None
+            self.failures += 1
+            pause_s = min(RETRY_S_MAX, 2.0**self.failures)
+            log.error(
+                "%s failed with status %s after %.1f s (%d in a row); again in %.0f s",
+                self.running, self._child.returncode, time.monotonic() - start, self.failures, pause_s,
+            )  # fmt: skip
+            await asyncio.sleep(pause_s)
+            return None
+        finally:
+            self.running, self._child = "", None
+
+    def call_off(self, kind: type[Job]) -> None:
+        """Nobody wants it any more, if that is what runs. Its files stay for who waits for it."""
+        if self.running == kind.__name__:
+            self._called_off = True
+            self.kill()
+
+    def kill(self) -> None:
+        self._killed = True
+        if self._child is not None and self._child.returncode is None:
+            self._child.kill()

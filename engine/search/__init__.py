@@ -1,0 +1,1 @@
+"""One generation opened for reading, filters, and from a question to an answer."""
