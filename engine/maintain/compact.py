@@ -31,7 +31,7 @@ import msgspec
 
 from engine.errors import BootError, EngineError, NoSpaceError, OverloadedError
 from engine.failpoint import failpoint
-from engine.files import free_bytes, write_new
+from engine.files import free_bytes, sync_directory, write_new
 from engine.layout import Layout
 from engine.maintain.build import CopyJob
 from engine.maintain.jobs import NICENESS, Jobs
@@ -196,3 +196,4 @@ def behind(layout: Layout, generation: int) -> list[str]:
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.with_name(f"{path.name}-lock").unlink(missing_ok=True)
+    sync_directory(path.parent)  # what was deleted in it does not come back

@@ -195,9 +195,11 @@ def _ciphers(
     """Of the key that the directory is encrypted with, and of the one that it is to be. Raises KeyFileError,
     BadRequestError."""
     ours = cipher_of(key_file, layout.data_dir)
-    given = cipher_of(from_key_file, layout.data_dir) if from_key_file else ours if manifest.key_id else None
     if from_key_file and not manifest.key_id:
+        if to == PLAIN:
+            return None, None  # decrypted already, and asked again
         raise BadRequestError(f"{layout.data_dir} is not encrypted; nothing was changed; leave out --from-key-file")
+    given = cipher_of(from_key_file, layout.data_dir) if from_key_file else ours if manifest.key_id else None
     if to == SEALED and ours is None:
         raise BadRequestError("store.key_file names no key to encrypt with; nothing was changed; set it")
     if to == PLAIN:
@@ -419,6 +421,8 @@ class _Migration:
             _settle(self.layout)
             failpoint("migrate.settled")
             shutil.rmtree(self.folder)
+            for folder in (self.layout.catalog, self.layout.data_dir):  # what was in the clear is gone for good
+                sync_directory(folder)
             failpoint("migrate.removed")
         except OSError as e:
             if named(current) == old.name:

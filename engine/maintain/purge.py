@@ -263,3 +263,4 @@ def _commit(publisher: Publisher, number: int, revision: int, seqs: Seqs, checks
     publisher.counters = counters
     publisher.adopt(manifest)
     gc.release(publisher.layout, old, manifest)
+    sync_directory(publisher.layout.rows)  # what was in it does not come back

@@ -31,7 +31,8 @@ from tests.store_fixture import configured
 
 COMMIT_VALUES = 25  # of some 70 in a table
 KILLED = "migrate.step:2"
-COMMAND = f"from engine import migrate; migrate.STEP_VALUES = {COMMIT_VALUES}; from cli.main import main; main()"
+FEWER = f"from engine.maintain import migrate; migrate.STEP_VALUES = {COMMIT_VALUES}"
+COMMAND = f"{FEWER}; from cli.main import main; main()"
 
 
 def is_encrypted(migrations: int) -> bool:
@@ -120,7 +121,7 @@ class MigrationOracle(Oracle):
         layout = Layout(data_dir)
         layout.run.mkdir(mode=0o700)
         wanted = promise.migrations == 0
-        more = {} if wanted else {"to": migrate.PLAIN, "from_key_file": str(self.key) if encrypted else ""}
+        more = {} if wanted else {"to": migrate.PLAIN, "from_key_file": str(self.key)}
         try:
             done = migrate.run(layout, configured(data_dir, self.key if wanted else None), **more)
         except Exception as e:

@@ -19,7 +19,7 @@ from tests.power import migration
 from tests.power.disk import Disk, Folder
 from tests.power.explore import birth_window, explore, failures, rows_written, windows, without
 from tests.power.oracle import Oracle, Promise, scratch
-from tests.power.trace import Acknowledged, Picture, Sync, SyncRange, is_set_anew, why_not
+from tests.power.trace import Acknowledged, Migrated, Picture, Sync, SyncRange, is_set_anew, why_not
 from tests.power.workload import SMALL_PUBLISH, STEPS, Recording, record
 
 STATES = 1_400
@@ -175,6 +175,16 @@ def test_durability_meta_loses_the_last_commit_at_most(
         record_property("states", found.states)
         full = explore(recording, Oracle(recording, checked), STATES_META, seed=0, findings_max=1)
         assert any("lost: " in finding for finding in full.findings)
+
+
+def test_what_a_migration_removes_is_gone_for_good_when_it_says_that_it_is_done(migrated: Recording) -> None:
+    disk, done = Disk(migrated.left), 0
+    for operation in migrated.operations:
+        disk.apply(operation)
+        if isinstance(operation, Migrated):
+            done += 1
+            assert list(disk.pending()) == []
+    assert done == 2
 
 
 def test_a_migration_loses_nothing_and_is_done_or_not(

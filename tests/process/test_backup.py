@@ -176,7 +176,8 @@ def test_a_backup_that_is_stopped_by_a_signal_leaves_nothing(born: Path, tmp_pat
     """Ctrl-C: what was begun is removed at once."""
     home = tmp_path / "backups"
     code = (
-        "import os, signal, sys; from pathlib import Path; from engine import take; from engine.layout import Layout\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from engine.maintain import take; from engine.layout import Layout\n"
         "take.failpoint = lambda name: os.kill(os.getpid(), signal.SIGINT) if name == 'backup.file' else None\n"
         "take.create(Layout(Path(sys.argv[1])), Path(sys.argv[2]), map_size=1 << 30)"
     )
@@ -192,7 +193,8 @@ def test_a_backup_killed_while_it_copies_the_catalog_pins_nothing(start: Starter
     engine = start()
     engine.ingest(several(100))
     code = (
-        "import os, signal, sys; from pathlib import Path; from engine import take; from engine.layout import Layout\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from engine.maintain import take; from engine.layout import Layout\n"
         "real = take.Catalog.copied\n"
         "def copied(self, view):\n"
         "    for block in real(self, view):\n"

@@ -283,6 +283,7 @@ def test_what_is_not_to_be_migrated_is_refused_by_name(start: Starter, tmp_path:
             assert migrate(engine.data_dir, *args)["steps"] == []
         assert lasting(engine.data_dir) == before
     assert len(migrate(engine.data_dir, "--to", "plain", *to_key(a))["steps"]) == 1
+    assert migrate(engine.data_dir, "--to", "plain", "--from-key-file", a)["steps"] == []  # done, and asked again
     with Store(engine.data_dir) as store:
         store.publisher.commit_manifest(format_version=FORMAT_VERSION + 1)
     said = migrate(engine.data_dir, *to_key(a), status=1)

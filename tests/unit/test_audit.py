@@ -87,7 +87,7 @@ def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from engine import audit; audit.BYTES_MAX = 200_000\n"
+        "import sys; from pathlib import Path; from engine.run import audit; audit.BYTES_MAX = 200_000\n"
         "one = audit.Audit(sys.argv[2], audit.File(Path(sys.argv[1])).write)\n"
         "for n in range(1500): one.add(n, n, 'admin', 'x' * 200, 'done', alone=True)\n"
     )
