@@ -197,7 +197,7 @@ class Judgement(Struct, array_like=True):
     among random pairs; both empty where nobody votes. novelty: share of held-out events with a precedent that had a
     nearer one; no_close_precedent: it is above 1 - false_alarm, which is how often it is wrongly so. calibrated:
     probability and novelty were measured when the model was fitted, with this k; otherwise the probability is as measured
-    with another k, or the share itself.
+    with another k, or the share itself. space: that of the vote, sbert where too few features are known of the event.
     """
 
     query: Event | Raw | None

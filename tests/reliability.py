@@ -111,7 +111,7 @@ def _by_hand(row: dict[str, Any], record: dict[str, Any]) -> str:
         return ""
     name, figure = row["by_hand"]
     line = json.loads((ROOT / "bench" / "results" / f"{name}.jsonl").read_text().splitlines()[-1])
-    wrong = len(line.get("findings", ()))
+    wrong = len(line.get("findings", line.get("broken", ())))
     stale = "; stale" if line["at"] < record["changed_at"] else ""
     return f"{line[figure]} {figure}, {wrong} findings, {line['commit']} of {line['at'][:10]}{stale}"
 

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--recorded", type=Path, help="a folder that tests.power.workload.record wrote")
     parser.add_argument("--without", default="", help="as if files that match were never synced: findings are due")
     parser.add_argument("--no-exhaustive", action="store_true", help="drawn states only")
+    parser.add_argument("--keep", action="store_true", help="append a line to bench/results/power.jsonl")
     parser.add_argument("--scratch", type=Path, help="where states are laid out; otherwise in memory")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, scratch(args.scratch) as checked:
@@ -45,9 +46,16 @@ def main() -> int:
             recording = recording._replace(operations=kept)
         start = time.monotonic()
         found = explore(recording, oracle, args.states, args.seed, exhaustive=() if args.no_exhaustive else places)
+    seconds = round(time.monotonic() - start)
+    if args.keep:
+        from bench.harness import keep
+
+        given = {name: getattr(args, name) for name in ("states", "seed", "durability", "migration", "without")}
+        figures = {"exhaustive": found.exhaustive, "operations": len(recording.operations), "seconds": seconds}
+        keep("power", given, {"states": found.states, **figures, "findings": found.findings})
     print(
         f"{found.states} states, {found.exhaustive} of them all of a few windows, of "
-        f"{len(recording.operations)} operations, in {time.monotonic() - start:.0f} s: {len(found.findings)} findings"
+        f"{len(recording.operations)} operations, in {seconds} s: {len(found.findings)} findings"
     )
     print(*found.findings, sep="\n", end="\n" if found.findings else "")
     return 1 if found.findings else 0

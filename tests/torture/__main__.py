@@ -134,7 +134,8 @@ def main() -> int:
     if args.keep:
         from bench.harness import keep
 
-        keep("torture", {"minutes": args.minutes, "kills": args.kills, "seed": args.seed}, figures)
+        given = {name: getattr(args, name) for name in ("minutes", "kills", "seed", "encrypted")}
+        keep("torture", given, figures)
     if args.json:
         print(json.dumps(figures))
     else:
