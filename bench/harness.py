@@ -75,7 +75,7 @@ def engine(readers: int = 2, *, data_dir: Path | None = None, settings: Sequence
     """`flowkin serve` on a new temporary directory (or `data_dir`, which stays), stopped at the end, also where the
     bench is terminated. From the main thread only."""
     commit()  # of the tree as it is now, not as it is at the end of the run
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ended_with_us()
     with tempfile.TemporaryDirectory(prefix="flowkin-bench-") as folder:
         where = data_dir or Path(folder)
         words = [str(FLOWKIN), "serve", "--data-dir", str(where), "--readers", str(readers)]
@@ -102,6 +102,11 @@ def engine(readers: int = 2, *, data_dir: Path | None = None, settings: Sequence
                 drain.wait()  # it ends with the engine's stderr
             if process.stderr is not None:
                 process.stderr.close()
+
+
+def ended_with_us() -> None:
+    """From now on SIGTERM leaves every `with` and `finally`, which end what this bench started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _until_ready(process: subprocess.Popen[str]) -> None:

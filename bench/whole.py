@@ -29,6 +29,7 @@ from bench.harness import (
     ROOT,
     Engine,
     arguments,
+    ended_with_us,
     engine,
     fill,
     print_table,
@@ -137,7 +138,7 @@ def one_run(name: str, seed: int) -> dict[str, list[dict[str, Any]]]:
         peak_qps = ask(0.0, CLOSED_S)["qps"]
         with ThreadPoolExecutor(1) as beside:
             asking = beside.submit(ask, QUERIED * peak_qps, ASKED_FOR * warm[-1]["seconds"])
-            queried = one_pass(running, format_name, files, "queried")
+            queried = one_pass(running, format_name, files, "queried") | {"asked_all_the_time": not asking.done()}
             asked = {key: asking.result()[key] for key in ("qps", "p50_ms", "p99_ms", "failures", "client_cpu_share")}
         return {
             "own_texts": [own_texts], "warm": warm, "queried": [queried | {"peak_qps": peak_qps, "asked": asked}],
@@ -158,8 +159,16 @@ def elsewhere(tree: Path, name: str, seed: int) -> dict[str, list[dict[str, Any]
     """one_run with the code of another worktree; this file measures both."""
     words = [sys.executable, str(Path(__file__)), "--child", "--only", name, "--seed", str(seed)]
     paths = os.pathsep.join((str(tree), os.environ.get("PYTHONPATH", "")))
-    out = subprocess.run(words, env={**os.environ, "PYTHONPATH": paths}, cwd=tree, stdout=subprocess.PIPE, check=True)
-    found: dict[str, list[dict[str, Any]]] = json.loads(out.stdout)
+    ended_with_us()
+    child = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, cwd=tree, stdout=subprocess.PIPE)
+    try:
+        out, _ = child.communicate()
+    finally:
+        child.terminate()  # it ends its engine
+        child.wait()
+    if child.returncode:
+        raise RuntimeError(f"a bench of {tree} failed with status {child.returncode}")
+    found: dict[str, list[dict[str, Any]]] = json.loads(out)
     return found
 
 
@@ -202,7 +211,7 @@ def figures_of(names: Sequence[str], runs: int, seed: int, against: Path | None 
 def main() -> int:
     parse = arguments(__doc__)
     parse.add_argument("--only", nargs="+", choices=list(FILES), default=list(FILES))
-    parse.add_argument("--runs", type=int, default=3, help="engines; of each one pass with own texts, and two warm")
+    parse.add_argument("--runs", type=int, default=3, help="engines; of each an own pass, two warm, one queried")
     parse.add_argument("--against", type=Path, metavar="DIR", help="another worktree of this project")
     parse.add_argument("--seed", type=int, default=7)
     parse.add_argument("--keep", action="store_true", help="append a line to bench/results/whole.jsonl")

@@ -284,9 +284,18 @@ def _is_utf8(text: str) -> bool:
     return text == text.encode("utf-8", "replace").decode()
 
 
+def _family(word: str) -> str:
+    """As it is stored, whatever a source calls it. Raises UsageError for a word that says of no family."""
+    from engine.families import UNKNOWN, canonical
+
+    family = canonical(word)
+    if family == UNKNOWN and word.lower() != UNKNOWN.lower():
+        raise click.UsageError(f"--family {word}: no family is called so; --class filters by what it is held to be")
+    return family
+
+
 def filter_of(given: dict[str, Any]) -> Filter | None:
     """None where nothing is given, so that an engine sees at once that nothing is filtered."""
-    from engine.families import canonical
     from ipc.messages import Filter
 
     for low, high, what in (
@@ -307,8 +316,8 @@ def filter_of(given: dict[str, Any]) -> Filter | None:
                 raise click.UsageError(f"{name}: at most 64 values")
             if any(isinstance(item, str) and not item.isascii() and not _is_utf8(item) for item in flat):
                 raise click.UsageError(f"{name}: not UTF-8")
-            if name == "families":  # as they are stored, whatever a source calls them
-                flat = [canonical(word) for word in flat]
+            if name == "families":
+                flat = [_family(word) for word in flat]
             value = flat or None
         if value is not None:
             values[name] = value

@@ -31,7 +31,7 @@ SIMILAR = """## What `--json` holds
 |---|---|---|
 | generation | int | the generation that answered, one for the whole answer |
 | space, model, metric | str | chronos, attack, sbert or fused; the model's version; `l2` |
-| exact, scanned, matched | bool, int, int | whether nothing was approximated; rows compared; rows the filter lets through |
+| exact, scanned, matched | bool, int, int | whether nothing was approximated; rows compared; rows the filter lets through, 0 where too little is known of the query (`query.coverage` below 8) |
 | took_ms | float | in the engine |
 | query | event or null | the event asked about |
 | hits | list | `rank`, `event_id`, `distance`, `percentile` (of the distance among random pairs, 0..100), `count` (near-identical events it stands for), then all fields of the event |
@@ -46,7 +46,7 @@ SIMILAR = """## What `--json` holds
 
 | key | type | meaning |
 |---|---|---|
-| generation, space, model, exact, scanned, took_ms | | as above; `matched`: events that may vote |
+| generation, space, model, exact, scanned, took_ms | | as above; `space` is sbert where too little is known of the event for another; `matched`: events that may vote |
 | query | event | the event asked about; its own family and label are not looked at |
 | family, probability | str or null, float | of the largest vote; null and 0 where nobody votes |
 | runners_up | list | [{`family`, `probability`}], the largest first; what is missing to 1 is none of them |

@@ -388,7 +388,7 @@ class Reader:
                 pending.connection.fail(request_id, _told(error))
             else:
                 good = [one for one in given if not isinstance(one, Exception)]
-                among_all = [q.head is not None and q.options.filter is None for q in mine]
+                among_all = [q.head is not None and q.options.filter is None and not q.unknown for q in mine]
                 counted += compress(good, among_all)
                 pending.connection.reply_raw(request_id, encode(reply(request_id, generation, good)))
         # for no_close_precedent_share: events only, among all that are stored

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -44,20 +43,30 @@ def rows() -> list[dict[str, Any]]:
 
 
 class _Bare(ast.NodeTransformer):
-    """Without imports and docstrings."""
+    """Without docstrings, and with the last part only of what names a module of ours."""
 
-    def visit_Import(self, node: ast.AST) -> None:
-        return None
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        node.module = (node.module or "").rpartition(".")[2]
+        return node
 
-    visit_ImportFrom = visit_Import
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        if isinstance(node.value, str) and re.fullmatch(r"engine(\.\w+)+", node.value):
+            node.value = node.value.rpartition(".")[2]
+        return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None
+        self.generic_visit(node)
+        return node
 
 
 def _does(text: str) -> str:
-    """What a module does: comments, docstrings, imports, and where modules lie, do not matter."""
-    return re.sub(r"\bengine(?:\.\w+)*\.(\w+)\b", r"\1", ast.unparse(_Bare().visit(ast.parse(text))))
+    """What a module does: comments, docstrings, the order of imports, and where modules lie, do not matter."""
+    tree = _Bare().visit(ast.parse(text))
+    imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return "\n".join([*sorted(imports), ast.unparse(tree)])
 
 
 def code() -> str:
@@ -137,10 +146,7 @@ def main() -> int:
     status = run() if "--run" in sys.argv[1:] else 0
     record = recorded()
     if record.get("current") != code():
-        command = ["git", "log", "-1", "--format=%cI", "--", *STORAGE]
-        git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        at = datetime.fromisoformat(git.stdout.strip()).astimezone(UTC) if git.stdout.strip() else datetime.now(UTC)
-        record |= {"current": code(), "changed_at": at.isoformat(timespec="seconds")}
+        record |= {"current": code(), "changed_at": datetime.now(UTC).isoformat(timespec="seconds")}
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     PAGE.write_text(page(record))
     return status

@@ -39,7 +39,7 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         to.line()
     if answer.hits:
         hits(to, answer.hits)
-    elif query is not None and query.coverage < KNOWN_MIN and answer.space not in ("sbert", "fused"):
+    elif query is not None and _unknown(answer, query):
         known = f"{plural(query.coverage, 'feature')} of 105"
         to.line(Span("too little is known of its behaviour", WARN), f" ({known}): --space sbert compares what is said")
     else:
@@ -59,6 +59,11 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         to.line()
         _outcome(to, answer.hits)
     _footer(to, answer, generation, plan)
+
+
+def _unknown(answer: Answer, query: Event) -> bool:
+    """Has it no hits because too little is known of its behaviour?"""
+    return query.coverage < KNOWN_MIN and answer.space not in ("sbert", "fused")
 
 
 def hits(to: Writer, hits: Sequence[Hit]) -> None:
@@ -193,6 +198,6 @@ def lines(to: Writer, answers: Iterable[tuple[Answer, int]]) -> None:
             if answer.no_close_precedent:
                 pieces.append(Span("  no close precedent", BAD))
         else:
-            pieces.append(Span("no event matches", WARN))
+            pieces.append(Span("too little is known of it" if _unknown(answer, query) else "no event matches", WARN))
         to.line(*pieces)
         to.stream.flush()

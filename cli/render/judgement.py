@@ -10,6 +10,7 @@ from cli.render.style import BAD, BOLD, DIM, FAMILY_STYLES, WARN, ends, family_s
 from cli.tables import Cell, Column, Piece, Span, Writer
 from cli.text import count, duration, number, plural, when
 from engine.limits import KNOWN_MIN
+from ipc.event import Event
 from ipc.messages import Judgement, Precedent
 
 
@@ -18,7 +19,7 @@ def whole(to: Writer, j: Judgement, generation: int) -> None:
     if query is not None:
         headline(to, query)
         to.line()
-    if query is not None and query.coverage < KNOWN_MIN and j.space == "sbert":
+    if query is not None and _by_text(j, query):
         known = f"{plural(query.coverage, 'feature')} of 105"
         to.line(Span("by what is said of it", BOLD), f": too little is known of its behaviour ({known})")
     if not j.precedents:
@@ -34,6 +35,11 @@ def whole(to: Writer, j: Judgement, generation: int) -> None:
     ]  # fmt: skip
     to.line()
     to.line(Span(" · ".join(parts), DIM))
+
+
+def _by_text(j: Judgement, query: Event) -> bool:
+    """Was the vote held in sbert because too little is known of its behaviour?"""
+    return query.coverage < KNOWN_MIN and j.space == "sbert"
 
 
 def _probabilities(to: Writer, j: Judgement) -> None:
@@ -69,7 +75,7 @@ def _precedents(to: Writer, precedents: Sequence[Precedent]) -> None:
         [
             Column("#", right=True), Column("ID", keep=True), Column("DISTANCE", right=True),
             Column("PCTL", right=True, spare=6), Column("COUNT", right=True, spare=3), Column("VOTE", right=True),
-            Column("FAMILY"), Column("SAYS", spare=4), Column("WHEN (UTC)", spare=2),
+            Column("FAMILY"), Column("WHO", spare=4), Column("WHEN (UTC)", spare=2),
             Column("SOURCE -> DESTINATION"),
         ],
         rows,
@@ -93,6 +99,8 @@ def lines(to: Writer, judgements: Iterable[tuple[Judgement, int]]) -> None:
             ]
             if j.no_close_precedent:
                 pieces.append(Span("  no close precedent", BAD))
+            if _by_text(j, query):
+                pieces.append(Span("  by its text", DIM))
         else:
             pieces.append(Span("no event may vote", WARN))
         to.line(*pieces)

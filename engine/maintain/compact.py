@@ -180,7 +180,7 @@ def switch_to(publisher: Publisher, new: Path, manifest: Manifest) -> None:
         _remove(old)
         failpoint("compact.removed")
     except OSError as e:  # it is compacted all the same
-        log.error("what the new catalog %s replaces is not removed, the next start does that: %s", new, e)
+        log.error("what the new catalog %s replaces may be there still, the next start removes it: %s", new, e)
 
 
 def behind(layout: Layout, generation: int) -> list[str]:

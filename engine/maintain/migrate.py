@@ -258,7 +258,9 @@ class _Migration:
         if dry_run:
             return facts
         if not self.plan.steps:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self._gone_for_good()
             return facts
         try:
             self._room(facts["bytes_needed"], facts["bytes_free"])
@@ -421,8 +423,7 @@ class _Migration:
             _settle(self.layout)
             failpoint("migrate.settled")
             shutil.rmtree(self.folder)
-            for folder in (self.layout.catalog, self.layout.data_dir):  # what was in the clear is gone for good
-                sync_directory(folder)
+            self._gone_for_good()
             failpoint("migrate.removed")
         except OSError as e:
             if named(current) == old.name:
@@ -431,6 +432,11 @@ class _Migration:
             raise EngineError(
                 f"{e}; the new catalog {new} is in use, but the old one may still be there; `flowkin migrate` again"
             ) from e
+
+    def _gone_for_good(self) -> None:
+        """What was removed, by one before this, too: it may have been in the clear."""
+        sync_directory(self.layout.catalog)
+        sync_directory(self.layout.data_dir)
 
     def _undo(self) -> None:
         """What nothing names goes, as far as it can be had; a start removes it, too."""

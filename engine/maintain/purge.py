@@ -156,6 +156,9 @@ async def purge(
         left = left[n:]
         await asyncio.sleep(0)
     quarantine.clear(publisher.layout)  # damaged files hold rows, too
+    for folder in (publisher.layout.rows, publisher.layout.indexes, publisher.layout.quarantine):
+        if folder.exists():
+            sync_directory(folder)  # what was unlinked does not come back, also where it was a purge before that failed
     log.info("purged: %d events, %d dead letters, %d waiting firewall actions", len(what.seqs), letters[0], actions)
     return {
         "events": len(what.seqs), "missing": what.missing, "dry_run": False, "dead_letters": letters[0],
@@ -263,4 +266,3 @@ def _commit(publisher: Publisher, number: int, revision: int, seqs: Seqs, checks
     publisher.counters = counters
     publisher.adopt(manifest)
     gc.release(publisher.layout, old, manifest)
-    sync_directory(publisher.layout.rows)  # what was in it does not come back

@@ -54,7 +54,7 @@ _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 class Question(Struct):
     """One event asked about. seq: -1 where it is not stored. head: the event as msgpack, None for a text or a vector.
-    vectors: float32 [dim] by space, as far as there are any. features: float32 [105] of an event that is not stored."""
+    vectors: float32 [dim] by space, as far as there are any. features: float32 [105] of an event that was sent."""
 
     options: Options
     vectors: dict[str, F32]
@@ -62,6 +62,7 @@ class Question(Struct):
     head: bytes | None = None
     features: F32 | None = None
     decoded: Event | None = None
+    unknown: bool = False  # asked what behaves like it, and too little is known of it
 
     @property
     def event(self) -> Event | None:
@@ -180,7 +181,8 @@ class Answering:
                 wanted.append(filters.before(question.event))
             if options.other_episodes:
                 wanted.append(self._other_episodes(question.event))
-        if self._too_little(question):
+        question.unknown = self._too_little(question)
+        if question.unknown:
             wanted.append(filters.nothing)
         said = filters.marks(options.filter)
         allowed = filters.mask(snapshot, wanted, said, self.view) if wanted or said else None
@@ -350,10 +352,10 @@ class Answering:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])
 
     def _coverage(self, question: Question) -> int:
-        """How many of the features the query has."""
-        if question.seq >= 0:
-            return int(self.snapshot.cell("coverage", question.seq))
-        return 0 if question.features is None else int(np.isfinite(question.features).sum())
+        """How many of the features the query has: as it was sent, where it was."""
+        if question.features is not None:
+            return int(np.isfinite(question.features).sum())
+        return int(self.snapshot.cell("coverage", question.seq)) if question.seq >= 0 else 0
 
     def _own_family(self, question: Question) -> int:
         """Number of the query's family; 0 where it has none, -1 for a word that no stored event bears."""
@@ -366,7 +368,7 @@ class Answering:
 
     def _no_close_precedent(self, sought: Sought) -> bool:
         """Is the nearest event beyond the calibrated bound in every space that counts?"""
-        if self._too_little(sought.question):
+        if sought.question.unknown:
             return False
         for space, candidates in sought.found.items():
             first = int(len(candidates.seqs) > 0 and candidates.seqs.item(0) == sought.question.seq)
@@ -379,7 +381,7 @@ class Answering:
     def _describe(self, sought: Sought) -> str:
         """One line for --explain-plan."""
         plan, snapshot = sought.plan, self.snapshot
-        if self._too_little(sought.question):
+        if sought.question.unknown:
             how = f"fewer than {KNOWN_MIN} features are known of this event, too few to compare its behaviour"
         elif plan.allowed is None:
             how = "no filter"

@@ -17,6 +17,7 @@ import errno
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -214,6 +215,8 @@ class Steps:
         if not self.restored.exists():
             backup.restore(self.home / name, self.restored)
 
+STEPS_S_MAX = 120  # of one process
+
 
 def main(data_dir: Path, steps: list[str]) -> int:
     layout = Layout(data_dir)
@@ -260,6 +263,7 @@ def serve() -> int:
         assert threading.active_count() == 1
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             if (pid := os.fork()) == 0:
+                signal.alarm(STEPS_S_MAX)
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os._exit(alone(Path(data_dir), steps, armed))

@@ -14,7 +14,8 @@ import pytest
 from bench import harness
 from bench.feed import Feed
 from bench.harness import synthetic
-from tests.engine_fixture import ROOT, Engine, environment
+from bench.whole import FILES
+from tests.engine_fixture import ROOT, Engine, environment, processes
 from tests.wait import eventually
 
 BENCH = """
@@ -41,6 +42,20 @@ def test_a_bench_that_is_terminated_leaves_no_engine_and_no_directory() -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
     assert not Path(folder).exists()
+
+
+def test_one_that_is_terminated_ends_what_a_child_of_it_started() -> None:
+    """bench.whole measures in children."""
+    words = [sys.executable, "-m", "bench.whole", "--only", "cic", "--runs", "1"]
+    bench = subprocess.Popen(words, cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL)
+    if not all(path.exists() for path in FILES["cic"][1]):
+        bench.kill()
+        bench.wait()
+        pytest.skip("the real data is not here")
+    eventually(lambda: any(" serve " in command for command in processes(bench.pid).values()), within_s=60)
+    bench.send_signal(signal.SIGTERM)
+    assert bench.wait(timeout=60) == 128 + signal.SIGTERM
+    assert processes(bench.pid) == {}
 
 
 def test_a_feed_that_cannot_keep_its_rate_reads_what_is_acknowledged(engine: Engine) -> None:

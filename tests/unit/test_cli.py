@@ -264,6 +264,15 @@ def test_all_filter_flags_reach_the_engine(engine, flowkin):
     )  # fmt: skip
 
 
+def test_a_word_that_says_of_no_family_is_refused_and_purges_nothing(engine, flowkin):
+    for command in ("list", "purge"):
+        got = flowkin(command, "--family", "malicious", "--json")
+        assert got.status == 2 and "no family is called so" in got.err
+    assert engine.seen == []
+    assert flowkin("list", "--family", "unknown", "--json").status == 0
+    assert engine.seen[0].filter == Filter(families=["Unknown"])
+
+
 def test_no_filter_flag_means_no_filter(engine, flowkin):
     flowkin("query_similar", "e1", "--json")
     assert engine.seen[-1].options.filter is None

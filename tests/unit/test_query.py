@@ -15,7 +15,7 @@ from engine.normalize import complete
 from engine.search.context_query import SESSION_IDLE_S, QueryContext
 from engine.search.query import Answering, Question
 from ipc.event import Event, FeaturedEvent
-from ipc.messages import Filter, Options
+from ipc.messages import Answer, Filter, Options
 from tests.conftest import FILLED
 from tests.events import T0, S, make, several
 from tests.store_fixture import Store
@@ -78,6 +78,26 @@ def test_nothing_behaves_like_an_event_of_which_too_little_is_known(store: Store
     assert (fused.counter_example.seq, fused.counter_example.distance) == (
         text.counter_example.seq, text.counter_example.distance,
     )  # fmt: skip
+
+
+def test_an_event_that_was_sent_is_known_by_what_was_sent_though_it_is_stored(store: Store) -> None:
+    """A detector that says more of it now, or less, is asked about as it says."""
+    store.publish(several(40))
+    bare = FeaturedEvent(make(50, kind="alert").event)
+    store.publish([bare])
+    embedder = store.publisher.models.embedders["attack"]
+
+    def asked(item: FeaturedEvent, seq: int) -> Answer:
+        features = unpack([item.features])
+        vector = embedder.asked(embedder.embed([item.event], features))[0]
+        head = pack(item.event)
+        question = Question(Options(space="attack"), {"attack": vector}, seq, head, features[0], item.event)
+        return store.answer([question])[0]
+
+    known = asked(make(50), 40)
+    assert known.hits and known.matched == 40
+    unknown = asked(FeaturedEvent(make(7).event), 7)
+    assert unknown.hits == [] and unknown.plan.startswith("fewer than 8 features")
 
 
 @pytest.mark.parametrize(
