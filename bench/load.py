@@ -14,6 +14,7 @@ recall_at_10: bench/recall.py, before the load.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,12 +31,17 @@ LIMIT_TRIES = 8
 LIMIT_WITHIN = 0.05
 
 
-def run(running: Engine, names: list[str], options: dict[str, Any], rate_qps: float, seconds: float) -> dict[str, Any]:
-    """One load from start to end."""
+def run(
+    running: Engine, names: list[str], options: dict[str, Any], rate_qps: float, seconds: float,
+    began: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:  # fmt: skip
+    """One load from start to end. began: called when its process is there and the load begins."""
     job = options | {
         "path": str(running.data_dir / "run/query.sock"), "names": names, "rate_qps": rate_qps, "seconds": seconds,
     }  # fmt: skip
-    figures: dict[str, Any] = Child("bench.generator", job).result()
+    child = Child("bench.generator", job)
+    began()
+    figures: dict[str, Any] = child.result()
     return figures
 
 
@@ -93,7 +99,7 @@ def main() -> int:
         acknowledged: dict[str, float] = {}
         if args.ingest_rate:
             with Feed(running, events, args.ingest_rate) as feed:
-                found = run(running, names, options, args.rate, args.seconds)
+                found = run(running, names, options, args.rate, args.seconds, feed.anew)
             acknowledged = percentiles_ms(feed.acknowledged_s)
         else:
             found = run(running, names, options, args.rate, args.seconds)

@@ -58,7 +58,7 @@ def asked(running: Engine, events: Any, args: Any) -> dict[str, Any]:
     closed = run(running, names, options, 0.0, args.seconds)
     half = run(running, names, options, closed["qps"] / 2, args.seconds)
     with Feed(running, events, FEED_EPS) as feed:
-        fed = run(running, names, options, closed["qps"] / 2, args.seconds)
+        fed = run(running, names, options, closed["qps"] / 2, args.seconds, feed.anew)
     kept = ("p50_ms", "p99_ms", "p999_ms", "max_ms", "failures", "unanswered")
     return {
         "recall_at_10": round(recalled, 4), "qps": closed["qps"], "p99_ms": closed["p99_ms"],
