@@ -100,6 +100,7 @@ def run() -> int:
         return int(pytest.main(["-q", "-p", "no:cacheprovider", *names], plugins=[recorder]))
     finally:  # also where it was interrupted: the rest is "not run"
         record = {"code": code(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "tests": recorder.found}
+        record = recorded() | record  # since when the code is as it is, too
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
