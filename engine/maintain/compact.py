@@ -13,7 +13,7 @@ In this order, each step durable before the next
   4. CURRENT names it  <- from here on it is the catalog
   5. this process opens it, and counts the generation up; readers follow at their next request, or within a quarter of a
      second
-  6. NEXT goes, and the old file is unlinked; its blocks are free when the last reader has followed
+  6. NEXT goes, and the old file is unlinked, for good; its blocks are free when the last reader has followed
 A death before 4: the next start uses the old file and removes the other. After it: the other way round.
 """
 

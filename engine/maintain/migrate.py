@@ -15,7 +15,8 @@ In this order, each step durable before the next; before 5 every prefix opens as
   3. the catalog is read back from the disk: structure, counts, and every value against what it was made of
   4. it is moved to catalog/catalog.N, the letters to migrated_letters.N
   5. CURRENT names catalog.N  <- the migration
-  6. the letters of catalog.N take the place of the others; the old catalog and migrating/ are removed
+  6. the letters of catalog.N take the place of the others; the old catalog and migrating/ are removed, for good: both
+     directories are synced, also where all was done before
 A disk that is full or fails before 5: migrating/ is removed, nothing has changed. What is unlinked may be found on the
 disk's blocks until they are written again, and on an SSD beyond that.
 """

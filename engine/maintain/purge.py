@@ -13,6 +13,7 @@ In this order, each step durable before the next
   2. one commit: the context's state and the waiting firewall actions without the addresses; no version is kept to go
      back to
   3. for each row file: it is written anew; one commit as above; the old one is unlinked
+  4. the directories are synced, however little was left to do: what was unlinked does not come back
 What it does not reach: backups (engine/maintain/purge_backups.py does), logs, source files, what the features of other
 events have counted.
 """
