@@ -7,7 +7,7 @@ process beside it asks at a steady rate and connects anew every RECONNECT_EVERY 
 supervisor, workers and their children:
   private_mib      bytes that no other process maps; of supervisor, ingest, readers each
   fds, threads     of the supervisor and of the workers that live on; children: processes that come and go
-  zombies, shm     must not be there
+  zombies, shm     must not be there; a zombie is a child that is one at two samples
   lmdb_mib, free_pages, disk_mib, events
   p50_ms, p99_ms   of the questions answered since the sample before, from when they were due: a machine that cannot
                    keep up shows here as a slope, and in fewer questions asked than were due
@@ -57,8 +57,8 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def look(running: Engine) -> dict[str, float]:
-    """One sample."""
+def look(running: Engine, dead: set[int]) -> dict[str, float]:
+    """One sample. dead: as in `zombies`."""
     stats = running.stats()
     lasting = {"supervisor": [running.process.pid], "ingest": [stats["ingest"]["pid"]],
                "readers": [reader["pid"] for reader in stats["readers"]]}  # fmt: skip
@@ -75,7 +75,7 @@ def look(running: Engine) -> dict[str, float]:
                 out["threads"] += sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
     out["private_mib"] = round(sum(out[f"{role}_mib"] for role in lasting), 2)
     out["children"] = len(everybody) - sum(map(len, lasting.values()))
-    out["zombies"] = sum(map(_is_zombie, everybody))
+    out["zombies"] = zombies(everybody, dead)
     out["shm"] = len(set[str]().union(*(_shared(pid, running.data_dir) for pid in everybody)))
     out["lmdb_mib"] = round(stats["catalog"]["used_bytes"] / MIB, 2)
     out["free_pages"] = stats["catalog"]["free_pages"]
@@ -90,6 +90,16 @@ def _shared(pid: int, data_dir: Path) -> set[str]:
         names = {line.split(None, 5)[5] for line in lines if f" {SHM}/" in line}
         return {name for name in names if not Path(name).is_relative_to(data_dir)}
     return set()
+
+
+def zombies(pids: list[int], dead: set[int]) -> int:
+    """How many have ended and are still not waited for, as they were at the sample before: a child that ends is one for
+    a moment. dead: those of the sample before, then those of this one."""
+    ended = set(filter(_is_zombie, pids))
+    lasting = len(ended & dead)
+    dead.clear()
+    dead |= ended
+    return lasting
 
 
 def _is_zombie(pid: int) -> bool:
@@ -203,6 +213,7 @@ def main() -> int:
     every_s = args.hours * 3600 / samples
     settings = [f"store.row_file_rows={args.rows}", f"retention.bytes_max={args.bytes_max}"]
     taken: list[dict[str, float]] = []
+    dead: set[int] = set()
     with (
         engine(args.readers, settings=settings) as running,
         Feed(running, rounds(args.seed), args.rate) as feed,
@@ -212,7 +223,7 @@ def main() -> int:
         beside = Child("bench.soak", job)
         for i in range(samples):
             time.sleep(max(0.0, start_s + (i + 1) * every_s - time.monotonic()))
-            taken.append(look(running) | {"hours": (time.monotonic() - start_s) / 3600})
+            taken.append(look(running, dead) | {"hours": (time.monotonic() - start_s) / 3600})
         asked = beside.stop()
     for sample, of in zip(taken, asked.pop("figures"), strict=True):
         sample |= {"p50_ms": of.get("p50_ms", 0.0), "p99_ms": of.get("p99_ms", 0.0)}

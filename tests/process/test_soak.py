@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.soak import broken, slopes
+from bench.soak import broken, slopes, zombies
 from tests.engine_fixture import ROOT, environment
 
 SECONDS, ROWS = 60, 64
@@ -39,3 +39,12 @@ def test_a_slope_is_percent_of_the_mean_an_hour_after_warm_up() -> None:
     assert len(broken(series | more, sloped, 3.0, {"failed": 0, "asked": 1})) == 6
     assert broken(series | more, sloped, 1.0, {"failed": 0, "asked": 1}) == []
     assert len(broken(series | more | {"zombies": [1.0]}, sloped, 1.0, {"failed": 1, "asked": 1})) == 2
+
+
+def test_a_child_that_has_just_ended_is_no_zombie_but_one_that_is_never_waited_for_is() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is left to be waited for
+    dead: set[int] = set()
+    assert [zombies([os.getpid(), child.pid], dead) for _ in range(3)] == [0, 1, 1]
+    child.wait()
+    assert zombies([os.getpid(), child.pid], dead) == 0 and not dead
