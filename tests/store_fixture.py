@@ -61,17 +61,18 @@ async def all_replaced(within_s: float) -> bool:
     return True
 
 
-def configured(data_dir: Path, key_file: Path | None = None) -> Config:
-    """The settings of a Store."""
-    key = {"store.key_file": str(key_file)} if key_file else {}
-    return load(env={}, flags={"data_dir": str(data_dir), "store.row_file_rows": ROWS, "store.map_size_gib": 1, **key})
+def configured(data_dir: Path, key_file: Path | None = None, **flags: Any) -> Config:
+    """The settings of a Store. flags: `network__internal=[...]`, and others."""
+    given = {"data_dir": str(data_dir), "store.row_file_rows": ROWS, "store.map_size_gib": 1}
+    given |= {name.replace("__", "."): value for name, value in flags.items()}
+    return load(env={}, flags=given | ({"store.key_file": str(key_file)} if key_file else {}))
 
 
 class Store:
     """The writing end, and what a reader would see of it."""
 
-    def __init__(self, data_dir: Path, key_file: Path | None = None) -> None:
-        self.config = configured(data_dir, key_file)
+    def __init__(self, data_dir: Path, key_file: Path | None = None, **flags: Any) -> None:
+        self.config = configured(data_dir, key_file, **flags)
         self.layout = Layout(data_dir)
         self.layout.make()
         with patch("engine.embed.text.TextModel", _text_model):  # one session for all stores of this process

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.embed import models as embed_models
-from engine.embed.base import SPACES, Calibration, ModelSet
+from engine.embed.base import BEHAVIOUR, SPACES, Calibration, ModelSet
 from engine.embed.certainty import FETCH, parts_of
 from engine.embed.reference import Reference
 from engine.embed.vote import VOTERS, places, within
 from engine.errors import CorruptionError, NotReadyError
 from engine.features import F32, NAMES
 from engine.layout import Layout
+from engine.limits import KNOWN_MIN
 from engine.maintain.drift import Shift, shifts
 from engine.maintain.gauges import FeatureDrift, Measured, SpaceFigures
 from engine.search.classify import Classifying
@@ -66,16 +67,20 @@ def measure(layout: Layout, catalog: Catalog, *, window: int, sample: int, seed:
     seqs = np.array(live.some(max(live.first_seq, count - window), window), np.int64)
     rng = np.random.default_rng(seed)
     asked = np.sort(rng.choice(seqs, min(sample, len(seqs)), replace=False))
+    behaved = asked[live.column("coverage", asked) >= KNOWN_MIN]  # of the others nothing is answered in these spaces
     drift, unmeasured = _drift(subject, seqs)
-    spaces = {space: _space(subject, space, asked, drift.spaces.get(space, [])) for space in SPACES}
+    spaces = {
+        space: _space(subject, space, behaved if space in BEHAVIOUR else asked, drift.spaces.get(space, []))
+        for space in SPACES
+    }
     recalls = [s.recall_at_10 for s in spaces.values() if s.recall_at_10 is not None]
     attack = spaces["attack"]
     gauges = {
         "recall_at_10": Gauge(min(recalls, default=None), len(asked)),
         "same_family_at_5": _same_family(subject, seqs, sample, rng),
         "duplicate_share": _sent_again(subject.counters),
-        "near_duplicate_share": Gauge(attack.near_duplicate_share, len(asked)),
-        "novel_share": Gauge(attack.novel_share, len(asked)),
+        "near_duplicate_share": Gauge(attack.near_duplicate_share, len(behaved)),
+        "novel_share": Gauge(attack.novel_share, len(behaved)),
         **{f"psi_{space}": Gauge(s.psi_mean, len(seqs)) for space, s in spaces.items()},
         **drift.gauges,
     }
@@ -144,7 +149,7 @@ def _neighbours(
 ) -> tuple[float | None, float | None, float | None]:
     """(recall@10, share in one place with another event, share beyond the precedent bound) of these events."""
     k = min(TOP, subject.live.events - 1)
-    if k < 1:
+    if k < 1 or not len(asked):
         return None, None, None
     queries = subject.models.embedders[space].asked(subject.exact.vectors(space, asked))
     exact = _others(asked, subject.exact.search(space, queries, k + 1), k)
@@ -168,6 +173,7 @@ def _same_family(subject: Subject, seqs: Seqs, sample: int, rng: np.random.Gener
     """The share of an event's own family among its nearest places, of which each divides as its events do; the mean of
     the families' means."""
     families, exact, first = subject.families, subject.exact, subject.exact.first_seq
+    seqs = seqs[exact.column("coverage", seqs) >= KNOWN_MIN]
     kinds, sizes = np.unique(families[seqs - first], return_counts=True)
     kinds = kinds[(kinds > 0) & (sizes >= FAMILY_MIN)]
     if len(kinds) < 2:

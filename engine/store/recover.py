@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -28,7 +29,7 @@ from engine.config import Config
 from engine.context import Tracker
 from engine.embed import models
 from engine.embed.base import ModelSet
-from engine.errors import CorruptionError, ModelError
+from engine.errors import CorruptionError, ModelError, NoSpaceError
 from engine.features import unpack
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED
@@ -82,6 +83,8 @@ def open_store(layout: Layout, config: Config, alive: Callable[[], None] = lambd
     counter = Counter(layout.generation, write=True)
     if not born:
         _check_generation(layout, config, counter, manifest)
+    if not damage:
+        _keep_internal(catalog, config.network.internal, manifest.generation)
     model = mended_models(layout, catalog, config, manifest.model, alive)
     tracker, _, seen = replayed(catalog, Tracker(config.network.internal), config.network.internal, alive)
     publisher = Publisher(layout, catalog, counter, model, tracker, seen)
@@ -169,6 +172,24 @@ def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
         batch.put_names(Names(["Unknown"], []))
         batch.put_counters(Counters(letter_bytes=letters.stat().st_size if letters.exists() else 0))
         batch.put_manifest(manifest)
+
+
+def _keep_internal(catalog: Catalog, internal: list[str], generation: int) -> None:
+    """Remember network.internal, and say so when it is another: what is stored keeps what was said of it."""
+    key, now = b"internal", msgspec.msgpack.encode(internal)
+    with catalog.read() as view:
+        before = bytes(view.get("meta", key) or b"")
+    if before == now:
+        return
+    if before:
+        log.warning(
+            "network.internal was %s and is %s: from generation %d on, features and sentences of new events go by it; "
+            "stored features stay, and stored sentences until a row file is built again; ingest all into a new data "
+            "directory to have them alike",
+            ", ".join(msgspec.msgpack.decode(before)), ", ".join(internal), generation,
+        )  # fmt: skip
+    with suppress(NoSpaceError), catalog.write() as batch:  # said again at the next start then
+        batch.put("meta", key, now)
 
 
 def _mend_rows(publisher: Publisher, alive: Callable[[], None]) -> None:

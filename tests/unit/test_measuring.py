@@ -27,7 +27,7 @@ from engine.store import index
 from engine.store.manifest import IndexFile
 from engine.upgrade import METRICS, RULES, Gauge, fired
 from ipc.event import FeaturedEvent
-from tests.events import several
+from tests.events import make, several
 from tests.store_fixture import ROWS, Store
 
 FITTED = 600
@@ -144,6 +144,16 @@ def test_a_flood_is_near_duplicates_and_what_is_sent_again_is_counted(store: Sto
     flood = [FeaturedEvent(item.event, several(1)[0].features, b"") for item in several(300, 100, src_ip="", dst_ip="")]
     store.publish(flood)
     assert value(measured(store), "near_duplicate_share") > 0.3
+
+
+def test_of_events_of_which_too_little_is_known_no_behaviour_is_measured(store: Store) -> None:
+    """Their features are all alike for being unknown; no question finds one by them (KNOWN_MIN)."""
+    store.publish(several(40))
+    alone = measured(store)
+    store.publish([FeaturedEvent(make(n, src_ip="", dst_ip="", proto=None).event) for n in range(100, 160)])
+    found = measured(store)
+    assert found.gauges["near_duplicate_share"] == alone.gauges["near_duplicate_share"] == Gauge(0.0, 40)
+    assert found.sample == 100 and found.gauges["novel_share"].n == 40
 
 
 def test_what_is_like_nothing_is_novel(store: Store, files: dict[str, bytes]) -> None:

@@ -128,3 +128,14 @@ def test_a_directory_of_another_format_is_left_alone(tmp_path: Path) -> None:
         Store(tmp_path / "data")
     assert {p: p.read_bytes() for p in (tmp_path / "data" / "rows").iterdir()} == before
     assert load(env={}).store.row_file_rows > 0
+
+
+def test_other_internal_networks_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = []
+    for flags in ({}, {}, {"network__internal": ["192.0.2.0/24"]}, {"network__internal": ["192.0.2.0/24"]}):
+        caplog.clear()
+        with Store(tmp_path / "data", **flags) as store:
+            store.publish(several(5, len(said) * 5))
+        said.append([m for m in caplog.messages if m.startswith("network.internal was 10.0.0.0/8")])
+    assert [len(messages) for messages in said] == [0, 0, 1, 0]
+    assert "is 192.0.2.0/24: from generation 3 on" in said[2][0]
