@@ -19,7 +19,7 @@ Tables
   meta         "manifest", "names" (families and sources by number), "counters"; for each source "coverage" NUL source
                (engine/store/coverage.py) and "letters" NUL source (engine/store/dead_letters.py); "action" NUL number
                u64 BE -> a firewall action that waits for its events (engine/store/actions.py); "card" NUL model version
-               -> sha256 of its card
+               -> sha256 of its card; "internal" -> network.internal of the last start
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from engine.store.manifest import decode as decode_manifest
 from engine.store.manifest import encode as encode_manifest
 from engine.store.record import HEAD, Record, split_record
 from engine.store.room import refused
-from ipc.event import Annotation
+from ipc.event import Annotation, Event
 
 TABLES = ("records", "ids", "annotations", "marks", "texts", "offsets", "tracker", "extents", "meta")
 ENCRYPTED = ("records",)  # tables that hold source records and texts
@@ -61,6 +61,7 @@ CATALOG_NAME = re.compile(r"catalog\.\d+")
 _SUM = struct.Struct("<Q")
 _EXTENT = struct.Struct("<I5Q")
 _decode_annotation = msgspec.msgpack.Decoder(Annotation).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
 _encode = msgspec.msgpack.Encoder().encode
 _xxh = xxhash.xxh3_64_intdigest
 
@@ -468,7 +469,19 @@ class View:
         return self.txn.cursor(self._tables["ids"])
 
     def find(self, name: str) -> int | None:
-        """Seq of a bare event_id (the newest event that bears it) or of source/event_id exactly."""
+        """Seq of a bare event_id (the newest event that bears it) or of source/event_id exactly. Raises
+        CorruptionError; in an encrypted directory also where another event is sealed there, as `ids` is not sealed."""
+        seq = self._find(name)
+        if seq is not None and isinstance(self._cipher, Cipher) and (head := self.head(seq)) is not None:
+            event = _decode_event(head)
+            if name not in (event.event_id, f"{event.source}/{event.event_id}"):
+                raise CorruptionError(
+                    f"catalog ids[{name!r}]",
+                    f"somebody changed it: it leads to event {event.source}/{event.event_id}; {RESTORE}",
+                )
+        return seq
+
+    def _find(self, name: str) -> int | None:
         prefix = f"{name}\0".encode()
         try:
             found = len(prefix) <= 500 and self._ids.set_range(prefix) and self._ids.key()[: len(prefix)] == prefix

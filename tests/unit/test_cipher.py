@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from engine.errors import CorruptionError, KeyFileError
 from engine.store import cipher as module
-from engine.store.catalog import Catalog, seq_key
+from engine.store.catalog import Catalog, id_key, seq_key
 from engine.store.cipher import NONCE_BYTES, SALT_BYTES, SEALED_BYTES, Cipher, NoKey, cipher_of, fitting
 from engine.store.manifest import Manifest
+from tests.events import make
+from tests.store_fixture import Store
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PLACES = st.tuples(st.sampled_from(["records", "dead_letters"]), st.binary(max_size=64))
@@ -198,6 +200,21 @@ def test_a_record_that_was_moved_does_not_open_though_its_checksum_is_right(fold
         with pytest.raises(CorruptionError, match="was not sealed for this place"):
             view.head(1)
     catalog.close()
+
+
+def test_an_id_that_was_made_to_name_another_event_is_refused(tmp_path: Path) -> None:
+    """Under both its names, with the checksum that belongs there: the event says which it is."""
+    with Store(tmp_path / "data", key_file(tmp_path / "key")) as store:
+        store.publish([make(n) for n in range(3)])
+        names = store.ids()
+        with store.catalog.write() as batch:
+            event = make(0).event
+            batch.put("ids", id_key(event.event_id, event.source), seq_key(1) + bytes(16))
+        with store.catalog.read() as view:
+            for name in (event.event_id, f"{event.source}/{event.event_id}"):
+                with pytest.raises(CorruptionError, match=rf"ids\['{name}'\]: somebody changed it: it leads to"):
+                    view.find(name)
+            assert [view.find(name) for name in names[1:]] == [1, 2]
 
 
 def test_a_flipped_bit_is_found_without_the_key(folder: Path) -> None:
