@@ -17,6 +17,7 @@ from engine.maintain import compact as compaction
 from engine.maintain.build import Built, Job
 from engine.store.catalog import TABLES, Catalog
 from tests.events import ids, make, several
+from tests.removals import unsynced
 from tests.store_fixture import ROWS, Store
 
 
@@ -54,6 +55,14 @@ def test_it_holds_the_same_in_a_smaller_file(store: Store) -> None:
     assert files(store) == ["CURRENT", "catalog.2", "catalog.2-lock"]
     store.check()
     assert store.ids() == ids(several(ROWS, 5 * ROWS)) + ids(several(10, 500))
+
+
+def test_the_old_file_does_not_come_back_after_a_power_failure(store: Store) -> None:
+    store.publish(several(ROWS))
+    old = str(store.catalog.path)
+    with unsynced() as left:
+        store.compact()
+        assert not Path(old).exists() and not left
 
 
 def test_a_reopened_directory_is_the_compacted_one(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from engine.store.dead_letters import newest
 from engine.store.publish import Submission
 from ipc.messages import Filter, Reject
 from tests.events import T0, S, blocked, ids, make, several
+from tests.removals import unsynced
 from tests.store_fixture import ROWS, Store
 
 VICTIM = "203.0.113.77"  # no other text of a test has it
@@ -57,6 +58,16 @@ def fill(store: Store, *, indexed: bool = True) -> None:
 
 def names(store: Store) -> list[str]:
     return [name for name in store.ids() if name.startswith("victim")]
+
+
+def test_what_it_unlinked_a_power_failure_does_not_bring_back(store: Store) -> None:
+    fill(store)
+    (store.layout.quarantine / "rows").mkdir(parents=True, mode=0o700)
+    (store.layout.quarantine / "rows" / "damaged").touch()
+    with unsynced() as left:
+        assert store.purge(PURGED)["events"] == 15
+        kept = {path for path in left if Path(path).parent.parent == store.layout.data_dir}
+    assert not kept and not list(store.layout.quarantine.rglob("*damaged"))
 
 
 def test_it_is_gone_and_all_else_is_as_before(store: Store) -> None:
