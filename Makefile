@@ -15,6 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m engine.embed.export
+	$(BIN)/python -m compileall -q engine ipc cli bench tests  # where Python may not write bytecode, each start would
 	touch $@
 
 demo: setup  ## real events, real neighbours, and a reason

@@ -18,11 +18,10 @@ def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
         from cli.render import Out
+        from engine.version import VERSION
 
-        Out().to.line(f"flowkin {version('flowkin')}")
+        Out().to.line(f"flowkin {VERSION}")
         ctx.exit()
 
 

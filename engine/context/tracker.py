@@ -89,9 +89,12 @@ NO_HISTORY, NO_SOURCE, NO_TARGET = ((nan,) * len(names) for names in (HISTORY_OU
 NO_HISTORY_SOURCE = NO_HISTORY + NO_SOURCE
 NO_CONTEXT = NO_HISTORY_SOURCE + NO_TARGET
 # what a port alone says of a flow's kind; IS_LATERAL only where the destination is internal, too. The last: NO_PORT
-PORT_KINDS = bytes(
-    (IS_FILE if port in FILE_PORTS else 0) | (IS_LATERAL if port in LATERAL_PORTS else 0) for port in range(65_537)
-)
+_kinds = bytearray(65_537)
+for _port in FILE_PORTS:
+    _kinds[_port] |= IS_FILE
+for _port in LATERAL_PORTS:
+    _kinds[_port] |= IS_LATERAL
+PORT_KINDS = bytes(_kinds)
 UDP_AT, INTERNAL_AT, FILE_AT, STATED_AT = (
     KIND_BITS * (kind.bit_length() - 1) for kind in (IS_UDP, IS_INTERNAL, IS_FILE, IS_STATED)
 )
