@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from cli.render import Meter
     from cli.session import Session
+    from ipc.messages import Filter
 
 
 @contextmanager
@@ -57,15 +58,15 @@ def generate(events: int, seed: int, path: Path, meter: Meter) -> int:
     return written
 
 
-def export(session: Session, kind: str, path: Path, meter: Meter) -> dict[str, Any]:
-    """Facts about what was written."""
+def export(session: Session, kind: str, path: Path, wanted: Filter | None, meter: Meter) -> dict[str, Any]:
+    """Facts about what was written. kind: legacy takes no filter."""
     from engine import export as engine_export
 
     if kind == "legacy":
         events = engine_export.export_legacy(session.existing(), path, meter.advance, cipher=session.cipher())
     elif kind == "parquet":
-        events = engine_export.export_parquet(session.client(), path, meter.advance)
+        events = engine_export.export_parquet(session.client(), path, wanted, meter.advance)
     else:
         with whole(path) as file:
-            events = engine_export.export_ndjson(session.client(), file, meter.advance)
+            events = engine_export.export_ndjson(session.client(), file, wanted, meter.advance)
     return {"events": events, "format": kind, "path": str(path)}

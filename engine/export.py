@@ -29,7 +29,7 @@ from engine.store.cipher import Cipher
 from engine.store.rows import RowMap
 from ipc.errors import BadRequestError
 from ipc.event import Annotation, Event
-from ipc.messages import Stored
+from ipc.messages import Filter, Stored
 
 if TYPE_CHECKING:
     from ipc.client import Client
@@ -53,12 +53,12 @@ CREATE INDEX idx_dest_ip ON events(dest_ip);
 """
 
 
-def stored_events(client: Client) -> Iterator[Stored]:
-    """Every event of the engine in order of seq, with features and raw record."""
+def stored_events(client: Client, wanted: Filter | None = None) -> Iterator[Stored]:
+    """The events of the engine that pass a filter, in order of seq, with features and raw record."""
     after, limit = -1, PAGE_EVENTS
     while True:
         try:
-            found = client.list(after_seq=after, limit=limit, features=True, raw=True)
+            found = client.list(filter=wanted, after_seq=after, limit=limit, features=True, raw=True)
         except BadRequestError:
             if limit == 1:
                 raise
@@ -71,10 +71,12 @@ def stored_events(client: Client) -> Iterator[Stored]:
         after = found.next_seq
 
 
-def export_ndjson(client: Client, file: IO[bytes], advance: Callable[[int], None] = lambda n: None) -> int:
+def export_ndjson(
+    client: Client, file: IO[bytes], wanted: Filter | None = None, advance: Callable[[int], None] = lambda n: None
+) -> int:  # fmt: skip
     """One event a line, with its 105 features by name and its annotation. Returns how many."""
     n = 0
-    for stored in stored_events(client):
+    for stored in stored_events(client, wanted):
         assert isinstance(stored.event, Event)
         note = stored.annotation if isinstance(stored.annotation, Annotation) else None
         file.write(dump(stored.event, unpack([stored.features])[0], note, stored.raw))
@@ -83,7 +85,9 @@ def export_ndjson(client: Client, file: IO[bytes], advance: Callable[[int], None
     return n
 
 
-def export_parquet(client: Client, path: Path, advance: Callable[[int], None] = lambda n: None) -> int:
+def export_parquet(
+    client: Client, path: Path, wanted: Filter | None = None, advance: Callable[[int], None] = lambda n: None
+) -> int:  # fmt: skip
     """One row an event: its fields, a column for each feature, label and firewall action. Returns how many."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -112,7 +116,7 @@ def export_parquet(client: Client, path: Path, advance: Callable[[int], None] = 
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                 page.clear()
 
-            for stored in stored_events(client):
+            for stored in stored_events(client, wanted):
                 page.append(stored)
                 n += 1
                 advance(1)

@@ -105,15 +105,19 @@ def compact(session: Session, out: Out, timeout: float) -> None:
               help="One event a line; can be ingested again. - for stdout.")  # fmt: skip
 @click.option("--parquet", metavar="FILE", type=PATH, help="A table: a row an event, a column a field or feature.")
 @click.option("--legacy", metavar="DIR", type=PATH, help="FAISS indexes and metadata as the older system had them.")
+@filtered
 @located()
 @click.option("--json", is_flag=True, help="Print one JSON document.")
-def export(session: Session, as_ndjson: Path | None, parquet: Path | None, legacy: Path | None, json: bool) -> None:
-    """Write all events to a file.
+def export(
+    session: Session, as_ndjson: Path | None, parquet: Path | None, legacy: Path | None, filter: Filter | None,
+    json: bool,
+) -> None:  # fmt: skip
+    """Write events to a file: all, or those that pass the filters.
 
     \b
     Examples:
       flowkin export --ndjson events.ndjson --data-dir ./data
-      flowkin export --parquet events.parquet --data-dir ./data
+      flowkin export --parquet scans.parquet --family PortScan --since 7d --data-dir ./data
     """
     from cli import files
     from cli.render import Out, progress
@@ -122,8 +126,10 @@ def export(session: Session, as_ndjson: Path | None, parquet: Path | None, legac
     if len(given) != 1:
         raise click.UsageError("give one of --ndjson FILE, --parquet FILE, --legacy DIR")
     kind, target = given[0]
+    if legacy and filter is not None:
+        raise click.UsageError("--legacy writes all events: it takes no filter")
     with progress("export") as meter:
-        exported = files.export(session, kind, target, meter)
+        exported = files.export(session, kind, target, filter, meter)
     if str(target) != "-":
         out = Out("json" if json else "text")
         out.done(exported, f"{exported['events']:,} events in {target}")

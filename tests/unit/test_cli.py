@@ -415,6 +415,7 @@ def test_a_configured_socket_is_found(engine, flowkin, tmp_path):
         (("list", "--score-min", "1.5"), 2, "1.5"),
         (("recent", "--frob"), 2, "--frob"),
         (("export",), 2, "--ndjson"),
+        (("export", "--legacy", "/nowhere/at/all", "--family", "DDoS"), 2, "--legacy"),
         (("ingest", "/nowhere/at/all.json"), 3, "/nowhere/at/all.json"),
         (("ingest", "--format", "frob", __file__), 2, "frob"),
         (("ingest", "--timezone", "Mars/Olympus", __file__), 2, "Mars/Olympus"),

@@ -43,10 +43,23 @@ def test_ndjson_comes_in_again_as_the_same_events(filled: Engine) -> None:
         assert item.features == one.features
 
 
+def test_a_filter_leaves_out_what_does_not_pass(filled: Engine, tmp_path: Path) -> None:
+    """Under the words of `flowkin list`; what is left is what that lists."""
+    ports = sorted({event.dst_port for stored in stored_events(filled.client()) if (event := stored.event)})
+    given = ("--dst-port", str(ports[0]), "--until", "2100-01-01")
+    listed = [event["event_id"] for event in filled.json("list", "--all", *given)["events"]]
+    assert 0 < len(listed) < FILLED
+    lines, table = tmp_path / "some.ndjson", tmp_path / "some.parquet"
+    assert filled.json("export", "--ndjson", lines, *given)["events"] == len(listed)
+    assert [json.loads(line)["event_id"] for line in lines.read_text().splitlines()] == listed
+    filled.json("export", "--parquet", table, *given)
+    assert pq.read_table(table)["event_id"].to_pylist() == listed
+
+
 def test_parquet_has_a_row_an_event_and_a_column_a_feature(filled: Engine, tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     advanced: list[int] = []
-    assert export_parquet(filled.client(), path, advanced.append) == FILLED == sum(advanced)
+    assert export_parquet(filled.client(), path, advance=advanced.append) == FILLED == sum(advanced)
     table = pq.read_table(path)
     assert table.num_rows == FILLED
     assert set(NAMES) <= set(table.column_names)
@@ -60,7 +73,7 @@ def test_long_records_are_asked_for_in_smaller_pages() -> None:
     asked: list[int] = []
 
     class Client:
-        def list(self, *, after_seq: int, limit: int, features: bool, raw: bool) -> Found:
+        def list(self, *, filter: None, after_seq: int, limit: int, features: bool, raw: bool) -> Found:
             asked.append(limit)
             if limit > 60:
                 raise BadRequestError(ErrorCode.BAD_REQUEST, "the answer is too long")
