@@ -15,13 +15,12 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress, islice
 
 import msgspec
 import numpy as np
-from msgspec import Raw
 
 from engine import facts
 from engine.admission import Pending, Turns, in_time, is_heavy, mean, places
@@ -42,14 +41,13 @@ from engine.limits import YOUNG_OBJECTS_MAX
 from engine.normalize import complete
 from engine.run import access, confine
 from engine.run.worker import Worker
-from engine.search import filters
+from engine.search import lookup
 from engine.search.classify import Classifying, compared, options_of
 from engine.search.context_query import QueryContext
 from engine.search.query import A, Answering, Question, spaces_of, stored_question
 from engine.search.snapshot import Snapshot, Snapshots
 from engine.store.catalog import Catalog, View
 from engine.store.cipher import cipher_of
-from engine.store.columns import Columns
 from engine.store.counter import Counter
 from engine.store.memo import load_models
 from engine.store.recover import map_size
@@ -63,8 +61,6 @@ from ipc.messages import (
     Explain,
     Explained,
     Facts,
-    Filter,
-    Found,
     Generation,
     Get,
     Info,
@@ -81,7 +77,6 @@ from ipc.messages import (
     Request,
     SearchText,
     Stats,
-    Stored,
     Watch,
     encode,
 )
@@ -90,6 +85,7 @@ from ipc.server import Connection, Server
 log = logging.getLogger(__name__)
 
 BATCH_REQUESTS_MAX = 64  # answered in one read transaction
+BATCH_QUESTIONS_MAX = 64  # searched together
 WATCH_S = 0.020
 KEEP_UP_S = 0.25  # how often an idle reader looks for a new generation, so that it holds nothing that is gone
 WAIT_S = 0.002  # how often a request for a later generation looks again
@@ -378,7 +374,7 @@ class Reader:
         generation: int,
     ) -> None:
         """Answer the questions of several requests at once; a request of which one fails hears of that."""
-        answers = iter(answer([question for _, mine in asked for question in mine]))
+        answers = self._in_slices(answer, [question for _, mine in asked for question in mine])
         counted: list[Answer | Judgement] = []
         for pending, mine in asked:
             request_id = pending.request.request_id
@@ -394,6 +390,14 @@ class Reader:
         # for no_close_precedent_share: events only, among all that are stored
         self.worker.heartbeat.add("questions", len(counted))
         self.worker.heartbeat.add("novel", sum(a.no_close_precedent for a in counted))
+
+    def _in_slices(
+        self, answer: Callable[[list[Question]], list[A | Exception]], questions: list[Question]
+    ) -> Iterator[A | Exception]:
+        """A message may ask a thousand questions, and each holds a mask over all events until it is answered."""
+        for start in range(0, len(questions), BATCH_QUESTIONS_MAX):
+            yield from answer(questions[start : start + BATCH_QUESTIONS_MAX])
+            self.worker.stamp()
 
     def _questions(self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View) -> list[Question] | None:
         """What is to be searched for a request; None where it is none of the queries."""
@@ -430,11 +434,11 @@ class Reader:
             case Models():
                 connection.reply(Facts(request.request_id, generation, facts.models(self.worker.layout, view)))
             case Get():
-                connection.reply(_get(request, snapshot, view))
+                connection.reply(lookup.found(request, snapshot, view))
             case List():
-                connection.reply(_list(request, snapshot, view))
+                connection.reply(lookup.listed(request, snapshot, view))
             case Recent():
-                connection.reply(_recent(request, snapshot, view))
+                connection.reply(lookup.recent(request, snapshot, view))
             case Explain():
                 options = Options(space=request.space)
                 question = stored_question(request.query, options, snapshot, view, models)
@@ -531,82 +535,6 @@ def _vector_question(request: QueryVector, models: ModelSet) -> Question:
     if not np.isfinite(vector).all():
         raise BadRequestError("the vector has NaN or infinite components")
     return Question(request.options, {space: vector})
-
-
-def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored:
-    """An event for a reply. Raises CorruptionError."""
-    head, note = view.stored(seq), view.annotation_bytes(seq)
-    annotation = None if note is None else Raw(note)
-    if not features and not raw:
-        return Stored(seq, Raw(head), annotation)
-    record = view.record(seq)
-    assert record is not None
-    return Stored(seq, Raw(record.head), annotation, record.features if features else b"", record.raw if raw else b"")
-
-
-def _readable(seqs: list[int], view: View, features: bool, raw: bool, by: Snapshot | None = None) -> list[Stored]:
-    """The events of a page; a damaged one is reported and left out. by: the snapshot whose columns chose them, so that
-    these are checked, too."""
-    events = []
-    for seq in seqs:
-        try:
-            if by is not None:
-                by.check(seq, ())
-            events.append(_stored(seq, view, features, raw))
-        except CorruptionError as e:
-            log.error("left out of an answer: %s", e)
-    return events
-
-
-def _get(request: Get, snapshot: Snapshot, view: View) -> Found:
-    events: list[Stored] = []
-    missing: list[str] = []
-    for name in request.ids:
-        seq = view.find(name)
-        if seq is None or not snapshot.has(seq):
-            missing.append(name)
-        else:
-            events.append(_stored(seq, view, request.features, request.raw))
-    return Found(request.request_id, snapshot.generation, events, missing)
-
-
-def _matching(wanted: Filter | None, snapshot: Snapshot, view: View) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Seqs that pass a filter, ascending."""
-    if wanted is None:
-        return np.flatnonzero(snapshot.everything()) + snapshot.first_seq
-    mask = filters.mask(snapshot, filters.tests(wanted, snapshot), filters.marks(wanted), view)
-    return np.flatnonzero(mask) + snapshot.first_seq
-
-
-def _list(request: List, snapshot: Snapshot, view: View) -> Found:
-    if request.filter is None:
-        seqs = snapshot.some(max(request.after_seq + 1, snapshot.first_seq), request.limit)
-    else:
-        matching = _matching(request.filter, snapshot, view)
-        seqs = matching[matching > request.after_seq][: request.limit].tolist()
-    by = None if request.filter is None else snapshot
-    events = _readable(seqs, view, request.features, request.raw, by)
-    more = len(seqs) == request.limit and seqs[-1] + 1 < snapshot.count
-    return Found(request.request_id, snapshot.generation, events, [], seqs[-1] if more else -1)
-
-
-def _recent(request: Recent, snapshot: Snapshot, view: View) -> Found:
-    if request.by_event_time:
-        matching = _matching(request.filter, snapshot, view)
-        times = np.concatenate([_ts(c) for _, c in snapshot.columns()] or [np.empty(0, np.int64)])
-        times = times[matching - snapshot.first_seq]
-        seqs = matching[np.lexsort((-matching, -times))][: request.limit].tolist()
-    elif request.filter is None:
-        seqs = snapshot.newest(request.limit)
-    else:
-        seqs = _matching(request.filter, snapshot, view)[::-1][: request.limit].tolist()
-    chosen = request.filter is not None or request.by_event_time
-    events = _readable(seqs, view, False, False, snapshot if chosen else None)
-    return Found(request.request_id, snapshot.generation, events)
-
-
-def _ts(columns: Columns) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.asarray(columns["ts"])
 
 
 def main(worker: Worker) -> int:

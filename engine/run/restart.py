@@ -18,6 +18,7 @@ CRASHES = frozenset({-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT})
 START_TRIES = 3
 CRASH_TRIES = 12  # with their delays more than two minutes
 DELAY_S_MIN, DELAY_S_MAX = 0.1, 30.0
+DOUBLINGS_MAX = 16
 STEADY_S = 60.0
 LOOP_EXITS = 5  # in a row without a steady time: no longer a mishap
 SUSPECT_CRASHES, SUSPECT_WINDOW_S = 2, 10.0
@@ -61,7 +62,8 @@ class Policy:
         if not self.was_ready and self._in_a_row >= tries:
             reason = f"{self.role} {describe(status)}, and was not ready in {tries} tries"
             return GiveUp(reason, max(status, 1))
-        after_s = min(DELAY_S_MAX, DELAY_S_MIN * 2.0 ** (self._in_a_row - 1))
+        doublings = min(self._in_a_row - 1, DOUBLINGS_MAX)  # it dies for ever: 2.0 ** 1,024 is no number any more
+        after_s = min(DELAY_S_MAX, DELAY_S_MIN * 2.0**doublings)
         return Restart(after_s, self._in_a_row >= LOOP_EXITS)
 
 

@@ -43,6 +43,18 @@ def test_delays_double_up_to_the_most_and_a_loop_is_said_loudly_but_never_given_
     ]
 
 
+def test_it_is_restarted_for_ever() -> None:
+    """Half a minute each, for a month."""
+    policy = Policy("ingest")
+    policy.on_ready(0.0)
+    now_s = 0.0
+    for _ in range(100_000):
+        now_s += 0.5
+        what = policy.on_exit(1, now_s)
+        assert isinstance(what, Restart) and 0 < what.after_s <= DELAY_S_MAX
+        now_s += what.after_s
+
+
 def test_a_steady_time_clears_the_sheet() -> None:
     policy = ready()
     for turn in range(6):
