@@ -6,6 +6,8 @@ Always true
   - Flow ids are a Suricata process's own, of 51 bits, nearly random. Where records name their sensor (`host`), it
     belongs to the id, so that logs of several sensors may lie in one directory.
   - `resume_offset` is the first record that still waits, so that a restart joins the same text again.
+  - An alert is about its flow, so its ends are those of the flow, initiator first; what fired it may be an answer
+    (extra.to_client). Suricata 7 names the flow's ends or the direction; without either they are the packet's.
   - Bytes in EVE count whole frames, not payload: they go to event.extra, and the byte features stay missing.
   - Flags are those of packets that Suricata's TCP engine followed. Where it made no session (no `state`) it saw none,
     and "00" says nothing.
@@ -88,6 +90,10 @@ class FlowPart(Struct):
     start: str = ""
     end: str = ""
     alerted: bool = False
+    src_ip: str = ""  # of an alert's flow, as the flow began
+    dest_ip: str = ""
+    src_port: int | None = None
+    dest_port: int | None = None
 
 
 class TcpPart(Struct):
@@ -121,6 +127,7 @@ class Record(Struct):
     icmp_type: int | None = None
     icmp_code: int | None = None
     app_proto: str = ""
+    direction: str = ""  # of the packet that an alert is about: to_server or to_client
     host: Any = None
     flow: FlowPart | None = None
     tcp: TcpPart | None = None
@@ -234,12 +241,14 @@ class EveAdapter(LineAdapter):
         if record.flow is not None:
             event.extra = _frame_counts(record.flow)
         event.extra["signature_id"] = float(alert.signature_id)
+        if record.direction == "to_client":
+            event.extra["to_client"] = 1.0
         return FeaturedEvent(event, raw=line.record)
 
     def _event(self, kind: Any, record: Record, line: Line, start: int, end: int) -> Event:
         spec = self.spec
         proto = protocol(record.proto)
-        src_port, dst_port = record.src_port, record.dest_port
+        (src_ip, src_port), (dst_ip, dst_port) = _ends(record)
         if proto in (1, 58):  # as Zeek and Community ID have it: type and code for ports
             src_port, dst_port = record.icmp_type, record.icmp_code
         for port in (src_port, dst_port):
@@ -254,8 +263,8 @@ class EveAdapter(LineAdapter):
             kind=kind,
             ts=end,
             ts_start=start,
-            src_ip=address(record.src_ip)[0],
-            dst_ip=address(record.dest_ip)[0],
+            src_ip=address(src_ip)[0],
+            dst_ip=address(dst_ip)[0],
             src_port=src_port,
             dst_port=dst_port,
             proto=proto,
@@ -384,6 +393,16 @@ def family_of(signature: str, category: str) -> str:
         if words[1] in SIGNATURE_CLASSES:
             return SIGNATURE_CLASSES[words[1]]
     return CATEGORIES.get("".join(filter(str.isalnum, category.lower())), "")
+
+
+def _ends(record: Record) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
+    """Address and port of the flow's initiator and of its responder."""
+    src, dst, flow = (record.src_ip, record.src_port), (record.dest_ip, record.dest_port), record.flow
+    if record.event_type != "alert":
+        return src, dst
+    if flow is not None and flow.src_ip and flow.dest_ip:
+        return (flow.src_ip, flow.src_port), (flow.dest_ip, flow.dest_port)
+    return (dst, src) if record.direction == "to_client" else (src, dst)
 
 
 def _techniques(metadata: Any) -> list[str]:

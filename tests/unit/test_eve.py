@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from datetime import UTC
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,28 @@ def test_an_alert() -> None:
     assert (event.classification, event.family, event.decision) == ("SUSPICIOUS", "PortScan", "DROP")
     assert event.technique == ["T1046"]
     assert [(v.engine, v.reason_code) for v in event.verdicts] == [("suricata", "SIG_MATCH")]
+
+
+@pytest.mark.parametrize("ends", [{}, {"src_ip": "10.0.0.3", "src_port": 4000, "dest_ip": "10.0.0.2", "dest_port": 22}])
+def test_an_alert_about_an_answer_is_of_the_flow_that_was_asked(ends: dict[str, Any]) -> None:
+    """Suricata gives an alert the ends of the packet that fired it. Of an error in a page that was answered to an
+    attacker, the attacked server would be the source, for explanations as for the firewall."""
+    asked = read(lines(ALERT)).events[0]
+    answer = ALERT | {"src_ip": "10.0.0.2", "src_port": 22, "dest_ip": "10.0.0.3", "dest_port": 4000}
+    answer |= {"direction": "to_client", "flow": {"pkts_toserver": 3} | ends}
+    got = read(lines(answer)).events[0]
+    for item in (asked, got):
+        complete(item)
+    event = got.event
+    assert (event.src_ip, event.src_port, event.dst_ip, event.dst_port) == ("10.0.0.3", 4000, "10.0.0.2", 22)
+    assert (got.event.trace_id, got.event.community_id) == (asked.event.trace_id, asked.event.community_id)
+    assert got.event.extra["to_client"] == 1.0 and "to_client" not in asked.event.extra
+
+
+def test_an_icmp_alert_about_an_answer_keeps_the_type_of_its_packet() -> None:
+    answer = ALERT | {"proto": "ICMP", "icmp_type": 3, "icmp_code": 1, "direction": "to_client"}
+    event = read(lines(answer)).events[0].event
+    assert (event.src_ip, event.dst_ip, event.src_port, event.dst_port) == ("10.0.0.2", "10.0.0.3", 3, 1)
 
 
 def test_waiting_text_is_bounded_and_sets_the_low_water_mark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,6 +395,26 @@ def test_real_logs(file: str, kinds: dict[str, int]) -> None:
     assert not got.rejects and Counter(item.event.kind for item in got.events) == kinds
     assert len({complete(item).event_id for item in got.events}) == len(got.events)
     assert all(item.event.text for item in got.events if item.event.kind == "alert")
+
+
+def test_alerts_of_real_traffic_have_the_ends_of_their_flows() -> None:
+    """Those whose flow is in the same log, of TCP and UDP; many were fired by an answer."""
+    met = turned = 0
+    for file in sorted(shared("eve_generated").rglob("*.eve.json.gz")):
+        flows: dict[tuple[int, int], tuple[str, str]] = {}
+        records = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+        for record in records:
+            if record["event_type"] == "flow" and "src_port" in record:
+                flows.setdefault((record["flow_id"], record["src_port"] + record["dest_port"]), (
+                    record["src_ip"], record["dest_ip"]))  # fmt: skip
+        for record in records:
+            ends = flows.get((record.get("flow_id"), record.get("src_port", 0) + record.get("dest_port", 0)))
+            if record["event_type"] == "alert" and ends is not None:
+                event = read(lines(record)).events[0].event
+                assert (event.src_ip, event.dst_ip) == tuple(str(ip_address(end)) for end in ends)
+                met += 1
+                turned += record["src_ip"] != ends[0]
+    assert met > 100 and turned > 20, (met, turned)
 
 
 def test_generated_logs() -> None:
