@@ -128,6 +128,7 @@ def header_of(line: bytes) -> Header | None:
 class CicFlowAdapter(TableAdapter):
     format = "cicflow"
     title = "CICFlowMeter"
+    is_utf8 = False  # the labels of CIC-IDS-2017's web attacks have a dash of Windows-1252
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)

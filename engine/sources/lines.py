@@ -2,7 +2,8 @@
 
 Always true
   - The same bytes cut otherwise give the same lines, offsets, ordinals and rejects.
-  - A line is at most RECORD_BYTES_MAX, valid UTF-8 and free of NUL; anything else is one Reject, and stops nothing.
+  - A line is at most RECORD_BYTES_MAX, valid UTF-8 (where its format asks for it) and free of NUL; anything else is one
+    Reject, and stops nothing.
   - An ordinal counts identical lines before this one in the file, so identical records have ids of their own and a
     replay makes the same ones. `skip` counts a part that is not read again.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -44,6 +45,8 @@ def event_id_at(fingerprint: str, offset: int) -> str:
 
 class LineAdapter(Adapter):
     """Splits what it is fed; a format implements `read` for whole lines, in order."""
+
+    is_utf8: ClassVar[bool] = True  # else `decoded` reads what is none
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
@@ -128,7 +131,7 @@ class LineAdapter(Adapter):
             rejects.append(self.reject(offset, f"line is longer than {RECORD_BYTES_MAX} bytes", record))
         elif b"\0" in record:
             rejects.append(self.reject(offset, "line has a NUL byte", record))
-        elif not record.isascii() and (bad := _not_utf8(record)) is not None:
+        elif self.is_utf8 and not record.isascii() and (bad := _not_utf8(record)) is not None:
             rejects.append(self.reject(offset, f"line is not UTF-8 at byte {bad}", record))
         elif record and not record.isspace():
             lines.append(Line(offset, record, self._ordinal(record)))
@@ -142,6 +145,14 @@ class LineAdapter(Adapter):
         if len(self._seen) >= ORDINALS_MAX:
             self._seen, self._seen_before = {}, self._seen
         return count
+
+
+def decoded(record: bytes) -> str:
+    """A line as text; one that is no UTF-8 as Windows wrote it."""
+    try:
+        return record.decode()
+    except UnicodeDecodeError:
+        return record.decode("cp1252", "replace")
 
 
 def _not_utf8(record: bytes) -> int | None:

@@ -5,6 +5,7 @@ Always true
     joined, each with its own header, and a restart finds them again.
   - A row has as many cells as its header. A number that is read is a number, or missing ("", "-", not finite, beyond
     NUMBER_MAX); else the row is a Reject.
+  - A row of which every cell is empty says nothing and is passed over, as an empty line is.
   - Rows become features by the block; how rows are cut into blocks changes nothing.
 """
 
@@ -26,11 +27,12 @@ from engine.errors import BadRecordError
 from engine.families import NORMAL, UNKNOWN, canonical
 from engine.flows.derived import F64
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.lines import BOM, Line, LineAdapter, event_id, event_id_at
+from engine.sources.lines import BOM, Line, LineAdapter, decoded, event_id, event_id_at
 from ipc.event import Classification, Event
 
 BLOCK_ROWS = 1_024
 MISSING = ("", "-")
+NOTHING = b", \t;\"\r"  # a row of these alone is as an empty line; spreadsheets leave hundreds of thousands of them
 NUMBER_MAX = 1e18  # no count, size or time of one flow is larger, and its multiples still are float32
 BAD = ("malicious", "attack", "anomaly")
 NAN = float("nan")
@@ -148,13 +150,15 @@ class TableAdapter(LineAdapter):
         numbers: list[list[float]] = []
         records: list[bytes] = []
         for line in lines:
+            if not line.record.strip(NOTHING):
+                continue
             if self._header is None:
                 self._header = self.implied(line.record)
             header = self._header
             try:
                 if header is None:
                     raise BadRecordError(f"no {self.title} header above this line")
-                cells = split(line.record.decode(), header.delimiter)
+                cells = split(decoded(line.record), header.delimiter)
                 if len(cells) != len(header.names):
                     raise BadRecordError(f"{len(cells)} columns, the header has {len(header.names)}")
                 values = _floats(header, cells)
@@ -260,7 +264,7 @@ def whole(name: str, cell: str, largest: int) -> int | None:
 
 def _is_row(header: Header, record: bytes) -> bool:
     try:
-        cells = split(record.decode(), header.delimiter)
+        cells = split(decoded(record), header.delimiter)
         return len(cells) == len(header.names) and bool(_floats(header, cells))
     except BadRecordError:
         return False

@@ -242,3 +242,27 @@ def test_a_table_without_times_has_ids_by_place() -> None:
     resumed.prime(header.encode() + b"\n")
     at = len(header) + len(row) + 2
     assert [item.event.event_id for item in resumed.feed(row.encode() + b"\n", at).events] == ids[1:]
+
+
+def test_a_label_with_a_dash_of_windows_is_read() -> None:
+    """CIC-IDS-2017 has its web attacks so; what is kept as the record is what was there."""
+    row = ROW.replace("DoS Hulk", "Web Attack \x96 Brute Force").encode("latin-1")
+    got = read(f"{JAVA4}\n".encode() + row + b"\n" + row + b"\n")
+    assert not got.rejects and [item.raw for item in got.events] == [row, row]
+    event = complete(got.events[0])
+    assert (event.family_raw, event.family, event.classification) == (
+        "Web Attack \N{EN DASH} Brute Force", "WebAttack", "MALICIOUS"
+    )  # fmt: skip
+    resumed = CicFlowAdapter(SourceSpec("t", "f.csv"))
+    resumed.prime(JAVA4.encode())
+    resumed.skip(f"{JAVA4}\n".encode() + row + b"\n", 0)
+    again = resumed.feed(row + b"\n", len(JAVA4) + 1 + len(row) + 1).events
+    assert [item.event.event_id for item in again] == [got.events[1].event.event_id]
+
+
+@pytest.mark.parametrize("nothing", [",,,,,,,", '"","",""', " , ,\t,", ";;;"])
+def test_a_row_without_a_word_is_passed_over_as_an_empty_line_is(nothing: str) -> None:
+    """A file of CIC-IDS-2017 ends with more of these than it has rows."""
+    got = read(f"{JAVA4}\n{ROW}\n{nothing}\n{nothing}\n\n{ROW}\n{nothing}\n")
+    assert not got.rejects and len(got.events) == 2
+    assert len({item.event.event_id for item in got.events}) == 2
