@@ -38,7 +38,7 @@ from engine.sources.table import (
     sized,
     whole,
 )
-from engine.sources.tcpflags import UNSEEN, bits_of, completion, give_absent
+from engine.sources.tcpflags import ACK, UNSEEN, bits_of, completion, give_absent
 from engine.sources.times import NS, iso_ns, zone
 from ipc.event import Event, FeaturedEvent
 
@@ -180,7 +180,12 @@ def featured(column: dict[str, F64], worded: dict[str, F64], dialect: str) -> F3
                 rest = size - IP_BYTES - UDP_BYTES
                 put(f"{name}_packet_length", np.where(uncut & (rest >= 0.0), rest, np.nan))
     forward, backward = flags(column, worded, dialect)
-    put("flow_completion_rate", np.array([completion(int(a), int(b)) for a, b in zip(forward, backward, strict=True)]))
+    if dialect == "nfdump" or {"flags_toserver", "flags_toclient"} <= column.keys():
+        sides = zip(forward, backward, strict=True)
+        put("flow_completion_rate", np.array([completion(int(a), int(b)) for a, b in sides]))
+    else:  # which side had a flag is not said: without an ACK, or an answer, it was not established
+        never = (forward >= 0.0) & ((forward.astype(np.int64) & ACK == 0) | (column["packets_toclient"] == 0.0))
+        put("flow_completion_rate", np.where(never, 0.0, np.nan))
     # Of other protocols derive() knows it, where it knows the packets of both sides.
     features[~(proto == TCP), INDEX["flow_completion_rate"]] = np.nan
     give_absent(features, forward, backward)

@@ -4,6 +4,8 @@ Always true
   - Counts are taken where Zeek counts packets: not those whose checksum was wrong (C in the history).
   - Zeek's bytes of TCP come from sequence numbers. They are payload as we count it only where the handshake was seen,
     nothing was missed or sent twice, and the bytes of IP leave plausible headers; otherwise they stay missing.
+  - A duration is Zeek's own: it leaves out the last ACK of a connection that both sides closed, which is counted among
+    the packets. So its mean gap is missing, and rates are as Zeek would give them.
   - The history names each kind of packet once: what is not in it was not there; how many there were follows only where
     a side sent nothing else.
 """
@@ -72,6 +74,7 @@ class Proof(NamedTuple):
     resp: Side
     handshake: float
     completion: float
+    closed: float  # by a FIN of each side
 
 
 @lru_cache(maxsize=65_536)
@@ -88,7 +91,8 @@ def proof(history: str, state: str) -> Proof:
         known = 0.0  # the originator never acknowledged anything: a scan with SYNs
     if "C" in orig | resp:
         known = NAN
-    return Proof(_side(orig, bool(history)), _side(resp, bool(history)), float(handshake), known)
+    closed = "F" in orig and "F" in resp
+    return Proof(_side(orig, bool(history)), _side(resp, bool(history)), float(handshake), known, float(closed))
 
 
 def _side(letters: frozenset[str], is_known: bool) -> Side:
@@ -120,7 +124,7 @@ def featured(rows: list[Numbers], proofs: list[Proof]) -> F32:
     c = Numbers(*np.array(rows, np.float64).T)  # columns instead of cells
     orig = Side(*np.array([p.orig for p in proofs], np.float64).T)
     resp = Side(*np.array([p.resp for p in proofs], np.float64).T)
-    handshake, done = np.array([(p.handshake, p.completion) for p in proofs], np.float64).T
+    handshake, done, closed = np.array([(p.handshake, p.completion, p.closed) for p in proofs], np.float64).T
     protocol: F64 = np.asarray(c.protocol)
     tcp, other = protocol == TCP, np.isfinite(protocol) & (protocol != TCP)  # neither: not known
 
@@ -158,6 +162,7 @@ def featured(rows: list[Numbers], proofs: list[Proof]) -> F32:
     acks = np.where(quiet[0] & quiet[1], np.asarray(orig.ack) + np.asarray(resp.ack), np.nan)
     put("ack_flag_count", np.where(tcp, acks, np.where(other, 0.0, np.nan)))
     derive(features)
+    features[closed == 1.0, INDEX["flow_inter_arrival_time_mean"]] = np.nan
     return features
 
 

@@ -116,6 +116,20 @@ def test_icmp() -> None:
     assert (event.src_port, event.dst_port) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("flags", "answered", "expected"),
+    [("2", "2", 0.0), ("16", "0", 0.0), ("17", "0", 0.0), ("24", "0", 0.0), ("17", "3", None), ("27", "3", None)],
+)
+def test_flags_of_both_sides_in_one_column_do_not_say_who_had_which(
+    flags: str, answered: str, expected: float | None
+) -> None:
+    """NF-*-v1, older exporters: an ACK or a FIN of one side would be one of each."""
+    row = {name: cell for name, cell in CELLS.items() if name not in ("CLIENT_TCP_FLAGS", "SERVER_TCP_FLAGS")}
+    row |= {"PROTOCOL": "6", "TCP_FLAGS": flags, "IN_PKTS": "5", "OUT_PKTS": answered, "OUT_BYTES": "0"}
+    got = read(f"{','.join(row)}\n{','.join(row.values())}\n")
+    assert present(got).get("flow_completion_rate") == expected
+
+
 def test_nfdump() -> None:
     summary = "Summary\nflows,bytes,packets,avg_bps,avg_pps,avg_bpp\n4593,241025,4652,58357,140,51\n"
     icmp = NFDUMP_ROW.replace("TCP,......S.", "ICMP,........").replace(",902,", ",8.0,")

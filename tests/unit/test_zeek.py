@@ -98,12 +98,15 @@ def test_a_flow_of_conn_log() -> None:
     expected = {
         "flow_duration": 1.5, "total_forward_packets": 5, "total_backward_packets": 4, "total_forward_bytes": 100,
         "total_backward_bytes": 300, "average_packet_size": 400 / 9, "flow_completion_rate": 1.0, "rst_flag_count": 0,
-        "flow_inter_arrival_time_mean": 187_500, "traffic_amplification_factor": 3.0,
+        "flow_packets_per_second": 6.0, "traffic_amplification_factor": 3.0,
     }  # fmt: skip
     for name, value in expected.items():
         assert f[name] == pytest.approx(value), name
     for name in ("syn_flag_count", "fin_flag_count", "psh_flag_count", "packet_length_std", "forward_header_length"):
         assert np.isnan(f[name]), name
+    assert np.isnan(f["flow_inter_arrival_time_mean"])  # nine packets in a time that leaves the last of them out
+    still_open = features(one(CONN | {"history": "ShADad", "conn_state": "S1"}))
+    assert still_open["flow_inter_arrival_time_mean"] == pytest.approx(187_500)
     assert item.raw == rows(CONN)[:-1]
 
 
@@ -354,9 +357,10 @@ def test_real_notices_are_the_same_in_both_dialects() -> None:
 
 
 def test_zeek_and_our_own_flows_of_the_same_capture_agree() -> None:
-    """Of flows with equal key and packet counts all features agree; only a duration may lack the last ACK."""
+    """Of flows with equal key and packet counts all features agree; only a duration may lack the last ACK, and what
+    goes by it. The mean gap, which would be wrong for more, is missing then."""
     late = {n for n in NAMES if "second" in n or n in ("flow_duration", "network_activity", "packet_rate",
-            "active_mean", "flow_inter_arrival_time_mean")}  # fmt: skip
+            "active_mean")}  # fmt: skip
     alike, cells, longer = 0, Counter[str](), 0
     for entry in content("pcap_zeek/expected_zeek/MAP.tsv").decode().splitlines():
         log, capture = entry.split("\t")
