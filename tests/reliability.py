@@ -2,6 +2,7 @@
 
     python -m tests.reliability          the page, from what was last recorded
     python -m tests.reliability --run    run those tests first, and record what came of them
+    python -m tests.reliability --from X    record what a run of the whole suite on this code wrote by --junitxml X
 
 Always true
   - The page is a pure function of tests/reliability.toml, docs/reliability.json and the last lines of bench/results.
@@ -20,6 +21,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import xxhash
@@ -99,9 +101,30 @@ def run() -> int:
     try:
         return int(pytest.main(["-q", "-p", "no:cacheprovider", *names], plugins=[recorder]))
     finally:  # also where it was interrupted: the rest is "not run"
-        record = {"code": code(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "tests": recorder.found}
-        record = recorded() | record  # since when the code is as it is, too
-        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        keep(recorder.found)
+
+
+def taken(junit: Path) -> dict[str, Counter[str]]:
+    """As a Recorder's, of what pytest wrote by --junitxml."""
+    found: dict[str, Counter[str]] = {}
+    for case in ElementTree.parse(junit).iter("testcase"):
+        parts = case.attrib["classname"].split(".")
+        n = next(n for n in range(len(parts), 0, -1) if (ROOT / Path(*parts[:n])).with_suffix(".py").exists())
+        node = "::".join((f"{'/'.join(parts[:n])}.py", *parts[n:], case.attrib["name"].partition("[")[0]))
+        of = found.setdefault(node, Counter())
+        tags = {child.tag for child in case}
+        of["failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"] += 1
+        for told in case.iter("property"):
+            of[told.attrib["name"]] += int(told.attrib["value"])
+    return found
+
+
+def keep(found: dict[str, Counter[str]]) -> None:
+    """Record it, as of the storage code that there is; since when it is so stays."""
+    named = {test for row in rows() for test in row["tests"]}
+    record = {"code": code(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    record = recorded() | record | {"tests": {test: of for test, of in found.items() if test in named}}
+    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def _in_suite(row: dict[str, Any], record: dict[str, Any]) -> tuple[str, str]:
@@ -144,7 +167,12 @@ def recorded() -> dict[str, Any]:
 
 
 def main() -> int:
-    status = run() if "--run" in sys.argv[1:] else 0
+    status = 0
+    match sys.argv[1:]:
+        case ["--run"]:
+            status = run()
+        case ["--from", junit]:
+            keep(taken(Path(junit)))
     record = recorded()
     if record.get("current") != code():
         record |= {"current": code(), "changed_at": datetime.now(UTC).isoformat(timespec="seconds")}
