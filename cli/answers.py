@@ -204,6 +204,7 @@ def _tally(words: Iterable[str]) -> dict[str, int]:
 
 def outcome(hits: Sequence[Hit]) -> Outcome:
     events = [event_of(hit.event) for hit in hits]
+    times = [event.ts for event in events if event.ts]  # some tables have none
     said = [annotation_of(hit.annotation) for hit in hits]
     labels = _tally(a.label for a in said)
     return Outcome(
@@ -215,8 +216,8 @@ def outcome(hits: Sequence[Hit]) -> Outcome:
         unlabelled=len(hits) - sum(labels.values()),
         decisions=_tally(e.decision for e in events),
         firewall_actions=_tally(a.firewall_action for a in said),
-        first_seen=min((e.ts for e in events), default=None),
-        last_seen=max((e.ts for e in events), default=None),
+        first_seen=min(times, default=None),
+        last_seen=max(times, default=None),
     )
 
 
@@ -291,6 +292,9 @@ def spread_document(values: Sequence[float]) -> Document | None:
     return dict(zip(("min", "median", "max"), values, strict=True)) if values else None
 
 
+AGREE_Z_MAX = 0.25  # deviations, as the engine has it
+
+
 class Split(NamedTuple):
     """The contributions of one distance that are worth reading."""
 
@@ -309,6 +313,9 @@ def split(e: Explanation, most: int = 6) -> Split:
         disagree = sorted(pushing, key=lambda c: -c.contribution)[:most]
     if not agree:
         taken = {c.feature for c in disagree}
-        known = [c for c in e.contributions if c.feature not in taken and c.query is not None and c.hit is not None]
+        known = [
+            c for c in e.contributions
+            if c.feature not in taken and c.query is not None and c.hit is not None and abs(c.z or 0.0) <= AGREE_Z_MAX
+        ]  # fmt: skip
         agree = sorted(known, key=lambda c: (c.contribution >= 0, abs(c.z or 0.0), -abs(c.query or 0.0)))[:most]
     return Split(agree, disagree)

@@ -75,6 +75,20 @@ def _close_stdout() -> None:
     os.close(null)
 
 
+def _ended(status: int, session: Session) -> int:
+    """A command's own status, once what it said is out; where nobody listens any more it is the same."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+    except OSError as e:
+        _close_stdout()
+        text, failed = _reason(e, session)
+        say(text)
+        return status or failed
+    return status
+
+
 def run(args: Sequence[str], session: Session) -> int:
     """The exit status. Raises KeyboardInterrupt only (the shell stays, the program leaves)."""
     from cli.main import flowkin
@@ -85,9 +99,9 @@ def run(args: Sequence[str], session: Session) -> int:
         sys.stdout.flush()
         return OK
     except click.exceptions.Exit as e:
-        return e.exit_code
+        return _ended(e.exit_code, session)
     except Quit as e:
-        return e.exit_status
+        return _ended(e.exit_status, session)
     except click.exceptions.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:

@@ -2,7 +2,7 @@
 
 Always true
   - `clean` returns no control, ESC, NUL, bidi or other invisible character; all text of an event passes it before a
-    terminal or a pipe sees it (JSON escapes on its own and stays raw).
+    terminal or a pipe sees it (JSON passes `escaped`, and keeps its value).
   - Times are ns since 1970 UTC and are shown in UTC.
 """
 
@@ -23,10 +23,12 @@ UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w":
 
 # Controls (C0, DEL, C1), soft hyphen, Arabic letter mark, zero-width and bidi marks, line and paragraph separators,
 # isolates, BOM, interlinear marks, tag characters, surrogates.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+_HIDDEN = (
+    "\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff"
 )
+_UNSAFE = re.compile(f"[\x00-\x1f{_HIDDEN}]")
+_UNSAFE_IN_JSON = re.compile(f"[{_HIDDEN}]")  # of the others it escapes its own, and indents with some
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d|w)")
 _INSTANT = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d{1,9}))?)?\s*(Z|[+-]\d{2}:?\d{2})?", re.I
@@ -40,9 +42,22 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def _escape_in_json(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
 def clean(text: str) -> str:
     """The text with everything that a terminal would act on, or hide, spelt out."""
     return _UNSAFE.sub(_escape, text)
+
+
+def escaped(json: str) -> str:
+    """JSON text of the same value without such characters; they can stand in its strings only."""
+    return _UNSAFE_IN_JSON.sub(_escape_in_json, json)
 
 
 def width(text: str) -> int:
@@ -125,8 +140,8 @@ def duration(seconds: float) -> str:
     """'3.2 ms', '12.5 s', '4 min 10 s', '3 h 5 min', '12 d 3 h'."""
     if seconds < 0:
         return "-" + duration(-seconds)
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+    if seconds < 0.9995:  # what is rounded up to the next unit is told in it
+        return f"{seconds * 1e3:.3g} ms" if seconds >= 0.9995e-3 else f"{seconds * 1e6:.3g} us"
     if seconds < 120:
         return f"{seconds:.3g} s"
     for big, per, small, inner in (("min", 60, "s", 1), ("h", 3_600, "min", 60)):

@@ -54,7 +54,8 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
     if answer.counter_example is not None:
         units = units_of_features() if answer.counter_example.contributions else {}
         to.line()
-        reason.counter_example(to, answer.counter_example, units)
+        words = answer.space == "sbert" or answer.weights.keys() == {"sbert"}
+        reason.counter_example(to, answer.counter_example, units, words=words)
     if answer.hits:
         to.line()
         _outcome(to, answer.hits)

@@ -55,6 +55,8 @@ def _fact(name: str, value: Any) -> Cell:
             return iso(int(value))
         if name.endswith("_bytes") or name in ("bytes", "size"):
             return size(value)
+        if name.endswith("_per_s"):
+            return f"{value:,.4g}"
         if name.endswith("_s") or name in ("seconds", "uptime"):
             return duration(float(value))
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

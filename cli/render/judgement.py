@@ -22,6 +22,8 @@ def whole(to: Writer, j: Judgement, generation: int) -> None:
     if query is not None and _by_text(j, query):
         known = f"{plural(query.coverage, 'feature')} of 105"
         to.line(Span("by what is said of it", BOLD), f": too little is known of its behaviour ({known})")
+    if query is not None and not query.ts:
+        to.line(Span("its time is not known", BOLD), ": events of any time may vote")
     if not j.precedents:
         to.line(Span("no event may vote", WARN), ": none is of a known family, or the filter leaves none")
     else:

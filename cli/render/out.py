@@ -23,7 +23,7 @@ from cli.answers import (
 from cli.render import answer, backup, coverage, event, facts, judgement, model
 from cli.render.style import BAD, DIM, GOOD, WARN, named_features
 from cli.tables import Span, Writer
-from cli.text import duration, plural
+from cli.text import duration, escaped, plural
 from ipc.event import FEATURE_BYTES
 from ipc.messages import Answer, Found, Judgement, Stored
 
@@ -31,8 +31,8 @@ Format = Literal["text", "json", "ndjson"]
 
 
 def json_line(document: Any) -> str:
-    """NaN and infinities become null."""
-    return msgspec.json.encode(document).decode()
+    """NaN and infinities become null; what a terminal would act on, or hide, is escaped as JSON has it."""
+    return escaped(msgspec.json.encode(document).decode())
 
 
 class Out:
@@ -50,7 +50,7 @@ class Out:
         """One JSON document (indented on a terminal)."""
         text = json_line(document)
         if self.format == "json" and self.to.stream.isatty():
-            text = msgspec.json.format(text, indent=2)
+            text = escaped(msgspec.json.format(text, indent=2))
         self.to.raw(text + "\n")
 
     def documents(self, documents: Iterable[Document]) -> None:

@@ -120,7 +120,8 @@ def legend(to: Writer, given: Sequence[Explanation], units: Mapping[str, Unit]) 
         to.table([Column("", keep=True), Column("")], rows, indent=3)
 
 
-def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit]) -> None:
+def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit], *, words: bool) -> None:
+    """words: it is nearest by its text."""
     event = event_of(c.event)
     to.line(
         Span("counter-example  ", DIM),
@@ -133,7 +134,7 @@ def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit]) ->
         f"  distance {number(c.distance)}  {when(event.ts)}  {ends(event)}",
     )
     if not any(x.contribution for x in c.contributions):
-        _alike(to, c.contributions, "feature", 3)
+        _alike(to, c.contributions, "word" if words else "feature", 3)
         return
     apart = sorted((x for x in c.contributions if x.contribution > 0), key=lambda x: -x.contribution)[:6]
     most = max((x.contribution for x in apart), default=0.0)

@@ -24,7 +24,7 @@ from engine.embed.certainty import FETCH, parts_of
 from engine.embed.reference import Reference
 from engine.embed.vote import VOTERS, places, within
 from engine.errors import CorruptionError, NotReadyError
-from engine.features import F32, NAMES
+from engine.features import NAMES
 from engine.layout import Layout
 from engine.limits import KNOWN_MIN
 from engine.maintain.drift import Shift, shifts
@@ -218,7 +218,7 @@ def _drift(subject: Subject, seqs: Seqs) -> tuple[Drift, dict[str, str]]:
         return nothing, dict.fromkeys((*metrics, *(f"psi_{space}" for space in SPACES)), why)
     if not n:
         return nothing, {}
-    features = _region(subject.live, seqs, "features")
+    features = subject.live.features(seqs)
     found = [
         FeatureDrift(name, s.psi, s.p, s.n, s.major)
         for name, s in zip(NAMES, shifts(features, reference.features), strict=True)
@@ -228,17 +228,7 @@ def _drift(subject: Subject, seqs: Seqs) -> tuple[Drift, dict[str, str]]:
     known = (counts[:, :-1].sum() / counts[0].sum()).item()  # features of a training event
     share = sum(f.major for f in found) / len(found) if found else None
     ratio = float(np.isfinite(features).sum(1).mean()) / known if known else None
-    asked = {space: e.asked(_region(subject.live, seqs, space)) for space, e in subject.models.embedders.items()}
+    asked = {space: e.asked(subject.live.vectors(space, seqs)) for space, e in subject.models.embedders.items()}
     by_space = {space: shifts(asked[space], reference.spaces[space]) for space in SPACES}
     gauges = dict(zip(metrics, (Gauge(share, n), Gauge(ratio, n)), strict=True))
     return Drift(sorted(found, key=lambda f: -f.psi), by_space, gauges), {}
-
-
-def _region(snapshot: Snapshot, seqs: Seqs, name: str) -> F32:
-    """float32 [n, width] of the rows of a range of events, copied."""
-    lo, hi = int(seqs[0]), int(seqs[-1]) + 1
-    parts = []
-    for file in snapshot.files:
-        rows = slice(max(0, lo - file.first_seq), max(0, hi - file.first_seq))
-        parts.append((file.features if name == "features" else file.vectors[name])[rows])
-    return np.concatenate(parts)

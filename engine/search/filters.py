@@ -122,8 +122,8 @@ def tests(wanted: Filter, snapshot: Snapshot) -> list[Test]:
 
 
 def before(event: Event) -> Test:
-    """Only events that ended before this one did."""
-    return lambda c: c["ts"] < event.ts
+    """Only events that ended before this one did; all, where its time is not known (0)."""
+    return lambda c: c["ts"] < event.ts if event.ts else np.ones(len(c), np.bool_)
 
 
 def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False) -> Test:

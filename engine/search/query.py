@@ -280,10 +280,16 @@ class Answering:
         fused, known = np.zeros(len(seqs)), self.snapshot.column("coverage", seqs) >= KNOWN_MIN
         for space, weight in plan.weights.items():
             distances = self.snapshot.distances(space, question.vectors[space], seqs)
-            percentiles = self.models.embedders[space].calibration.percentile(distances)
-            fused += weight * (percentiles if space == "sbert" else np.where(known, percentiles, 100.0))
+            fused += weight * self._fused_percentiles(space, distances, known)
         order = np.lexsort((-seqs, fused))
         return Candidates(fused[order], seqs[order], False, 0)
+
+    def _fused_percentiles(
+        self, space: str, distances: NDArray[np.float64], known: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """What a space adds to a fused distance; the most where the hit's behaviour is not known."""
+        percentiles = self.models.embedders[space].calibration.percentile(distances)
+        return percentiles if space == "sbert" else np.where(known, percentiles, 100.0)
 
     def _collapse(self, ranked: Candidates, plan: Plan, options: Options) -> list[Group]:
         """Near-duplicates (same family, vectors nearly equal in every space that counts) become one group."""
@@ -430,6 +436,7 @@ class Answering:
         event, hit_features = _decode_event(record.head), unpack([record.features])[0]
         spaces = list(plan.weights) if plan and space == FUSED else [space]
         self.snapshot.check(seq, spaces)
+        known = np.array([event.coverage >= KNOWN_MIN])
         parts = []
         for part in spaces:
             distance = float(self.snapshot.distances(part, question.vectors[part], np.array([seq]))[0])
@@ -443,9 +450,12 @@ class Answering:
                     unusual = embedder.unusual(features)
                 if isinstance(embedder, TextEmbedder):
                     words = embedder.words(question.event, features, event, hit_features)
+            percentile = self._percentile(part, distance)
+            if space == FUSED:
+                percentile = float(self._fused_percentiles(part, np.array([distance]), known)[0])
             parts.append(
                 Explanation(
-                    event_id=event.event_id, space=part, distance=distance, percentile=self._percentile(part, distance),
+                    event_id=event.event_id, space=part, distance=distance, percentile=percentile,
                     contributions=contributions, agree=_agree(contributions, unusual),
                     disagree=_disagree(contributions), words=words,
                 )

@@ -95,6 +95,12 @@ def test_before_is_the_default_and_can_be_switched_off(full: Store) -> None:
     assert classify(full, "e000010", before=False).matched == 399
 
 
+def test_before_an_event_without_a_time_are_all(store: Store) -> None:
+    """Tables without a time (UNSW-NB15): nothing came before 1970, and nobody could ever be classified."""
+    store.publish([*several(40), make(50, ts=0, ts_start=0)])
+    assert classify(store, "e000050").matched == 40
+
+
 def test_nothing_before_is_nothing_to_go_by(full: Store) -> None:
     j = classify(full, "e000000")
     assert (j.family, j.probability, j.runners_up, j.precedents, j.k) == ("", 0.0, [], [], 0)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -428,6 +429,36 @@ def test_an_error_is_one_sentence_and_its_status(engine, flowkin, args, status, 
     assert got.out == ""
     assert got.err.count("\n") == 1 and says in got.err and "Traceback" not in got.err
     assert got.err.startswith("flowkin")
+
+
+QUIT = """
+import sys
+from cli import main
+from cli.errors import Quit
+from cli.run import run
+from cli.session import Session
+def found(**given):
+    print("finding" * 1_000)
+    raise Quit(7)
+main.flowkin.get_command(None, "doctor").callback = found
+sys.exit(run(["doctor"], Session()))"""
+
+
+@pytest.mark.parametrize(("to", "status"), [("cat > /dev/null", 7), ("true", 7)])
+def test_a_command_that_found_something_says_so_by_its_status_where_nobody_listens(to: str, status: int) -> None:
+    """Not 120, with a complaint of the interpreter."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(QUIT)} | {to}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "cli", "--version"]
+        done = subprocess.run(command, cwd=ROOT, env=env, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"no space left" in done.stderr
 
 
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)

@@ -146,6 +146,18 @@ def test_a_flood_is_near_duplicates_and_what_is_sent_again_is_counted(store: Sto
     assert value(measured(store), "near_duplicate_share") > 0.3
 
 
+def test_what_was_purged_is_not_measured(store: Store, files: dict[str, bytes]) -> None:
+    """Its rows are there still, and empty."""
+    store.publish(several(FITTED))
+    used(store, files)
+    before = measured(store)
+    store.purge(ids=[f"e{n:06d}" for n in range(100, 500)])
+    after = measured(store)
+    assert after.window == FITTED - 400
+    assert value(after, "coverage_ratio") == pytest.approx(value(before, "coverage_ratio"), rel=0.02)
+    assert {drift.n for drift in after.drift} <= set(range(FITTED - 399))
+
+
 def test_of_events_of_which_too_little_is_known_no_behaviour_is_measured(store: Store) -> None:
     """Their features are all alike for being unknown; no question finds one by them (KNOWN_MIN)."""
     store.publish(several(40))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from msgspec import Raw
+from msgspec.msgpack import Decoder
 from msgspec.msgpack import encode as pack
 
 from engine.embed.base import SPACES
 from engine.embed.vote import places
 from engine.errors import BadRequestError, NotFoundError, UnknownSpaceError
 from engine.features import CONTEXT_INDEXES, unpack
+from engine.limits import KNOWN_MIN
 from engine.normalize import complete
 from engine.search.context_query import SESSION_IDLE_S, QueryContext
 from engine.search.query import Answering, Question
@@ -19,6 +21,8 @@ from ipc.messages import Answer, Filter, Options
 from tests.conftest import FILLED
 from tests.events import T0, S, make, several
 from tests.store_fixture import Store
+
+unpack_event = Decoder(Event).decode
 
 
 def vector(full: Store, space: str, seq: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -78,6 +82,20 @@ def test_nothing_behaves_like_an_event_of_which_too_little_is_known(store: Store
     assert (fused.counter_example.seq, fused.counter_example.distance) == (
         text.counter_example.seq, text.counter_example.distance,
     )  # fmt: skip
+
+
+def test_a_fused_explanation_adds_up_to_its_hit_also_where_that_is_a_bare_alert(store: Store) -> None:
+    bare = [FeaturedEvent(item.event) for item in several(6, 50, kind="alert", src_ip="", dst_ip="")]
+    store.publish([*several(12), *bare])
+    answer = store.ask("e000003", space="fused", explain=True, top_k=20, collapse=False)
+    seen = 0
+    for hit, why in zip(answer.hits, answer.explain, strict=True):
+        assert why.distance == pytest.approx(hit.distance, abs=1e-6)
+        event = hit.event if isinstance(hit.event, Event) else unpack_event(hit.event)
+        if event.coverage < KNOWN_MIN:
+            assert {why.spaces[space][1] for space in ("chronos", "attack") if space in why.spaces} == {100.0}
+            seen += 1
+    assert seen == 6
 
 
 def test_an_event_that_was_sent_is_known_by_what_was_sent_though_it_is_stored(store: Store) -> None:

@@ -157,6 +157,18 @@ def test_nan_is_null_in_json():
 
 
 @pytest.mark.parametrize("terminal", [False, True])
+def test_json_has_nothing_that_a_terminal_acts_on_and_the_same_value(terminal, monkeypatch):
+    hostile = "a\x9b31m\u202egpj\x7f\u2028\U000e0041 \N{LATIN SMALL LETTER E WITH ACUTE}\U0001f600"
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    Out("json", Writer(stream)).document({"event_id": hostile, "n": [1, None]})
+    text = stream.getvalue()
+    assert json.loads(text) == {"event_id": hostile, "n": [1, None]}
+    assert not set(text) & set("\x9b\u202e\x7f\u2028\U000e0041") and "\U0001f600" in text
+    assert (len(text.splitlines()) > 1) == terminal
+
+
+@pytest.mark.parametrize("terminal", [False, True])
 def test_text_of_an_event_is_escaped_everywhere_but_in_json(terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
@@ -266,6 +278,32 @@ def test_split_without_names_takes_what_pulls_most():
     assert [c.feature for c in parts.agree] == ["flow_duration"]
 
 
+def test_what_differs_is_never_said_to_agree():
+    """Where the engine names none that does, there may be none."""
+    apart = Explanation(event_id="x", space="attack", distance=0.01, disagree=["psh_flag_count"])
+    apart.contributions = [
+        Contribution("psh_flag_count", 9.0, 1.0, -3.1, 0.05), Contribution("ack_flag_count", 9.0, 1.0, 3.0, -0.04)
+    ]  # fmt: skip
+    assert split(apart).agree == []
+    apart.contributions.append(Contribution("ssh", 1.0, 1.0, None, 0.0))  # a word
+    assert [c.feature for c in split(apart).agree] == ["ssh"]
+
+
+def test_an_event_without_a_time_is_not_of_1970():
+    hits = [Hit(n, 0.1, 0.1, 1, event(n, ts=ts)) for n, ts in enumerate((0, T0, T0 + 10**9, 0))]
+    assert (outcome(hits).first_seen, outcome(hits).last_seen) == (T0, T0 + 10**9)
+    assert outcome(hits[:1]).first_seen is None
+
+
+def test_a_counter_example_by_its_text_has_words_in_common():
+    said = answer()
+    same = [Contribution("ssh", 1.0, 1.0, None, 0.0)]
+    said.counter_example = CounterExample(9, 0.0, event(9, family="DDoS"), same)
+    for space, weights, noun in (("attack", {}, "feature"), ("sbert", {}, "word"), ("fused", {"sbert": 1.0}, "word")):
+        told = msgspec.structs.replace(said, space=space, weights=weights, explain=[])
+        assert f"1 {noun} in common, no difference" in text_of(lambda out, a=told: out.answers([(a, 1)], several=False))
+
+
 def test_outcome_counts_what_became_of_the_hits():
     o = outcome(answer().hits)
     assert (o.hits, o.events, o.unlabelled) == (3, 16, 2)
@@ -328,6 +366,7 @@ def test_facts_become_lines_and_tables():
         "sources": {"eve": {"events": 3, "coverage": "11/105"}, "cicflow": {"events": 4, "coverage": "80/105"}},
         "empty": {},
         "followed_files": [{"path": "conn.log", "event_at": 959_830_277_000}],  # a capture of relative times
+        "switch": {"events_per_s": 512.0, "left_s": 512.0},
         "readers": [{"pid": 12345, "confined": {"seccomp": True}}, {"pid": 2, "confined": {"seccomp": False}}],
     }
     text = text_of(lambda out: out.facts(facts, generation=3))
@@ -341,6 +380,8 @@ def test_facts_become_lines_and_tables():
         "CONFINED SECCOMP",
         "12345",
         "1970-01-01T00:15:59",
+        "512",
+        "8 min 32 s",
     ):
         assert part in text, part
     assert "{" not in text
@@ -404,8 +445,8 @@ def test_instants():
 
 def test_words():
     assert clean("a\tb") == "a\\x09b" and clean("plain \u00e9 \U0001f600") == "plain \u00e9 \U0001f600"
-    assert [duration(s) for s in (0.0000005, 0.0032, 3.0, 250, 7_300, 200_000)] == [
-        "0.5 us", "3.2 ms", "3 s", "4 min 10 s", "2 h 1 min", "2 d 7 h",
+    assert [duration(s) for s in (0.0000005, 0.0009998, 0.0032, 0.9997, 3.0, 250, 7_300, 200_000)] == [
+        "0.5 us", "1 ms", "3.2 ms", "1 s", "3 s", "4 min 10 s", "2 h 1 min", "2 d 7 h",
     ]  # fmt: skip
     assert quantity(None) == "-" and quantity(float("nan")) == "-"
     assert quantity(1_500_000.0, "us") == "1.5 s" and quantity(12.0, "packets") == "12 packets"
