@@ -10,7 +10,6 @@ Always true
 from __future__ import annotations
 
 import gc
-import io
 import itertools
 import random
 import sys
@@ -41,7 +40,8 @@ from ipc.messages import (
 
 if TYPE_CHECKING:
     from cli.render import Meter
-    from engine.sources.base import SourceSpec
+    from engine.sources.base import Parsed, SourceSpec
+    from engine.sources.files import Inputs
     from engine.sources.join import Join
     from ipc.client import Client
 
@@ -160,66 +160,60 @@ def checked(how: How) -> How:
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
-def _head(path: Path) -> bytes:
-    """Up to 64 KiB of the decompressed beginning; standard input keeps it."""
-    from engine.sources.files import HEAD_BYTES, ArchiveError, chunks, open_path
-
-    stream = open_path(path)
-    head = b""
-    try:
-        peek = getattr(stream, "peek", None) if str(path) == "-" else None
-        for chunk in chunks(io.BytesIO(peek(HEAD_BYTES)) if peek else stream):
-            head += chunk
-            if len(head) >= HEAD_BYTES:
-                break
-    except ArchiveError:
-        pass  # the reader will say so; what came before it is good
-    finally:
-        if str(path) != "-":
-            stream.close()
-    return head[:HEAD_BYTES]
-
-
-def sorted_out(paths: Sequence[Path], how: How) -> dict[str, list[Path]]:
-    """The files by format, in order. Of a directory, files that no adapter recognises are left out with a word."""
+def sorted_out(paths: Sequence[Path], how: How, inputs: Inputs) -> dict[str, list[Path]]:
+    """The files by format, in order. Empty ones are left out with a word; of a directory, so are files that no adapter
+    recognises."""
     from engine.errors import SourceError
-    from engine.sources import detect
     from engine.sources.files import walk
 
     by_format: dict[str, list[Path]] = {}
     for path in paths:
         is_directory = str(path) != "-" and path.is_dir()
         for file in [path] if str(path) == "-" else walk(path):
-            name = how.format
             try:
-                head = _head(file) if name == "auto" else b"?"
-                if not head:
-                    continue
-                name = detect(head, str(file)) if name == "auto" else name
+                name = inputs.format(file) if how.format == "auto" else how.format
             except SourceError as e:
                 if not is_directory:
                     raise
-                sys.stderr.write(clean(f"left out: {str(e).partition(';')[0]}") + "\n")
+                _say_left_out(str(e).partition(";")[0])
                 continue
-            by_format.setdefault(name, []).append(file)
+            if name:
+                by_format.setdefault(name, []).append(file)
+            else:
+                _say_left_out(f"{file}: it is empty")
     return by_format
 
 
 def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
     """All files, each format's in the order of time. Raises SourceError for a file that cannot be read."""
-    from engine.sources.files import read_file, sorted_by_time
+    from engine.sources.files import Inputs, sorted_by_time
     from engine.sources.join import Join
 
     base = spec_of(how)
-    for name, files in sorted_out(found(paths), checked(how)).items():
-        source = how.source or name
-        join = Join(base.join_pending_max)
-        spec = base._replace(name=source, join=join)
-        ordered = _in_order(name, files, how)
-        parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
-        for one in sorted_by_time(parsed):
-            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects], one.actions, one.not_ip)
-        _say_passed_over(join)
+    with Inputs() as inputs:
+        for name, files in sorted_out(found(paths), checked(how), inputs).items():
+            source = how.source or name
+            join = Join(base.join_pending_max)
+            spec = base._replace(name=source, join=join)
+            ordered = _in_order(name, files, how, inputs)
+            parsed = (one for file in ordered for one in _read(inputs, file, spec, name))
+            for one in sorted_by_time(parsed):
+                rejects = [_bounded(reject) for reject in one.rejects]
+                yield Part(name, source, one.events, rejects, one.actions, one.not_ip)
+            _say_passed_over(join)
+
+
+def _read(inputs: Inputs, file: Path, spec: SourceSpec, name: str) -> Iterator[Parsed]:
+    """As inputs.read, with a word where there was nothing: what should have filled a pipe may have failed."""
+    parsed = None
+    for parsed in inputs.read(file, spec, name):
+        yield parsed
+    if parsed is None:
+        _say_left_out(f"{file}: it is empty")
+
+
+def _say_left_out(why: str) -> None:
+    sys.stderr.write(clean(f"left out: {why}") + "\n")
 
 
 def _say_passed_over(join: Join) -> None:
@@ -233,15 +227,15 @@ def _say_passed_over(join: Join) -> None:
         sys.stderr.write(f"text of {join.unclaimed:,} connections found no flow\n")
 
 
-def _in_order(name: str, files: list[Path], how: How) -> list[Path]:
+def _in_order(name: str, files: list[Path], how: How, inputs: Inputs) -> list[Path]:
     """Texts before the flows that they belong to: Zeek's logs by their kind, EVE's by their age."""
     from engine.sources import eve, zeek
     from engine.sources.times import zone
 
     if name == "zeek":
-        return sorted(files, key=lambda file: zeek.order(file, _head(file)))
+        return sorted(files, key=lambda file: zeek.order(file, inputs.head(file)))
     if name == "eve" and len(files) > 1:
-        return sorted(files, key=lambda file: eve.order(_head(file), zone(how.timezone)))
+        return sorted(files, key=lambda file: eve.order(inputs.head(file), zone(how.timezone)))
     return files
 
 
