@@ -4,7 +4,8 @@ Always true
   - A batch leaves `waiting` only when the engine acknowledged it; what was sent and not acknowledged is sent again
     after a broken connection. The ids make each event exactly one, however often it is sent.
   - At most WINDOW messages are under way; while the engine says wait, nothing more is read from the files.
-  - Retrying ends: RETRY_S seconds without a single acknowledgement, and the command fails saying what is stored.
+  - Retrying ends: RETRY_S seconds from a failure without a single acknowledgement, and the command fails saying what is
+    stored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from cli.errors import NOT_FOUND, USAGE, CommandError
 from cli.text import clean
-from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, NotReadyError, error_of
+from ipc.errors import ClientError, ConnectError, DeadlineError, NotReadyError, OverloadedError, error_of
 from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import (
     EVENTS_PER_MESSAGE_MAX,
@@ -33,6 +34,7 @@ from ipc.messages import (
     Judgement,
     Options,
     Reject,
+    Reply,
     Request,
     Voting,
     encode,
@@ -314,18 +316,23 @@ def _make(batch: Batch) -> Callable[[int, int], Request]:
 
 
 class Patience:
-    """How long to go on without an acknowledgement."""
+    """How long to go on from a failure without an acknowledgement; time without a failure, as where the files are slow
+    to read, does not count."""
 
     def __init__(self, limit_s: float, sleep: Callable[[float], None]) -> None:
         self.limit_s, self.sleep = limit_s, sleep
         self.reset()
 
     def reset(self) -> None:
-        self.since_s, self.pause_s = time.monotonic(), 0.05
+        self.since_s: float | None = None  # the first failure
+        self.pause_s = 0.05
 
     def wait(self, error: ClientError) -> None:
         """Sleep as the engine asked, longer each time it did not say. Raises the error when the limit is reached."""
-        if time.monotonic() - self.since_s > self.limit_s:
+        now_s = time.monotonic()
+        if self.since_s is None:
+            self.since_s = now_s
+        if now_s - self.since_s > self.limit_s:
             error.args = (f"{error}; gave up after {self.limit_s:.0f} s",)
             raise error
         self.sleep((error.retry_after_ms / 1000 or self.pause_s) * random.uniform(0.8, 1.2))
@@ -361,32 +368,41 @@ def deliver(
             under_way.append(batch)
             yield _make(batch)
 
+    def begun() -> Iterator[Reply]:
+        return client.pipeline(makes(), window=WINDOW, timeout_ms=TIMEOUT_MS)
+
+    replies = begun()
     while True:
         try:
-            for reply in client.pipeline(makes(), window=WINDOW, timeout_ms=TIMEOUT_MS):
-                batch = under_way.popleft()
-                connected = True
-                if isinstance(reply, Ingested):
-                    summary.add(reply)
-                    patience.reset()
-                    meter.advance(len(batch.events))
-                elif isinstance(reply, Failure):
-                    error = error_of(reply)
-                    if reply.code not in RETRIED:
-                        raise error
-                    waiting.append(batch)
-                    patience.wait(error)
-            if not waiting and broken:
-                raise broken[0]
-            if not waiting:
-                return
-        except (ConnectError, DeadlineError, NotReadyError) as e:
-            connected = connected or isinstance(e, ConnectionLostError)
-            if not connected and isinstance(e, ConnectError):
+            reply = next(replies, None)
+        except (ConnectError, DeadlineError, NotReadyError, OverloadedError) as e:  # the last one: at the Hello
+            if type(e) is ConnectError and not connected:
                 raise
+            connected = True
             waiting.extendleft(reversed(under_way))
             under_way.clear()
             patience.wait(e)
+            replies = begun()
+            continue
+        if reply is None:
+            if waiting:
+                replies = begun()
+                continue
+            if broken:
+                raise broken[0]
+            return
+        batch = under_way.popleft()
+        connected = True
+        if isinstance(reply, Ingested):
+            summary.add(reply)
+            patience.reset()
+            meter.advance(len(batch.events))
+        elif isinstance(reply, Failure):
+            error = error_of(reply)
+            if reply.code not in RETRIED:
+                raise error
+            waiting.append(batch)
+            patience.wait(error)
 
 
 def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Summary:
