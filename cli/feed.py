@@ -4,13 +4,13 @@ Always true
   - A batch leaves `waiting` only when the engine acknowledged it; what was sent and not acknowledged is sent again
     after a broken connection. The ids make each event exactly one, however often it is sent.
   - At most WINDOW messages are under way; while the engine says wait, nothing more is read from the files.
-  - Retrying ends: RETRY_S seconds without a single acknowledgement, and the command fails saying what is stored.
+  - Retrying ends: RETRY_S seconds from a failure without a single acknowledgement, and the command fails saying what is
+    stored.
 """
 
 from __future__ import annotations
 
 import gc
-import io
 import itertools
 import random
 import sys
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from cli.errors import NOT_FOUND, USAGE, CommandError
 from cli.text import clean
-from ipc.errors import ClientError, ConnectError, ConnectionLostError, DeadlineError, NotReadyError, error_of
+from ipc.errors import ClientError, ConnectError, DeadlineError, NotReadyError, OverloadedError, error_of
 from ipc.event import FeaturedEvent, FirewallAction
 from ipc.messages import (
     EVENTS_PER_MESSAGE_MAX,
@@ -34,6 +34,7 @@ from ipc.messages import (
     Judgement,
     Options,
     Reject,
+    Reply,
     Request,
     Voting,
     encode,
@@ -41,7 +42,8 @@ from ipc.messages import (
 
 if TYPE_CHECKING:
     from cli.render import Meter
-    from engine.sources.base import SourceSpec
+    from engine.sources.base import Parsed, SourceSpec
+    from engine.sources.files import Inputs
     from engine.sources.join import Join
     from ipc.client import Client
 
@@ -160,66 +162,60 @@ def checked(how: How) -> How:
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
-def _head(path: Path) -> bytes:
-    """Up to 64 KiB of the decompressed beginning; standard input keeps it."""
-    from engine.sources.files import HEAD_BYTES, ArchiveError, chunks, open_path
-
-    stream = open_path(path)
-    head = b""
-    try:
-        peek = getattr(stream, "peek", None) if str(path) == "-" else None
-        for chunk in chunks(io.BytesIO(peek(HEAD_BYTES)) if peek else stream):
-            head += chunk
-            if len(head) >= HEAD_BYTES:
-                break
-    except ArchiveError:
-        pass  # the reader will say so; what came before it is good
-    finally:
-        if str(path) != "-":
-            stream.close()
-    return head[:HEAD_BYTES]
-
-
-def sorted_out(paths: Sequence[Path], how: How) -> dict[str, list[Path]]:
-    """The files by format, in order. Of a directory, files that no adapter recognises are left out with a word."""
+def sorted_out(paths: Sequence[Path], how: How, inputs: Inputs) -> dict[str, list[Path]]:
+    """The files by format, in order. Empty ones are left out with a word; of a directory, so are files that no adapter
+    recognises."""
     from engine.errors import SourceError
-    from engine.sources import detect
     from engine.sources.files import walk
 
     by_format: dict[str, list[Path]] = {}
     for path in paths:
         is_directory = str(path) != "-" and path.is_dir()
         for file in [path] if str(path) == "-" else walk(path):
-            name = how.format
             try:
-                head = _head(file) if name == "auto" else b"?"
-                if not head:
-                    continue
-                name = detect(head, str(file)) if name == "auto" else name
+                name = inputs.format(file) if how.format == "auto" else how.format
             except SourceError as e:
                 if not is_directory:
                     raise
-                sys.stderr.write(clean(f"left out: {str(e).partition(';')[0]}") + "\n")
+                _say_left_out(str(e).partition(";")[0])
                 continue
-            by_format.setdefault(name, []).append(file)
+            if name:
+                by_format.setdefault(name, []).append(file)
+            else:
+                _say_left_out(f"{file}: it is empty")
     return by_format
 
 
 def parts(paths: Sequence[Path], how: How) -> Iterator[Part]:
     """All files, each format's in the order of time. Raises SourceError for a file that cannot be read."""
-    from engine.sources.files import read_file, sorted_by_time
+    from engine.sources.files import Inputs, sorted_by_time
     from engine.sources.join import Join
 
     base = spec_of(how)
-    for name, files in sorted_out(found(paths), checked(how)).items():
-        source = how.source or name
-        join = Join(base.join_pending_max)
-        spec = base._replace(name=source, join=join)
-        ordered = _in_order(name, files, how)
-        parsed = (one for file in ordered for one in read_file(file, spec._replace(file=str(file)), name))
-        for one in sorted_by_time(parsed):
-            yield Part(name, source, one.events, [_bounded(reject) for reject in one.rejects], one.actions, one.not_ip)
-        _say_passed_over(join)
+    with Inputs() as inputs:
+        for name, files in sorted_out(found(paths), checked(how), inputs).items():
+            source = how.source or name
+            join = Join(base.join_pending_max)
+            spec = base._replace(name=source, join=join)
+            ordered = _in_order(name, files, how, inputs)
+            parsed = (one for file in ordered for one in _read(inputs, file, spec, name))
+            for one in sorted_by_time(parsed):
+                rejects = [_bounded(reject) for reject in one.rejects]
+                yield Part(name, source, one.events, rejects, one.actions, one.not_ip)
+            _say_passed_over(join)
+
+
+def _read(inputs: Inputs, file: Path, spec: SourceSpec, name: str) -> Iterator[Parsed]:
+    """As inputs.read, with a word where there was nothing: what should have filled a pipe may have failed."""
+    parsed = None
+    for parsed in inputs.read(file, spec, name):
+        yield parsed
+    if parsed is None:
+        _say_left_out(f"{file}: it is empty")
+
+
+def _say_left_out(why: str) -> None:
+    sys.stderr.write(clean(f"left out: {why}") + "\n")
 
 
 def _say_passed_over(join: Join) -> None:
@@ -233,15 +229,15 @@ def _say_passed_over(join: Join) -> None:
         sys.stderr.write(f"text of {join.unclaimed:,} connections found no flow\n")
 
 
-def _in_order(name: str, files: list[Path], how: How) -> list[Path]:
+def _in_order(name: str, files: list[Path], how: How, inputs: Inputs) -> list[Path]:
     """Texts before the flows that they belong to: Zeek's logs by their kind, EVE's by their age."""
     from engine.sources import eve, zeek
     from engine.sources.times import zone
 
     if name == "zeek":
-        return sorted(files, key=lambda file: zeek.order(file, _head(file)))
+        return sorted(files, key=lambda file: zeek.order(file, inputs.head(file)))
     if name == "eve" and len(files) > 1:
-        return sorted(files, key=lambda file: eve.order(_head(file), zone(how.timezone)))
+        return sorted(files, key=lambda file: eve.order(inputs.head(file), zone(how.timezone)))
     return files
 
 
@@ -320,18 +316,23 @@ def _make(batch: Batch) -> Callable[[int, int], Request]:
 
 
 class Patience:
-    """How long to go on without an acknowledgement."""
+    """How long to go on from a failure without an acknowledgement; time without a failure, as where the files are slow
+    to read, does not count."""
 
     def __init__(self, limit_s: float, sleep: Callable[[float], None]) -> None:
         self.limit_s, self.sleep = limit_s, sleep
         self.reset()
 
     def reset(self) -> None:
-        self.since_s, self.pause_s = time.monotonic(), 0.05
+        self.since_s: float | None = None  # the first failure
+        self.pause_s = 0.05
 
     def wait(self, error: ClientError) -> None:
         """Sleep as the engine asked, longer each time it did not say. Raises the error when the limit is reached."""
-        if time.monotonic() - self.since_s > self.limit_s:
+        now_s = time.monotonic()
+        if self.since_s is None:
+            self.since_s = now_s
+        if now_s - self.since_s > self.limit_s:
             error.args = (f"{error}; gave up after {self.limit_s:.0f} s",)
             raise error
         self.sleep((error.retry_after_ms / 1000 or self.pause_s) * random.uniform(0.8, 1.2))
@@ -367,32 +368,41 @@ def deliver(
             under_way.append(batch)
             yield _make(batch)
 
+    def begun() -> Iterator[Reply]:
+        return client.pipeline(makes(), window=WINDOW, timeout_ms=TIMEOUT_MS)
+
+    replies = begun()
     while True:
         try:
-            for reply in client.pipeline(makes(), window=WINDOW, timeout_ms=TIMEOUT_MS):
-                batch = under_way.popleft()
-                connected = True
-                if isinstance(reply, Ingested):
-                    summary.add(reply)
-                    patience.reset()
-                    meter.advance(len(batch.events))
-                elif isinstance(reply, Failure):
-                    error = error_of(reply)
-                    if reply.code not in RETRIED:
-                        raise error
-                    waiting.append(batch)
-                    patience.wait(error)
-            if not waiting and broken:
-                raise broken[0]
-            if not waiting:
-                return
-        except (ConnectError, DeadlineError, NotReadyError) as e:
-            connected = connected or isinstance(e, ConnectionLostError)
-            if not connected and isinstance(e, ConnectError):
+            reply = next(replies, None)
+        except (ConnectError, DeadlineError, NotReadyError, OverloadedError) as e:  # the last one: at the Hello
+            if type(e) is ConnectError and not connected:
                 raise
+            connected = True
             waiting.extendleft(reversed(under_way))
             under_way.clear()
             patience.wait(e)
+            replies = begun()
+            continue
+        if reply is None:
+            if waiting:
+                replies = begun()
+                continue
+            if broken:
+                raise broken[0]
+            return
+        batch = under_way.popleft()
+        connected = True
+        if isinstance(reply, Ingested):
+            summary.add(reply)
+            patience.reset()
+            meter.advance(len(batch.events))
+        elif isinstance(reply, Failure):
+            error = error_of(reply)
+            if reply.code not in RETRIED:
+                raise error
+            waiting.append(batch)
+            patience.wait(error)
 
 
 def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Summary:

@@ -170,7 +170,9 @@ def _stack(function: F, options: list[Callable[[Any], Any]]) -> F:
 # ---- where the engine is ------------------------------------------------------------------------------------------
 def _point(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     if value is not None:
-        ctx.ensure_object(Session).point(**{str(param.name): value})
+        given = ctx.meta.setdefault(__name__, {})  # of the whole line: before and after the name of the command
+        given[str(param.name)] = value
+        ctx.ensure_object(Session).point(**given)
 
 
 def located(*, socket: bool = True) -> Callable[[F], F]:

@@ -3,6 +3,8 @@
 Always true
   - Nothing is opened before a command asks for it; the connection is made once and kept (the shell lives on that).
   - A flag beats the environment. --socket decides the connection alone; --data-dir also names files.
+  - What a line says holds for later lines. A line with --data-dir and no --socket means the engine of that directory:
+    the socket of an earlier line is forgotten.
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ class Session:
         self._client: Client | None = None
 
     def point(self, *, data_dir: Path | None = None, socket: Path | None = None) -> None:
-        """Use this engine from now on."""
-        if data_dir is not None and data_dir != self.data_dir:
-            self.data_dir = data_dir
-            self.close()
-        if socket is not None and socket != self.socket:
-            self.socket = socket
+        """Use this engine from now on; all that one line says of it."""
+        if data_dir is None:
+            data_dir = self.data_dir
+            socket = socket or self.socket
+        if (data_dir, socket) != (self.data_dir, self.socket):
+            self.data_dir, self.socket = data_dir, socket
             self.close()
 
     @property

@@ -156,14 +156,14 @@ def featured(paths: Sequence[Path], how: How, internal: Sequence[str], meter: Me
 
 
 def hashed(paths: Sequence[Path]) -> list[DataFile]:
-    """Each file with its sha256; stdin has none. Its path is that beneath what was given, so that it is the same
-    wherever the data lies, and two of the same name stay two."""
+    """Each file with its sha256; stdin and pipes are read already, and have none. Its path is that beneath what was
+    given, so that it is the same wherever the data lies, and two of the same name stay two."""
     from engine.embed.models import DataFile
     from engine.sources.files import walk
 
     entries = []
     for path in paths:
-        for file in walk(path) if str(path) != "-" else []:
+        for file in filter(Path.is_file, walk(path) if str(path) != "-" else []):
             with file.open("rb") as stream:
                 digest = file_digest(stream, "sha256").hexdigest()
                 size = stream.tell()

@@ -3,6 +3,7 @@
 Always true
   - Compression is known by its magic bytes, never by a name. What comes out of an archive is bounded by
     DECOMPRESS_RATIO_MAX and DECOMPRESS_BYTES_MAX a member; a damaged one gives what was read, then one Reject.
+  - What is no regular file is opened once, and every byte of it reaches its adapter, looked at before or not.
   - A directory is walked in sorted order; only regular files beneath it are opened, symbolic links are not followed.
   - `sorted_by_time` gives the same order whether or not it had to use the disk.
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from struct import Struct as Layout
@@ -103,36 +105,78 @@ def fingerprint(head: bytes, length: int = FINGERPRINT_BYTES_MAX) -> str:
     return hashlib.sha256(head[:length]).hexdigest()[:32]
 
 
-def read_file(path: str | Path, spec: SourceSpec, format: str = "auto") -> Iterator[Parsed]:
-    """All of one file (or '-'), decompressed, by the adapter of that format or the one that is detected.
+class Inputs(ExitStack):
+    """Files, or standard input for '-': looked at, then read, each from its beginning.
 
-    Raises SourceError where the file cannot be opened or nothing reads it; what is wrong inside it is a Reject.
+    A regular file is opened for either. Anything else (a pipe, a device, '-') may give its bytes but once: it is opened
+    once, what was looked at is kept to be read, and it stays open until the end of the `with`.
     """
-    stream = open_path(path)
-    try:
-        yield from read_stream(stream, spec if spec.file != "-" else spec._replace(file=str(path)), format)
-    finally:
-        if str(path) != "-":
-            stream.close()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._once: dict[str, _Begun] = {}
+
+    def head(self, path: str | Path) -> bytes:
+        """Up to HEAD_BYTES of the decompressed beginning. Raises SourceError where it cannot be opened."""
+        with self._begun(path) as begun:
+            return begun.head[:HEAD_BYTES]
+
+    def format(self, path: str | Path) -> str:
+        """What reads it; '' where it is empty. Raises SourceError where nothing does, or it cannot be read at all."""
+        with self._begun(path) as begun:
+            if not begun.head and begun.failed:
+                raise SourceError(f"{path}: {begun.failed[0].reason}")
+            return detect(begun.head[:HEAD_BYTES], str(path)) if begun.head else ""
+
+    def read(self, path: str | Path, spec: SourceSpec, format: str = "auto") -> Iterator[Parsed]:
+        """All of it, decompressed, by the adapter of that format or the one that is detected; rejects name the path.
+
+        Raises SourceError where it cannot be opened or nothing reads it; what is wrong inside it is a Reject.
+        """
+        with self._begun(path) as begun:
+            yield from begun.read(spec._replace(file=str(path)), format)
+
+    @contextmanager
+    def _begun(self, path: str | Path) -> Iterator[_Begun]:
+        name = str(path)
+        if name in self._once:
+            yield self._once[name]
+            return
+        stream = open_path(path)
+        if name != "-" and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            with stream:
+                yield _Begun(stream, name)
+            return
+        if name != "-":
+            self.enter_context(stream)
+        self._once[name] = _Begun(stream, name)
+        yield self._once[name]
 
 
-def read_stream(stream: BinaryIO, spec: SourceSpec, format: str = "auto") -> Iterator[Parsed]:
-    """As read_file, of an open stream."""
-    failed: list[Reject] = []
-    source = _until_damaged(stream, spec.file, failed)
-    head = b""
-    for data in source:
-        head += data
-        if len(head) >= HEAD_BYTES:
-            break
-    if head:
-        adapter, offset = _adapter(head, spec, format), 0
-        for data in chain((head,), source):
-            yield adapter.feed(data, offset)
-            offset += len(data)
-        yield adapter.finish()
-    if failed:
-        yield Parsed([], failed)
+class _Begun:
+    """An open stream and its beginning. head: HEAD_BYTES decompressed or some more, fewer only where there are no more;
+    failed: why it cannot be read on, once that is known."""
+
+    def __init__(self, stream: BinaryIO, file: str) -> None:
+        self.head = b""
+        self.failed: list[Reject] = []
+        self._rest = _until_damaged(stream, file, self.failed)
+        for data in self._rest:
+            self.head += data
+            if len(self.head) >= HEAD_BYTES:
+                break
+
+    def read(self, spec: SourceSpec, format: str) -> Iterator[Parsed]:
+        """All of it, once."""
+        head, self.head = self.head, b""
+        if head:
+            adapter, offset = _adapter(head, spec, format), 0
+            for data in chain((head,), self._rest):
+                yield adapter.feed(data, offset)
+                offset += len(data)
+            yield adapter.finish()
+        if self.failed:
+            yield Parsed([], self.failed)
 
 
 def _until_damaged(stream: BinaryIO, file: str, failed: list[Reject]) -> Iterator[bytes]:

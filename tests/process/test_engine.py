@@ -6,8 +6,11 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,17 @@ from tests.one_thread import ONE_THREAD
 from tests.wait import eventually
 
 
+@contextmanager
+def packed(file: Path) -> Iterator[Path]:
+    """A named pipe that gzip writes the file into."""
+    pipe = file.with_suffix(".pipe")
+    os.mkfifo(pipe)
+    with subprocess.Popen(["sh", "-c", 'exec gzip -c "$0" > "$1"', file, pipe]) as writer:
+        yield pipe
+        assert writer.wait(10) == 0
+    pipe.unlink()
+
+
 def test_a_file_through_the_command_line_is_stored_once(start: Starter, tmp_path: Path) -> None:
     """New, then all duplicates, then the same identities with other content: refused, dead-lettered, counted."""
     engine = start()
@@ -34,6 +48,10 @@ def test_a_file_through_the_command_line_is_stored_once(start: Starter, tmp_path
     again = engine.json("ingest", file)
     assert (again["accepted"], again["duplicates"], again["rejected"]) == (0, 150, 0)
 
+    with packed(file) as pipe:
+        piped = engine.json("ingest", pipe, timeout_s=30)
+    assert (piped["accepted"], piped["duplicates"], piped["rejected"]) == (0, 150, 0)
+
     other = engine.json("ingest", changed(file, tmp_path / "other.ndjson"))
     assert (other["accepted"], other["duplicates"], other["rejected"]) == (0, 0, 150)
     letters = Path(other["dead_letters"])
@@ -43,9 +61,19 @@ def test_a_file_through_the_command_line_is_stored_once(start: Starter, tmp_path
     facts = engine.json("stats")
     assert facts["events"] == 150
     assert facts["conflicts"] == 150
-    assert [(s["events"], s["duplicates"], s["rejected"]) for s in facts["sources"]] == [(150, 150, 150)]
+    assert [(s["events"], s["duplicates"], s["rejected"]) for s in facts["sources"]] == [(150, 300, 150)]
     assert facts["families"] == {"DDoS": 38, "PortScan": 38, "C2": 37, "Normal": 37}
     assert all(stored.event.dst_port in (80, 22, 443, 53) for stored in all_events(engine.client()))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("command", ["classify", "query_event"])
+def test_a_pipe_is_asked_about_as_its_file_is(filled: Engine, command: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "new.ndjson", several(100, 9_000))
+    with packed(file) as pipe:
+        of_file, of_pipe = (filled.cli(command, what, "--ndjson", timeout_s=30) for what in (file, pipe))
+    assert of_pipe.returncode == 0 and of_pipe.stdout.count("\n") == 100, of_pipe.stderr
+    for one, other in zip(of_file.stdout.splitlines(), of_pipe.stdout.splitlines(), strict=True):
+        assert json.loads(one) | {"took_ms": 0} == json.loads(other) | {"took_ms": 0}
 
 
 def test_four_readers_answer_the_same_and_share_the_connections(start: Starter) -> None:

@@ -11,7 +11,7 @@ from engine.features import FEATURES, INDEX, unpack
 from engine.normalize import complete
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.binetflow import ORDER, BinetflowAdapter, verdict
-from engine.sources.files import read_file
+from engine.sources.files import Inputs
 from engine.sources.ra import ports, protocol
 from engine.sources.tcpflags import ACK, FIN, PSH, RST, SYN, UNSEEN, bits_of, completion
 from tests.data import content, shared
@@ -235,11 +235,13 @@ def test_tables_agree_with_our_own_flows_of_the_same_capture(tool: str, format: 
     found = 0
     for capture in ("pcap_zeek/wikipedia.pcap", "pcap_zeek/ssh/sshguess.pcap", "pcap_zeek/ftp/bruteforce.pcap"):
         ours = {}
-        for item in (item for parsed in read_file(shared(capture), SourceSpec("t"), "pcap") for item in parsed.events):
+        for item in (
+            item for parsed in Inputs().read(shared(capture), SourceSpec("t"), "pcap") for item in parsed.events
+        ):
             f, e = unpack([item.features])[0], item.event
             ours[e.src_ip, e.src_port, e.dst_ip, e.dst_port, e.proto, f[4], f[5]] = f
         table = shared(f"ground_truth_flows/{tool}/{capture.replace('/', '_')}.{end}.gz")
-        for item in (item for parsed in read_file(table, SourceSpec("t"), format) for item in parsed.events):
+        for item in (item for parsed in Inputs().read(table, SourceSpec("t"), format) for item in parsed.events):
             theirs, e = unpack([item.features])[0], item.event
             mine = ours.get((e.src_ip, e.src_port, e.dst_ip, e.dst_port, e.proto, theirs[4], theirs[5]))
             if mine is None or abs(mine[3] - theirs[3]) > 1e-3:

@@ -11,7 +11,7 @@ from engine.features import FEATURES, INDEX, unpack
 from engine.normalize import complete
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.cicflow import CicFlowAdapter, header_of, judged
-from engine.sources.files import read_file
+from engine.sources.files import Inputs
 from tests.data import content, shared
 
 S = 1_000_000_000
@@ -134,7 +134,7 @@ def test_tables_agree_with_our_own_flows_of_the_same_capture(tool: str, capture:
     folder = "ftp" if capture == "ftp_bruteforce" else ""
     file = shared(f"pcap_zeek/{folder}/{capture.removeprefix('ftp_')}.pcap")
     ours = {}
-    for item in (item for parsed in read_file(file, SourceSpec("t"), "pcap") for item in parsed.events):
+    for item in (item for parsed in Inputs().read(file, SourceSpec("t"), "pcap") for item in parsed.events):
         f, e = unpack([item.features])[0], item.event
         ours[e.src_ip, e.src_port, e.dst_ip, e.dst_port, e.proto, int(f[4]), int(f[5])] = f
     name = f"pcap_zeek_{folder + '_' if folder else ''}{capture.removeprefix('ftp_')}.pcap.csv.gz"

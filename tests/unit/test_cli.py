@@ -624,6 +624,35 @@ def test_piped_shell_prints_results_only_and_goes_on_after_an_error(engine, tmp_
     assert engine.connections == 1  # one for the whole session
 
 
+@pytest.mark.parametrize("started_with", ["here", "there"])
+def test_a_line_with_a_data_directory_leaves_the_socket_of_earlier_lines(
+    engine, flowkin, tmp_path, monkeypatch, capsys, started_with
+):
+    """Also where the directory is the one that was meant all along. Within a line the socket decides."""
+    here, there = tmp_path, tmp_path / "there"
+    (there / "run").mkdir(parents=True)
+    other = FakeEngine(there / "run", answering)
+    socket_there = there / "run" / "query.sock"
+    text = (
+        f"stats --json --socket {socket_there}\n"
+        "stats --json\n"
+        f"purge e1 --yes --data-dir {here}\n"
+        "info --json\n"
+        f"label e1 x --data-dir {here} --socket {socket_there}\n"
+        f"label e1 x --socket {socket_there} --data-dir {here}\n"
+        f"flowkin --socket {socket_there} label e1 x --data-dir {here}\n"
+        f"flowkin --data-dir {here} label e1 x --socket {socket_there}\n"
+        "label e1 x\n"
+        f"flowkin --data-dir {here} show e1 --raw\n"
+    )
+    try:
+        assert shell_of(here if started_with == "here" else there, text, monkeypatch) == 0, capsys.readouterr().err
+    finally:
+        other.close()
+    assert list(map(type, engine.seen)) == [Purge, Info, Get]
+    assert list(map(type, other.seen)) == [Stats, Stats, *[Label] * 5]
+
+
 def test_exit_status_of_a_piped_shell_is_that_of_its_last_command(engine, tmp_path, monkeypatch, capsys):
     assert shell_of(tmp_path, "stats --json\nquery_similar missing\n", monkeypatch) == 3
     assert shell_of(tmp_path, "query_similar missing\n\\q\nstats", monkeypatch) == 3

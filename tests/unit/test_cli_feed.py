@@ -1,4 +1,4 @@
-"""Files to messages: bounds, back-pressure, broken connections. The client is a fake with that interface."""
+"""Files to messages: bounds, back-pressure, broken connections. The client is mostly a fake with that interface."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli import feed
+from ipc.client import Client
 from ipc.errors import ClientError, ConnectError, ConnectionLostError, OverloadedError
 from ipc.event import Event, FeaturedEvent, FirewallAction
 from ipc.messages import (
@@ -23,6 +24,9 @@ from ipc.messages import (
     Reply,
     encode,
 )
+from ipc.server import Bounds
+from tests.unit import test_client
+from tests.wait import eventually
 
 
 class Silent:
@@ -47,7 +51,8 @@ MOST = feed.EVENTS_MAX
 
 
 class Engine:
-    """Knows ids; does at each message what the script says: None, a Failure's code, 'break', 'break after' storing."""
+    """Knows ids; does at each message what the script says: None, a Failure's code, 'break', 'break after' storing,
+    'refused' and 'full' as an attempt to connect."""
 
     def __init__(self, script: Iterable[Any] = ()) -> None:
         self.script = iter(script)
@@ -75,6 +80,8 @@ class Engine:
         act = next(self.script, None)
         if act == "break":
             return ConnectionLostError("/s", "broke")
+        if act == "full":  # says a Hello
+            return OverloadedError(ErrorCode.OVERLOADED, "all connections are in use", 10)
         if act == "refused":
             return ConnectError("/s", "no engine")
         if isinstance(act, ErrorCode):
@@ -182,9 +189,36 @@ def test_an_engine_that_is_restarting_is_waited_for_but_a_missing_one_is_not():
         delivered(Engine(["refused"]), [part(0, 10)])
 
 
-def test_retrying_ends():
-    with pytest.raises(OverloadedError, match="gave up after 0 s"):
-        delivered(Engine([None, *[ErrorCode.OVERLOADED] * 10_000]), [part(0, 2 * MOST)], retry_s=0.0)
+@pytest.mark.parametrize("act", [ErrorCode.OVERLOADED, ErrorCode.NOT_READY, "break", "full"])
+def test_retrying_ends(act):
+    with pytest.raises(ClientError, match="gave up after 0 s") as e:
+        delivered(Engine([None, *[act] * 10_000]), [part(0, 2 * MOST)], retry_s=0.0)
+    assert str(e.value).count("gave up") == 1
+
+
+@pytest.mark.parametrize("act", [ErrorCode.OVERLOADED, ErrorCode.NO_SPACE, "break", "full"])
+def test_retrying_begins_with_a_failure_however_late_the_events_came(act):
+    """No patience at all: a second failure without an acknowledgement between would be too much."""
+    summary, slept = delivered(Engine([act, None, act, None, act]), [part(0, 3 * MOST)], retry_s=0.0)
+    assert summary.accepted + summary.duplicates == 3 * MOST and len(slept) >= 2
+
+
+def test_a_hello_that_is_refused_for_want_of_room_is_said_again_later(tmp_path):
+    """A server of one connection, which another peer holds until we are told to wait."""
+    server = test_client.Engine(tmp_path, Bounds(connections_max=1))
+    summary, slept = feed.Summary(), []
+
+    def sleep(s: float) -> None:
+        slept.append(s)
+        other.sock.close()
+        eventually(lambda: not server.open)
+
+    try:
+        with test_client.Raw(server.write) as other, Client(server.query, server.write) as client:
+            feed.deliver(client, feed.batches([part(0, 10)]), summary, Silent(), sleep=sleep)  # type: ignore[arg-type]
+    finally:
+        server.stop()
+    assert summary.accepted == 10 and slept
 
 
 def test_a_failed_ingest_says_what_is_stored(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import zstandard
 from engine.errors import SourceError
 from engine.sources import FORMATS, adapter_for, detect, files
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.files import ArchiveError, chunks, fingerprint, open_path, read_file, sorted_by_time, walk
+from engine.sources.files import ArchiveError, Inputs, chunks, fingerprint, open_path, sorted_by_time, walk
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Reject
 from tests.data import content
@@ -55,7 +55,7 @@ def test_damaged_archives_give_what_was_read_then_one_reject(packed: bytes, says
     assert DATA.startswith(out)
     path = tmp_path / "a.json"
     path.write_bytes(packed)
-    got = list(read_file(path, SourceSpec("t"), "ndjson"))
+    got = list(Inputs().read(path, SourceSpec("t"), "ndjson"))
     rejects = [reject for parsed in got for reject in parsed.rejects]
     assert says in rejects[-1].reason and rejects[-1].offset == len(out) and rejects[-1].file == str(path)
     assert sum(len(parsed.events) for parsed in got) >= out.count(b"\n")
@@ -112,7 +112,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         open_path(tmp_path)
     with pytest.raises(SourceError, match="No such file"):
-        list(read_file(tmp_path / "none", SourceSpec("t")))
+        list(Inputs().read(tmp_path / "none", SourceSpec("t")))
 
 
 def test_formats(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_formats(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no format 'x'; there are .*eve"):
         adapter_for("x")
     (tmp_path / "empty").write_bytes(b"")
-    assert list(read_file(tmp_path / "empty", SourceSpec("t"))) == []
+    assert list(Inputs().read(tmp_path / "empty", SourceSpec("t"))) == []
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_formats_of_real_files(file: str, format: str) -> None:
     assert detect(content(file)[: files.HEAD_BYTES], "data") == format
 
 
-def test_read_file_finds_the_format_and_names_the_file(tmp_path: Path) -> None:
+def test_reading_finds_the_format_and_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "e.json"
     path.write_bytes(DATA * 8 + b"{\n")
-    got = list(read_file(path, SourceSpec("t")))
+    got = list(Inputs().read(path, SourceSpec("t")))
     assert sum(len(parsed.events) for parsed in got) == 24_000
     assert [(r.file, r.offset) for parsed in got for r in parsed.rejects] == [(str(path), 8 * len(DATA))]
 

@@ -15,7 +15,7 @@ from engine.features import INDEX, NAMES, unpack
 from engine.normalize import complete
 from engine.sources import detect, join
 from engine.sources.base import Parsed, SourceSpec
-from engine.sources.files import read_file
+from engine.sources.files import Inputs
 from engine.sources.join import Join
 from engine.sources.zeek import ZeekAdapter, duration_ns, judged, stamp_ns
 from engine.sources.zeek_flow import proof
@@ -366,7 +366,7 @@ def test_zeek_and_our_own_flows_of_the_same_capture_agree() -> None:
         log, capture = entry.split("\t")
         file = shared(f"pcap_zeek/{capture}" if (shared("pcap_zeek") / capture).exists() else f"pcap_zeek/{capture}.gz")
         ours: dict[Any, list[FeaturedEvent]] = {}
-        for item in (item for parsed in read_file(file, SourceSpec("t"), "pcap") for item in parsed.events):
+        for item in (item for parsed in Inputs().read(file, SourceSpec("t"), "pcap") for item in parsed.events):
             event = complete(item)
             ours.setdefault((event.community_id, event.src_ip), []).append(item)
         masked = content(f"pcap_zeek/expected_zeek/{log}").replace(b"XXXXXXXXXX.XXXXXX", b"1000000000.000000")
@@ -407,7 +407,7 @@ def test_a_directory_is_read_texts_first_and_by_period(tmp_path: Path, capsys: p
     assert capsys.readouterr().err == (
         "records that are no events: 1 of weird\ntext of 1 connections found no flow\n"  # its log came after the flow's
     )
-    assert feed.sorted_out([tmp_path], feed.How()).keys() == {"zeek"}
+    assert feed.sorted_out([tmp_path], feed.How(), Inputs()).keys() == {"zeek"}
     alone = [item for part in feed.parts([tmp_path / "a" / "conn.log"], feed.How()) for item in part.events]
     assert alone[0].event.extra["text_missing"] == 1.0
 
