@@ -319,7 +319,7 @@ class Connection(asyncio.Protocol):
         if self._greeted and not self._closing and not self._draining:
             if began_new or not self._frames.partial:
                 self._cancel_read_timer()
-            if self._frames.partial and self._read_timer is None:
+            if self._frames.partial and self._read_timer is None and self._reads():
                 self._start_read_timer(self.server.bounds.frame_s, "half a frame came")
         self._hold()
 
@@ -504,8 +504,12 @@ class Connection(asyncio.Protocol):
         self._pending.clear()
         self._pending_bytes = 0
 
+    def _reads(self) -> bool:
+        """False while the peer does not read its replies; its time for half a frame does not run then."""
+        return self._transport is not None and not self._transport.is_closing() and self._transport.is_reading()
+
     def _stop_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing() and self._transport.is_reading():
+        if self._transport is not None and self._reads():
             self._transport.pause_reading()
 
     def _close_if_drained(self) -> None:
@@ -513,6 +517,7 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def _start_read_timer(self, after_s: float, what: str) -> None:
+        self._cancel_read_timer()
         detail = f"{what} within {after_s:g} s"
         code = ErrorCode.BAD_REQUEST if self._greeted else ErrorCode.VERSION
         self._read_timer = asyncio.get_running_loop().call_later(after_s, self._end, code, detail)

@@ -80,16 +80,17 @@ class OddError(Exception):
 
 
 class Engine:
-    """A query and a write socket served on a uvloop in a thread. Get(["...", ...]) gives orders."""
+    """A query and a write socket served on a loop, a uvloop if none is given, in a thread. Get(["...", ...]) gives
+    orders."""
 
-    def __init__(self, directory: Path, bounds: Bounds) -> None:
+    def __init__(self, directory: Path, bounds: Bounds, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.query, self.write = directory / "q.sock", directory / "w.sock"
         self.seen: list[Request] = []
         self.late: list[tuple[Connection, int]] = []  # requests never answered
         self.watchers: list[tuple[Connection, int]] = []
         self.closes = 0
         self.servers = {name: self._server(name, bounds) for name in ("read", "write")}
-        self._loop = uvloop.new_event_loop()
+        self._loop = loop or uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._listeners: list[asyncio.AbstractServer] = []
@@ -572,6 +573,38 @@ def test_half_a_frame_ends_the_connection_however_it_dribbles(engine: Engine) ->
         reply = raw.reply()
         assert isinstance(reply, Failure)
         assert "half a frame" in reply.detail
+
+
+@pytest.mark.parametrize("kind", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_the_time_for_half_a_frame_runs_only_while_its_peer_is_read(
+    tmp_path: Path, kind: type[asyncio.AbstractEventLoop]
+) -> None:
+    """Ten replies that are written while a read is looked through are more than may stay unread, and the read ends with
+    half a frame: no timer may be left of it that would end a peer which then sends the rest and reads everything."""
+    bounds = QUICK._replace(pending_max=10, frame_s=60.0, write_s=60.0)
+    timers: list[asyncio.TimerHandle] = []
+
+    class Loop(kind):  # type: ignore[misc, valid-type]
+        def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+            timer: asyncio.TimerHandle = super().call_later(delay, callback, *args)
+            if callback.__name__ == "_end" and delay == bounds.frame_s:
+                timers.append(timer)
+            return timer
+
+    engine = Engine(tmp_path, bounds, Loop())
+    last = frame(encode(Ping(11)))
+    with Raw(engine.query) as raw:
+        gets = [frame(encode(Get(n, ["bytes", "100000"]))) for n in range(1, 11)]
+        raw.sock.sendall(b"".join(gets) + last[:3])
+        eventually(lambda: len(engine.seen) == 10)
+        engine.do(lambda: None)  # and the read that they came with was looked through
+        assert timers == []
+        assert [type(raw.reply()) for _ in range(10)] == [Facts] * 10
+        eventually(lambda: len(timers) == 1 and not timers[0].cancelled())
+        raw.sock.sendall(last[3:])
+        assert raw.reply() == Pong(11, 7)
+        eventually(lambda: [timer.cancelled() for timer in timers] == [True])
+    engine.stop()
 
 
 def test_an_idle_connection_between_frames_is_left_alone(engine: Engine) -> None:
