@@ -69,6 +69,7 @@ from ipc.messages import (
     encode,
 )
 from ipc.server import Bounds, Connection, Role, Server
+from tests.engine_fixture import open_files
 from tests.wait import eventually
 
 EVENT = FeaturedEvent(Event(event_id="a", source="s", ts=2, ts_start=1))
@@ -529,6 +530,109 @@ def test_the_async_client_watches_beside_other_calls(engine: Engine) -> None:
             await c.ping()
 
     asyncio.run(scenario())
+
+
+# ---- a client that is closed
+
+
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_an_async_client_waits_for_ends_when_it_is_closed(
+    engine: Engine, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Reads are not sent again, the watch does not connect again, what was refused is not tried again."""
+    before = open_files()
+
+    async def scenario() -> None:
+        c = AsyncClient(engine.query, engine.write, timeout_ms=5_000)
+        watched: list[int] = []
+
+        async def watch() -> None:
+            watched.extend([generation async for generation in c.watch()])
+
+        read, written = asyncio.create_task(c.get(["late"])), asyncio.create_task(c.label("a", "late"))
+        refused, watching = asyncio.create_task(c.get(["busy", "1000000"])), asyncio.create_task(watch())
+        while len(engine.late) < 2 or not engine.watchers or not refused_once(engine):
+            await asyncio.sleep(0.01)
+        c.close()
+        for task in (read, written, refused):
+            with pytest.raises(errors.ConnectError, match="the client was closed"):
+                await task
+        await watching
+        assert watched == []
+        for call in (c.ping(), c.label("a", "tp")):
+            with pytest.raises(errors.ConnectError, match="the client was closed"):
+                await call
+        assert [generation async for generation in c.watch()] == []
+        c.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+    eventually(lambda: engine.open == 0)
+    assert [server.counters.accepted for server in engine.servers.values()] == [1, 1]
+    assert open_files() - before == set()
+
+
+def refused_once(engine: Engine) -> bool:
+    return any(request.ids[0] == "busy" for request in engine.seen if isinstance(request, Get))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("there", [True, False])
+def test_an_async_client_that_is_closed_while_it_connects_keeps_no_connection(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], steps: int, there: bool
+) -> None:
+    """At each step: before there is a connection, when it was just made, while no Welcome comes."""
+    path, before = tmp_path / "mute.sock", open_files()
+
+    async def scenario() -> None:
+        c = AsyncClient(path, timeout_ms=5_000)
+        tasks = [asyncio.create_task(c.ping()) for _ in range(2)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        c.close()
+        for task in tasks:
+            with pytest.raises(errors.ConnectError, match="the client was closed" if there else None):
+                await task
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mute:
+        if there:
+            mute.bind(str(path))
+            mute.listen(4)
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(scenario())
+        assert {name for name in open_files() - before if name.split()[0] != str(mute.fileno())} == set()
+
+
+def test_what_a_closed_client_had_under_way_does_not_connect_again(engine: Engine) -> None:
+    with Client(engine.query, engine.write, timeout_ms=2_000) as client:
+        watching = client.watch()
+        thread = threading.Thread(target=lambda: publish(engine, 8))
+        thread.start()
+        assert next(watching) == 8
+        thread.join()
+        replies = client.pipeline([lambda i, ms: Ping(i)] * 20, window=4)
+        next(replies)
+        few = client.pipeline([lambda i, ms: Label(i, "a", "tp")] * 20, window=4)
+        next(few)
+    eventually(lambda: engine.open == 0)
+    labels = sum(isinstance(request, Label) for request in engine.seen)
+    for pipeline in (replies, few):
+        with pytest.raises(errors.ConnectionLostError):
+            next(pipeline)
+    assert list(watching) == []
+    assert [server.counters.accepted for server in engine.servers.values()] == [2, 1]
+    assert sum(isinstance(request, Label) for request in engine.seen) == labels
+    assert client.ping().generation == 7  # it may be asked anew
+    client.close()
+
+
+def publish(engine: Engine, generation: int) -> None:
+    connection, request_id = eventually(lambda: engine.watchers and engine.watchers[-1])
+    engine.do(lambda: connection.reply(Generation(request_id, generation), more=True))
 
 
 # ---- the server side, against peers that do not behave
