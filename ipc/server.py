@@ -40,6 +40,7 @@ from ipc.messages import (
     Failure,
     Hello,
     Info,
+    Ingest,
     Ping,
     Reply,
     Request,
@@ -56,9 +57,12 @@ log = logging.getLogger(__name__)
 
 Role = Literal["read", "write"]
 WRITES: frozenset[type] = frozenset(get_args(Write))
+UNDONE = WRITES - {Ingest}  # a worker that drains has ended the tasks of these; what was brought is still stored
 ANYWHERE: frozenset[type] = frozenset({Hello, Ping, Info, Stats, Cancel})  # welcome on both sockets
 RETRY_AFTER_MS = 100
+STOPS_RETRY_AFTER_MS = 1_000  # the next one must have started
 REFUSALS_MAX = 256  # connections beyond the most that are kept until their Hello, to be answered OVERLOADED
+STOPS = "the engine stops before this is done; ask again when it has started (a switch of models goes on by itself)"
 DETAIL_CHARS_MAX = 500  # of an error's text; it may quote what the peer sent
 
 
@@ -281,11 +285,14 @@ class Connection(asyncio.Protocol):
         self.held_bytes = 0
 
     def drain(self) -> None:
-        """Read no more, answer what is pending (a watch never ends, so it is left), close."""
+        """Read no more, answer what is pending, close. What would not end is not waited for: a watch is left, what
+        nobody works on any more is NOT_READY."""
         self._draining = True
         self._cancel_read_timer()
         self._pending = {i: found for i, found in self._pending.items() if found[0] is not Watch}
         self._stop_reading()
+        for request_id in [i for i, (kind, _) in self._pending.items() if kind in UNDONE]:
+            self.fail(request_id, ErrorCode.NOT_READY, STOPS, STOPS_RETRY_AFTER_MS)
         self._close_if_drained()
 
     # ---- for the loop

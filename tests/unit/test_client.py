@@ -48,6 +48,7 @@ from ipc.messages import (
     Ingested,
     Label,
     List,
+    Measure,
     Models,
     Options,
     Ping,
@@ -60,6 +61,7 @@ from ipc.messages import (
     Reply,
     Request,
     RollbackModel,
+    Scrub,
     SearchText,
     Stats,
     UseModel,
@@ -166,7 +168,7 @@ class Engine:
             case Label(label="break"):
                 connection.abort()
                 return
-            case Label(label="late"):
+            case Label(label="late") | Ingest(format="late") | Scrub() | Measure():
                 self.late.append((connection, i))
                 return
             case Watch():
@@ -834,6 +836,27 @@ def test_drain_answers_what_is_pending_reads_no_more_and_closes(engine: Engine) 
         drained.result(5)
     with pytest.raises(errors.ConnectionLostError):
         Client(engine.query).ping()
+
+
+def test_a_drain_waits_for_events_and_for_no_order(engine: Engine) -> None:
+    """The tasks of a worker that leaves have ended: nobody would answer a scrub or a switch of models any more."""
+    with Raw(engine.write) as both, Raw(engine.write) as ordering:
+        both.send(Scrub(1), Ingest(2, "late", []), Label(3, "a", "late"))
+        ordering.send(Measure(1))
+        eventually(lambda: len(engine.late) == 4)
+        drained = asyncio.run_coroutine_threadsafe(engine.servers["write"].drain(), engine._loop)
+        for raw, request_id in ((both, 1), (both, 3), (ordering, 1)):
+            reply = raw.reply()
+            assert isinstance(reply, Failure)
+            assert (reply.request_id, reply.code, reply.retry_after_ms) == (request_id, ErrorCode.NOT_READY, 1_000)
+            assert "the engine stops" in reply.detail and "ask again" in reply.detail
+        assert ordering.reply() is None
+        assert not drained.done()
+        connection, request_id = next(late for late in engine.late if late[1] == 2)
+        engine.do(lambda: connection.reply(Ingested(request_id, 7, 0, 0, 0)))
+        assert both.reply() == Ingested(2, 7, 0, 0, 0)
+        assert both.reply() is None
+        drained.result(5)
 
 
 def test_an_old_client_of_thirty_lines_with_nothing_but_msgpack_is_served(engine: Engine) -> None:
