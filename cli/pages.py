@@ -114,8 +114,9 @@ the engine, is refused (BAD_REQUEST): what they ask for would be lost. Reads and
 |---:|---|
 {codes}
 
-OVERLOADED and NO_SPACE come with retry_after_ms. A write that was answered by neither Ingested nor Failure (the
-connection broke) may be sent again: identity makes it exactly once.
+OVERLOADED and NO_SPACE come with retry_after_ms, and so does NOT_READY where the engine stops before a write other than
+Ingest is done. A write that was answered by neither Ingested nor Failure (the connection broke) may be sent again:
+identity makes it exactly once.
 
 ## Parts
 

@@ -5,6 +5,7 @@ Always true
   - A read is sent again, once, when its connection breaks; a write never is.
   - What was refused as OVERLOADED is sent again after retry_after_ms, within the same deadline.
   - A call that is cancelled or late sends Cancel, and its answer, if it still comes, is dropped.
+  - A client that was closed connects no more: its calls end with ConnectError, its watches end.
 """
 
 from __future__ import annotations
@@ -43,17 +44,43 @@ Sink = Callable[[Reply | Exception], None]
 
 
 class Wire(asyncio.Protocol):
-    """One connection. `sinks`: who gets the replies of an id; each also gets the exception that ends the connection."""
+    """One connection. `sinks`: who gets the replies of an id; each also gets the exception that ends the connection.
+    Once ended, also before it was connected, it stays so."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.sinks: dict[int, Sink] = {}
+        self._ended: Exception | None = None
         self._frames = FrameReader(FRAME_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
 
+    async def connect(self, client_name: str) -> None:
+        """Connect and be welcomed; raises what ended it first."""
+        welcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.sinks[0] = into(welcome)  # before connecting: a refusal may come at once
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, self.path)
+            self.post(Hello(PROTOCOL_VERSION, client_name))
+            reply = await welcome
+        except OSError as e:
+            error = ConnectError(self.path, f"no engine at {self.path} ({e.strerror or e}); is it started?")
+            self.end(error)
+            raise self._ended or error from e
+        except BaseException as e:
+            self.end(ConnectionLostError(self.path, str(e)))
+            raise
+        if not isinstance(reply, Welcome):
+            self.end(error_of(reply) if isinstance(reply, Failure) else unexpected(reply, Welcome))
+        if self._ended is not None:  # maybe since the Welcome came
+            raise self._ended
+        del self.sinks[0]
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._ended is not None:
+            cast(asyncio.Transport, transport).abort()
+            return
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
 
     def data_received(self, data: bytes) -> None:
@@ -91,6 +118,7 @@ class Wire(asyncio.Protocol):
             self._transport.write(frame(encode(request)))
 
     def end(self, why: Exception) -> None:
+        self._ended = self._ended or why
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
@@ -118,6 +146,7 @@ class AsyncClient:
         self._paths = {False: fspath(query_path), True: fspath(write_path)}
         self._wires: dict[bool, Wire] = {}
         self._locks = {False: asyncio.Lock(), True: asyncio.Lock()}
+        self._closed = False
         self._ids = itertools.count(1)
 
     @classmethod
@@ -127,9 +156,14 @@ class AsyncClient:
         return cls(query, write, timeout_ms=timeout_ms, client_name=client_name)
 
     def close(self) -> None:
-        for path, wire in [(wire.path, wire) for wire in self._wires.values()]:
-            wire.end(ConnectionLostError(path, "the client was closed"))
-        self._wires.clear()
+        """For good; what is under way ends with ConnectError."""
+        self._closed = True
+        for wire in self._wires.values():
+            wire.end(self._no_more(wire.path))
+
+    def _no_more(self, path: str) -> ConnectError:
+        """No ConnectionLostError: nothing is sent again."""
+        return ConnectError(path, "the client was closed")
 
     async def __aenter__(self) -> Self:
         return self
@@ -190,8 +224,17 @@ class AsyncClient:
     async def _wire(self, write: bool) -> Wire:
         async with self._locks[write]:
             if write not in self._wires or not self._wires[write].open:
-                self._wires[write] = await connect(self._paths[write], self.client_name)
+                try:
+                    await self._connect(write)
+                except ConnectionLostError:  # a worker may leave between accept and welcome; then once more
+                    await self._connect(write)
             return self._wires[write]
+
+    async def _connect(self, write: bool) -> None:
+        if self._closed:
+            raise self._no_more(self._paths[write])
+        self._wires[write] = Wire(self._paths[write])
+        await self._wires[write].connect(self.client_name)
 
     # ---- one method for each message (ipc/calls.py)
 
@@ -221,20 +264,25 @@ class AsyncClient:
     cancel = _method(calls.cancel)
 
     async def watch(self, *, after_generation: int = 0) -> AsyncIterator[int]:
-        """Each new generation; connects again when its reader leaves. Ends when the iterator is closed."""
+        """Each new generation; connects again when its reader leaves. Ends when the iterator or the client is
+        closed."""
         newest = after_generation
-        while True:
+        while not self._closed:
             try:
                 async with asyncio.timeout(self.timeout_ms / 1_000):
                     wire = await self._wire(False)
             except TimeoutError as e:
                 raise DeadlineError(ErrorCode.DEADLINE, "no answer from the engine in time") from e
+            except ConnectError:
+                if self._closed:
+                    return
+                raise
             request_id = next(self._ids)
             replies: asyncio.Queue[Reply | Exception] = asyncio.Queue()
             wire.sinks[request_id] = replies.put_nowait
             try:
                 await wire.send(Watch(request_id, newest))
-                while not isinstance(reply := await replies.get(), ConnectionLostError):
+                while not isinstance(reply := await replies.get(), ConnectError):  # broken, or closed by us
                     if isinstance(reply, Exception):
                         raise reply
                     if isinstance(reply, Failure):
@@ -255,39 +303,8 @@ def into(future: asyncio.Future[Reply]) -> Sink:
             return
         if isinstance(reply, Exception):
             future.set_exception(reply)
+            future.exception()  # seen, should who waits for it be cancelled first
         else:
             future.set_result(reply)
 
     return sink
-
-
-async def connect(path: str, client_name: str) -> Wire:
-    """A connection that was welcomed. A worker may leave between accept and welcome; then once more."""
-    try:
-        return await _connect(path, client_name)
-    except ConnectionLostError:
-        return await _connect(path, client_name)
-
-
-async def _connect(path: str, client_name: str) -> Wire:
-    loop = asyncio.get_running_loop()
-    welcome: asyncio.Future[Reply] = loop.create_future()
-    wire = Wire(path)
-    wire.sinks[0] = into(welcome)  # before connecting: a refusal may come at once
-    try:
-        await loop.create_unix_connection(lambda: wire, path)
-    except OSError as e:
-        why = e.strerror or str(e)
-        raise ConnectError(path, f"no engine at {path} ({why}); is it started?") from e
-    wire.post(Hello(PROTOCOL_VERSION, client_name))
-    try:
-        reply = await welcome
-    except BaseException as e:
-        wire.end(ConnectionLostError(path, str(e)))
-        raise
-    del wire.sinks[0]
-    if isinstance(reply, Welcome):
-        return wire
-    error = error_of(reply) if isinstance(reply, Failure) else unexpected(reply, Welcome)
-    wire.end(error)
-    raise error

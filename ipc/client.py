@@ -7,7 +7,8 @@ Always true
   - What was refused as OVERLOADED is sent again after retry_after_ms, within the same deadline; in a pipeline the
     refusal is yielded instead.
   - A call that is interrupted (Ctrl-C, or any exception while waiting) leaves no connection with an answer under way:
-    it is cancelled and closed, and the next call connects anew.
+    it is cancelled and closed, and the next call connects anew. So does one after close(), but nothing that was under
+    way: a pipeline ends with ConnectionLostError, a watch ends.
   - One thread at a time. Nothing of ours is imported but ipc, so a client needs msgspec and nothing else.
 """
 
@@ -125,7 +126,9 @@ class Wire:
 
     def receive(self, request_id: int, deadline_s: float) -> Reply:
         """The next reply with this id. Failure(0) is about the connection and ends it."""
-        waiting = self._replies[request_id]
+        waiting = self._replies.get(request_id)
+        if waiting is None:  # closed since
+            raise self._lost()
         while not waiting:
             self._wait(select.POLLIN, deadline_s)
             self._read()
@@ -213,6 +216,7 @@ class Client:
     ) -> None:
         self.timeout_ms, self.client_name = timeout_ms, client_name
         self._query, self._write = Wire(fspath(query_path)), Wire(fspath(write_path))
+        self._watching: set[Wire] = set()
         self._ids = itertools.count(1)
 
     @classmethod
@@ -222,8 +226,9 @@ class Client:
         return cls(query, write, timeout_ms=timeout_ms, client_name=client_name)
 
     def close(self) -> None:
-        self._query.close()
-        self._write.close()
+        for wire in (self._query, self._write, *self._watching):
+            wire.close()
+        self._watching.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -265,7 +270,8 @@ class Client:
                     yield self._take(under_way)
                 deadline_s = self._deadline(timeout_ms)
                 request, wire = self._prepare(make, deadline_s)
-                wire.connect(self.client_name, deadline_s)
+                if all(of is not wire for of, _, _ in under_way):  # what is under way belongs to its connection
+                    wire.connect(self.client_name, deadline_s)
                 wire.expect(request.request_id)
                 under_way.append((wire, request.request_id, deadline_s))
                 wire.send(request, deadline_s + LATE_MS / 1_000)
@@ -334,11 +340,13 @@ class Client:
 
     def watch(self, *, after_generation: int = 0, timeout_ms: int | None = None) -> Iterator[int]:
         """Each new generation, on a connection of its own; connects again when its reader leaves. timeout_ms: to
-        connect; between two generations it waits as long as it takes. Ends when the iterator is closed."""
+        connect; between two generations it waits as long as it takes. Ends when the iterator or the client is
+        closed."""
         wire = Wire(self._query.path)
+        self._watching.add(wire)
         newest = after_generation
         try:
-            while True:
+            while wire in self._watching:
                 wire.connect(self.client_name, self._deadline(timeout_ms))
                 wire.expect(1)
                 try:
@@ -355,4 +363,5 @@ class Client:
                 except ConnectionLostError:
                     wire.close()
         finally:
+            self._watching.discard(wire)
             wire.close()

@@ -79,7 +79,7 @@ class NoSpaceError(ClientError):
 
 
 class ConnectError(ClientError):
-    """No engine answers at this path."""
+    """No engine answers at this path, or the client was closed."""
 
     exit_status = 5
 

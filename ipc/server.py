@@ -40,6 +40,7 @@ from ipc.messages import (
     Failure,
     Hello,
     Info,
+    Ingest,
     Ping,
     Reply,
     Request,
@@ -56,9 +57,12 @@ log = logging.getLogger(__name__)
 
 Role = Literal["read", "write"]
 WRITES: frozenset[type] = frozenset(get_args(Write))
+UNDONE = WRITES - {Ingest}  # a worker that drains has ended the tasks of these; what was brought is still stored
 ANYWHERE: frozenset[type] = frozenset({Hello, Ping, Info, Stats, Cancel})  # welcome on both sockets
 RETRY_AFTER_MS = 100
+STOPS_RETRY_AFTER_MS = 1_000  # the next one must have started
 REFUSALS_MAX = 256  # connections beyond the most that are kept until their Hello, to be answered OVERLOADED
+STOPS = "the engine stops before this is done; ask again when it has started (a switch of models goes on by itself)"
 DETAIL_CHARS_MAX = 500  # of an error's text; it may quote what the peer sent
 
 
@@ -281,11 +285,14 @@ class Connection(asyncio.Protocol):
         self.held_bytes = 0
 
     def drain(self) -> None:
-        """Read no more, answer what is pending (a watch never ends, so it is left), close."""
+        """Read no more, answer what is pending, close. What would not end is not waited for: a watch is left, what
+        nobody works on any more is NOT_READY."""
         self._draining = True
         self._cancel_read_timer()
         self._pending = {i: found for i, found in self._pending.items() if found[0] is not Watch}
         self._stop_reading()
+        for request_id in [i for i, (kind, _) in self._pending.items() if kind in UNDONE]:
+            self.fail(request_id, ErrorCode.NOT_READY, STOPS, STOPS_RETRY_AFTER_MS)
         self._close_if_drained()
 
     # ---- for the loop
@@ -319,7 +326,7 @@ class Connection(asyncio.Protocol):
         if self._greeted and not self._closing and not self._draining:
             if began_new or not self._frames.partial:
                 self._cancel_read_timer()
-            if self._frames.partial and self._read_timer is None:
+            if self._frames.partial and self._read_timer is None and self._reads():
                 self._start_read_timer(self.server.bounds.frame_s, "half a frame came")
         self._hold()
 
@@ -504,8 +511,12 @@ class Connection(asyncio.Protocol):
         self._pending.clear()
         self._pending_bytes = 0
 
+    def _reads(self) -> bool:
+        """False while the peer does not read its replies; its time for half a frame does not run then."""
+        return self._transport is not None and not self._transport.is_closing() and self._transport.is_reading()
+
     def _stop_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing() and self._transport.is_reading():
+        if self._transport is not None and self._reads():
             self._transport.pause_reading()
 
     def _close_if_drained(self) -> None:
@@ -513,6 +524,7 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def _start_read_timer(self, after_s: float, what: str) -> None:
+        self._cancel_read_timer()
         detail = f"{what} within {after_s:g} s"
         code = ErrorCode.BAD_REQUEST if self._greeted else ErrorCode.VERSION
         self._read_timer = asyncio.get_running_loop().call_later(after_s, self._end, code, detail)

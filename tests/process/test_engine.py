@@ -9,14 +9,16 @@ import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine.embed import models
 from engine.embed.base import SPACES
+from engine.layout import Layout
 from ipc.client import Client
 from ipc.errors import ClientError, ConnectError, NotReadyError
 from ipc.messages import Filter, Options
@@ -24,6 +26,7 @@ from tests.conftest import FILLED
 from tests.engine_fixture import Engine, Starter, all_events, answers, ask, cli, shape, stored_ids
 from tests.events import T0, S, changed, ids, make, ndjson, several, write
 from tests.one_thread import ONE_THREAD
+from tests.store_fixture import OTHER, other_model
 from tests.wait import eventually
 
 
@@ -242,6 +245,57 @@ def test_sigterm_under_load_ends_with_0_and_keeps_what_was_acknowledged(start: S
     stored = stored_ids(engine.client())
     assert stored[: len(acknowledged)] == acknowledged
     assert len(stored) - len(acknowledged) in (0, 10)  # stored, but the answer did not get out
+
+
+def stopped_child(engine: Engine, job: str) -> bool:
+    """Has the ingest worker a child that does this, and is it stopped now?"""
+    ingest = engine.pid("ingest")
+    for child in Path(f"/proc/{ingest}/task/{ingest}/children").read_text().split():
+        if f'"job":"{job}"'.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGSTOP)
+            return True
+    return False
+
+
+def test_sigterm_waits_for_no_order_and_says_so_to_who_does(start: Starter, tmp_path: Path) -> None:
+    """Each one's child is stopped, so that none can end. The stop itself is orderly: nothing has to be killed."""
+    engine = start(readers=1)
+    engine.ingest(several(100))
+    engine.indexed(1)
+    made = Layout(tmp_path / "made")
+    made.make()
+    engine.client().add_model(OTHER, models.read(other_model(made)))
+    heard: dict[str, object] = {}
+
+    def order(job: str, give: Callable[[Client], object]) -> None:
+        with Client.for_data_dir(engine.data_dir, timeout_ms=60_000) as client:
+            try:
+                heard[job] = give(client)
+            except ClientError as e:
+                heard[job] = e
+
+    orders: dict[str, Callable[[Client], object]] = {
+        "scrub": Client.scrub, "quality": Client.measure, "copy": Client.compact,
+        "fill": lambda client: client.use_model(OTHER),
+    }  # fmt: skip
+    threads = [threading.Thread(target=order, args=one) for one in orders.items()]
+    for thread, job in zip(threads, orders, strict=True):
+        thread.start()
+        eventually(lambda job=job: stopped_child(engine, job), within_s=30, every_s=0.001)
+    assert heard == {}
+    assert engine.stop() == 0
+    for thread in threads:
+        thread.join(30)
+    assert "killed" not in engine.log
+    for job in orders:
+        error = heard[job]
+        assert isinstance(error, NotReadyError) and error.retry_after_ms > 0, (job, error)
+        assert "the engine stops" in str(error) and "ask again" in str(error)
+    engine.start()
+    client = engine.client(timeout_ms=60_000)
+    assert client.use_model(OTHER).facts == {"version": OTHER}
+    assert client.scrub().facts["damaged"] == 0
+    assert stored_ids(client) == ids(several(100))
 
 
 def test_watch_tells_of_every_new_generation(engine: Engine) -> None:

@@ -48,6 +48,7 @@ from ipc.messages import (
     Ingested,
     Label,
     List,
+    Measure,
     Models,
     Options,
     Ping,
@@ -60,6 +61,7 @@ from ipc.messages import (
     Reply,
     Request,
     RollbackModel,
+    Scrub,
     SearchText,
     Stats,
     UseModel,
@@ -69,6 +71,7 @@ from ipc.messages import (
     encode,
 )
 from ipc.server import Bounds, Connection, Role, Server
+from tests.engine_fixture import open_files
 from tests.wait import eventually
 
 EVENT = FeaturedEvent(Event(event_id="a", source="s", ts=2, ts_start=1))
@@ -80,16 +83,17 @@ class OddError(Exception):
 
 
 class Engine:
-    """A query and a write socket served on a uvloop in a thread. Get(["...", ...]) gives orders."""
+    """A query and a write socket served on a loop, a uvloop if none is given, in a thread. Get(["...", ...]) gives
+    orders."""
 
-    def __init__(self, directory: Path, bounds: Bounds) -> None:
+    def __init__(self, directory: Path, bounds: Bounds, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.query, self.write = directory / "q.sock", directory / "w.sock"
         self.seen: list[Request] = []
         self.late: list[tuple[Connection, int]] = []  # requests never answered
         self.watchers: list[tuple[Connection, int]] = []
         self.closes = 0
         self.servers = {name: self._server(name, bounds) for name in ("read", "write")}
-        self._loop = uvloop.new_event_loop()
+        self._loop = loop or uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._listeners: list[asyncio.AbstractServer] = []
@@ -164,7 +168,7 @@ class Engine:
             case Label(label="break"):
                 connection.abort()
                 return
-            case Label(label="late"):
+            case Label(label="late") | Ingest(format="late") | Scrub() | Measure():
                 self.late.append((connection, i))
                 return
             case Watch():
@@ -530,6 +534,109 @@ def test_the_async_client_watches_beside_other_calls(engine: Engine) -> None:
     asyncio.run(scenario())
 
 
+# ---- a client that is closed
+
+
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_an_async_client_waits_for_ends_when_it_is_closed(
+    engine: Engine, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Reads are not sent again, the watch does not connect again, what was refused is not tried again."""
+    before = open_files()
+
+    async def scenario() -> None:
+        c = AsyncClient(engine.query, engine.write, timeout_ms=5_000)
+        watched: list[int] = []
+
+        async def watch() -> None:
+            watched.extend([generation async for generation in c.watch()])
+
+        read, written = asyncio.create_task(c.get(["late"])), asyncio.create_task(c.label("a", "late"))
+        refused, watching = asyncio.create_task(c.get(["busy", "1000000"])), asyncio.create_task(watch())
+        while len(engine.late) < 2 or not engine.watchers or not refused_once(engine):
+            await asyncio.sleep(0.01)
+        c.close()
+        for task in (read, written, refused):
+            with pytest.raises(errors.ConnectError, match="the client was closed"):
+                await task
+        await watching
+        assert watched == []
+        for call in (c.ping(), c.label("a", "tp")):
+            with pytest.raises(errors.ConnectError, match="the client was closed"):
+                await call
+        assert [generation async for generation in c.watch()] == []
+        c.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+    eventually(lambda: engine.open == 0)
+    assert [server.counters.accepted for server in engine.servers.values()] == [1, 1]
+    assert open_files() - before == set()
+
+
+def refused_once(engine: Engine) -> bool:
+    return any(request.ids[0] == "busy" for request in engine.seen if isinstance(request, Get))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("there", [True, False])
+def test_an_async_client_that_is_closed_while_it_connects_keeps_no_connection(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], steps: int, there: bool
+) -> None:
+    """At each step: before there is a connection, when it was just made, while no Welcome comes."""
+    path, before = tmp_path / "mute.sock", open_files()
+
+    async def scenario() -> None:
+        c = AsyncClient(path, timeout_ms=5_000)
+        tasks = [asyncio.create_task(c.ping()) for _ in range(2)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        c.close()
+        for task in tasks:
+            with pytest.raises(errors.ConnectError, match="the client was closed" if there else None):
+                await task
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mute:
+        if there:
+            mute.bind(str(path))
+            mute.listen(4)
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(scenario())
+        assert {name for name in open_files() - before if name.split()[0] != str(mute.fileno())} == set()
+
+
+def test_what_a_closed_client_had_under_way_does_not_connect_again(engine: Engine) -> None:
+    with Client(engine.query, engine.write, timeout_ms=2_000) as client:
+        watching = client.watch()
+        thread = threading.Thread(target=lambda: publish(engine, 8))
+        thread.start()
+        assert next(watching) == 8
+        thread.join()
+        replies = client.pipeline([lambda i, ms: Ping(i)] * 20, window=4)
+        next(replies)
+        few = client.pipeline([lambda i, ms: Label(i, "a", "tp")] * 20, window=4)
+        next(few)
+    eventually(lambda: engine.open == 0)
+    labels = sum(isinstance(request, Label) for request in engine.seen)
+    for pipeline in (replies, few):
+        with pytest.raises(errors.ConnectionLostError):
+            next(pipeline)
+    assert list(watching) == []
+    assert [server.counters.accepted for server in engine.servers.values()] == [2, 1]
+    assert sum(isinstance(request, Label) for request in engine.seen) == labels
+    assert client.ping().generation == 7  # it may be asked anew
+    client.close()
+
+
+def publish(engine: Engine, generation: int) -> None:
+    connection, request_id = eventually(lambda: engine.watchers and engine.watchers[-1])
+    engine.do(lambda: connection.reply(Generation(request_id, generation), more=True))
+
+
 # ---- the server side, against peers that do not behave
 
 
@@ -572,6 +679,38 @@ def test_half_a_frame_ends_the_connection_however_it_dribbles(engine: Engine) ->
         reply = raw.reply()
         assert isinstance(reply, Failure)
         assert "half a frame" in reply.detail
+
+
+@pytest.mark.parametrize("kind", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_the_time_for_half_a_frame_runs_only_while_its_peer_is_read(
+    tmp_path: Path, kind: type[asyncio.AbstractEventLoop]
+) -> None:
+    """Ten replies that are written while a read is looked through are more than may stay unread, and the read ends with
+    half a frame: no timer may be left of it that would end a peer which then sends the rest and reads everything."""
+    bounds = QUICK._replace(pending_max=10, frame_s=60.0, write_s=60.0)
+    timers: list[asyncio.TimerHandle] = []
+
+    class Loop(kind):  # type: ignore[misc, valid-type]
+        def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+            timer: asyncio.TimerHandle = super().call_later(delay, callback, *args)
+            if callback.__name__ == "_end" and delay == bounds.frame_s:
+                timers.append(timer)
+            return timer
+
+    engine = Engine(tmp_path, bounds, Loop())
+    last = frame(encode(Ping(11)))
+    with Raw(engine.query) as raw:
+        gets = [frame(encode(Get(n, ["bytes", "100000"]))) for n in range(1, 11)]
+        raw.sock.sendall(b"".join(gets) + last[:3])
+        eventually(lambda: len(engine.seen) == 10)
+        engine.do(lambda: None)  # and the read that they came with was looked through
+        assert timers == []
+        assert [type(raw.reply()) for _ in range(10)] == [Facts] * 10
+        eventually(lambda: len(timers) == 1 and not timers[0].cancelled())
+        raw.sock.sendall(last[3:])
+        assert raw.reply() == Pong(11, 7)
+        eventually(lambda: [timer.cancelled() for timer in timers] == [True])
+    engine.stop()
 
 
 def test_an_idle_connection_between_frames_is_left_alone(engine: Engine) -> None:
@@ -697,6 +836,27 @@ def test_drain_answers_what_is_pending_reads_no_more_and_closes(engine: Engine) 
         drained.result(5)
     with pytest.raises(errors.ConnectionLostError):
         Client(engine.query).ping()
+
+
+def test_a_drain_waits_for_events_and_for_no_order(engine: Engine) -> None:
+    """The tasks of a worker that leaves have ended: nobody would answer a scrub or a switch of models any more."""
+    with Raw(engine.write) as both, Raw(engine.write) as ordering:
+        both.send(Scrub(1), Ingest(2, "late", []), Label(3, "a", "late"))
+        ordering.send(Measure(1))
+        eventually(lambda: len(engine.late) == 4)
+        drained = asyncio.run_coroutine_threadsafe(engine.servers["write"].drain(), engine._loop)
+        for raw, request_id in ((both, 1), (both, 3), (ordering, 1)):
+            reply = raw.reply()
+            assert isinstance(reply, Failure)
+            assert (reply.request_id, reply.code, reply.retry_after_ms) == (request_id, ErrorCode.NOT_READY, 1_000)
+            assert "the engine stops" in reply.detail and "ask again" in reply.detail
+        assert ordering.reply() is None
+        assert not drained.done()
+        connection, request_id = next(late for late in engine.late if late[1] == 2)
+        engine.do(lambda: connection.reply(Ingested(request_id, 7, 0, 0, 0)))
+        assert both.reply() == Ingested(2, 7, 0, 0, 0)
+        assert both.reply() is None
+        drained.result(5)
 
 
 def test_an_old_client_of_thirty_lines_with_nothing_but_msgpack_is_served(engine: Engine) -> None:
