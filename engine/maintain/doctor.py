@@ -34,7 +34,7 @@ from engine.maintain import mend, scrub, scrubbing
 from engine.maintain.upkeep import Upkeep
 from engine.run import heartbeat, lag
 from engine.store import coverage, dead_letters, lock, quarantine, rows, switch
-from engine.store.catalog import CATALOG_NAME, CURRENT, RESTORE, TABLES, Catalog, named
+from engine.store.catalog import CURRENT, RESTORE, TABLES, Catalog, catalogs_in, named
 from engine.store.cipher import NoKey, cipher_of, fitting
 from engine.store.counters import Counters, Names
 from engine.store.manifest import Manifest
@@ -106,10 +106,10 @@ def _fixed_current(layout: Layout) -> Iterator[Finding]:
     with contextlib.suppress(EngineError, FileNotFoundError):
         if (layout.catalog / named(current)).exists():
             return
-    there = [path for path in layout.catalog.glob("catalog.*") if CATALOG_NAME.fullmatch(path.name)]
-    if len(there) == 1:
-        files.write_new(current, [there[0].name.encode()])
-        yield Finding("problem", str(current), f"named no catalog; names {there[0].name} again", fixed=True)
+    found = catalogs_in(layout.catalog)
+    if len(found) == 1:
+        files.write_new(current, [found[0].encode()])
+        yield Finding("problem", str(current), f"named no catalog; names {found[0]} again", fixed=True)
 
 
 def _environment(layout: Layout) -> Iterator[Finding]:
@@ -149,7 +149,10 @@ def _confined(role: str, landlock: bool, seccomp: bool) -> Finding:
 
 def _files(layout: Layout, *, deep: bool, key_file: str) -> Iterator[Finding]:
     if not (layout.catalog / "CURRENT").exists():
-        yield Finding("problem", str(layout.catalog), "there is no catalog; `flowkin start` creates one")
+        detail = "there is no catalog; `flowkin start` creates one"
+        if found := catalogs_in(layout.catalog):
+            detail = f"CURRENT is gone, {', '.join(found)} are there; `flowkin doctor --fix` names the only one again"
+        yield Finding("problem", str(layout.catalog), detail)
         return
     try:
         catalog = Catalog(layout.catalog, write=False, map_size=MAP_BYTES)

@@ -239,7 +239,11 @@ class Actions:
             by_seq.setdefault(hit.seq, []).append(hit.waiting)
         joined: list[Hit] = []
         for seq, actions in sorted(by_seq.items()):
-            old = batch.annotation(seq)
+            try:
+                old = batch.annotation(seq)
+            except CorruptionError as e:  # of that event it cannot be said; all else is stored
+                log.error("a firewall action is not joined: %s", e)
+                continue
             note, new = said(old, actions)
             if new:
                 batch.put_annotation(seq, old, note)

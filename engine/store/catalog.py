@@ -88,11 +88,21 @@ def named(current: Path) -> str:
     return name
 
 
+def catalogs_in(folder: Path) -> list[str]:
+    """The catalogs in a folder, whether CURRENT names them or not."""
+    return sorted(path.name for path in folder.glob("catalog.*") if CATALOG_NAME.fullmatch(path.name))
+
+
 def _make(folder: Path, map_size: int) -> None:
     """An empty catalog, and CURRENT, which names it: LMDB syncs no directory, and does not open a file of which half
     was written, so it is whole and durable before it has its name, and that is before CURRENT has it. A catalog.0 that
-    is there is kept. Raises BootError, OSError."""
+    is there is kept. Raises BootError where another is there, which a birth never leaves without CURRENT; OSError."""
     path = folder / "catalog.0"
+    if others := [name for name in catalogs_in(folder) if name != path.name]:
+        raise BootError(
+            f"{folder / CURRENT} is gone, and {', '.join(others)} may hold all events; nothing was changed; `flowkin "
+            "doctor --fix` names the catalog again where there is only one; of several, write the newest's name into it"
+        )
     if not path.exists():
         tmp = path.with_name(f"{path.name}{TMP_SUFFIX}")
         lock = tmp.with_name(f"{tmp.name}-lock")

@@ -71,7 +71,13 @@ def catalogs(layout: Layout) -> list[str]:
 
 def settle_letters(layout: Layout) -> list[str]:
     """Dead letters that a migration put beside (engine/maintain/migrate.py): those of the catalog that CURRENT names
-    take their place, others go; nobody may read or write any meanwhile. Raises BootError, OSError."""
+    take their place, others go, as does what a purge had half written; nobody may read or write any meanwhile. Raises
+    BootError, OSError."""
+    half = [*layout.data_dir.glob(f"{layout.dead_letters.name}.*{TMP_SUFFIX}")]
+    for path in half:
+        path.unlink()
+    if half:
+        sync_directory(layout.data_dir)
     if not (beside := layout.letters_beside()):
         return []
     ours = layout.letters_of(int(catalog_named(layout.catalog / CURRENT).removeprefix("catalog.")))

@@ -15,6 +15,7 @@ from engine.errors import NoSpaceError
 from engine.facts import stats
 from engine.search import filters
 from engine.store import actions as firewall
+from engine.store.catalog import seq_key
 from engine.store.counters import Counters
 from engine.store.publish import Submission
 from ipc.event import Annotation, FeaturedEvent, FirewallAction
@@ -44,6 +45,22 @@ def counted(store: Store) -> tuple[int, int, int, int]:
     c = counters(store)
     assert c == store.publisher.counters
     return c.actions_joined, c.actions_waiting, c.actions_unmet, c.actions_cut
+
+
+def test_a_damaged_annotation_costs_its_event_an_action_and_nobody_else_theirs(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A followed log would be begun again at the same line for ever, and nothing behind it stored."""
+    store.publish(several(10))
+    store.publisher.annotate("e000003", "good", "ana")
+    with store.catalog.write() as batch:
+        table, key = store.catalog.tables["annotations"], seq_key(3)
+        value = bytearray(batch.txn.get(key, None, table))
+        value[3] ^= 0x10
+        batch.txn.put(key, bytes(value), db=table)
+    store.publish(several(5, 20), actions=[blocked(3), blocked(4)])
+    assert len(store.ids()) == 15 and note(store, 4).firewall_action == "BLOCK"
+    assert any("is not joined" in message for message in caplog.messages)
 
 
 def flow(number: int = 0, *, after_s: float = 0.0, **more: object) -> FeaturedEvent:

@@ -14,6 +14,7 @@ import pytest
 
 from engine.errors import BootError, EngineError, NoSpaceError, OverloadedError
 from engine.maintain import compact as compaction
+from engine.maintain import doctor
 from engine.maintain.build import Built, Job
 from engine.store.catalog import TABLES, Catalog
 from tests.events import ids, make, several
@@ -63,6 +64,25 @@ def test_the_old_file_does_not_come_back_after_a_power_failure(store: Store) -> 
     with unsynced() as left:
         store.compact()
         assert not Path(old).exists() and not left
+
+
+def test_a_catalog_that_lost_its_name_is_not_taken_for_none(tmp_path: Path) -> None:
+    """CURRENT is gone, as a copy by hand leaves it out: a birth beside the catalog would remove it with all files."""
+    with Store(tmp_path / "data") as store:
+        store.publish(several(100))
+        store.compact()
+        expected, layout, config = store.ids(), store.layout, store.config
+    (layout.catalog / "CURRENT").unlink()
+    before = sorted(path for path in layout.data_dir.rglob("*") if path.parent != layout.run)
+    with pytest.raises(BootError, match=r"CURRENT is gone, and catalog\.1 may hold all events; nothing was changed"):
+        Store(tmp_path / "data")
+    assert sorted(path for path in layout.data_dir.rglob("*") if path.parent != layout.run) == before
+    assert any("catalog.1 are there" in finding.detail for finding in doctor.run(layout))
+    fixed = doctor.fix(layout, config)
+    assert any(finding.fixed and "names catalog.1 again" in finding.detail for finding in fixed)
+    with Store(tmp_path / "data") as store:
+        assert store.ids() == expected
+        store.check()
 
 
 def test_a_reopened_directory_is_the_compacted_one(tmp_path: Path) -> None:

@@ -39,6 +39,17 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
+def test_half_written_dead_letters_are_gone_with_the_next_start(tmp_path: Path) -> None:
+    """A purge that was killed while it rewrote them: what it was to remove is in there."""
+    with Store(tmp_path / "data") as store:
+        store.publish(several(5))
+        half = store.layout.dead_letters.with_name(f"{store.layout.dead_letters.name}.123.abcd.tmp")
+        half.write_text(VICTIM)
+    with unsynced() as left, Store(tmp_path / "data") as store:
+        assert not half.exists() and not {path for path in left if Path(path) == half}
+        store.check()
+
+
 def victims(count: int, first: int) -> list:  # type: ignore[type-arg]
     return [
         make(n, event_id=f"victim{n:04d}", src_ip=VICTIM, text=f"said of victim{n:04d}")
