@@ -25,7 +25,8 @@ RECORD_BYTES_MAX = 1 << 20  # one source record: a line, a row
 DECOMPRESS_RATIO_MAX = 200
 DECOMPRESS_BYTES_MAX = 1 << 30  # a member of an archive
 
-CONTEXT_HOSTS_MAX = 65_536
+CONTEXT_HOSTS_MAX = 65_536  # and as many destinations
+CONTEXT_FLOWS_MAX = 2_000_000  # in the windows of all hosts together, and as many in those of all destinations
 CONTEXT_WINDOW_S = 30
 CONTEXT_LATE_MAX_S = 900
 
@@ -56,4 +57,5 @@ LISTEN_READ_BYTES = 1 << 18  # at once; the most that is parsed at once, too
 assert EVENTS_PER_MESSAGE_MAX <= COMMIT_EVENTS_MAX
 assert RECORD_BYTES_MAX < FRAME_BYTES_MAX
 assert RECORD_BYTES_MAX + LISTEN_READ_BYTES < LISTEN_BYTES_MAX
+assert CONTEXT_FLOWS_MAX >= 4 * CONTEXT_HOSTS_MAX  # halving windows of one flow each frees nothing
 assert ROW_FILE_ROWS % ROW_FILE_ROWS_MIN == 0

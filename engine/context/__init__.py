@@ -15,7 +15,8 @@ Always true
     the decayed histories are float sums, and each belongs to one host and is touched in order of arrival only.
   - Only kind == "flow" changes state. An alert or notice gets context from the flows and counts as none; where no flow
     is in its window it gets NaN, not 0. An event without time (0) or addresses: the same, and it changes nothing.
-  - Cost per event is amortised O(log n), and memory is bounded.
+  - Cost per event is amortised O(log n), and memory is bounded: hosts, pairs, the flows of a window, and those of all
+    windows together (state.py).
 
 Recovery: `load` a dump and `observe` the stored events after it, in order of seq; the state is the same bit for bit.
 """

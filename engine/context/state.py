@@ -5,6 +5,11 @@ Always true
     good until the parent changes.
   - Memory is bounded: sources and destinations are two LRUs of CONTEXT_HOSTS_MAX, pairs two of PAIRS_MAX, and the
     windows of hosts that fell silent are dropped (`_sweep`), which no later answer can notice.
+  - The flows in all windows of sources are CONTEXT_FLOWS_MAX at most, and so are those of targets, as far as an answer
+    may look at them: event time is the source's to say, and all may lie within 30 s. `room` counts down with each flow;
+    at 0 the windows are looked through, and where they are crowded the largest give up their older half (`make_room`).
+    That goes by counts and order of flows alone, so it comes at the same flow however the stream is cut: in an overlay,
+    too, which copies what it changes. What no answer looks at goes in the next rounds of `_sweep`.
   - `load` of a dump gives the same further answers, bit for bit. A dump is made at once, or in slices between which
     overlays are merged (`Dumping`): it is the state as it was when it was begun, to the byte.
 """
@@ -27,7 +32,7 @@ from engine.context.layers import Lru, Values
 from engine.context.streams import Stream
 from engine.context.windows import WINDOW_NS, Source, Target, Window
 from engine.errors import CorruptionError
-from engine.limits import CONTEXT_HOSTS_MAX, CONTEXT_LATE_MAX_S, SOURCES_MAX
+from engine.limits import CONTEXT_FLOWS_MAX, CONTEXT_HOSTS_MAX, CONTEXT_LATE_MAX_S, SOURCES_MAX
 
 DUMP_VERSION: Literal[1] = 1
 LATE_NS = CONTEXT_LATE_MAX_S * 1_000_000_000
@@ -55,6 +60,8 @@ class State:
         self.sources: Values[HostKey, Source] = Values(CONTEXT_HOSTS_MAX)
         self.targets: Values[HostKey, Target] = Values(CONTEXT_HOSTS_MAX)
         self.pairs = Pairs(Lru(PAIRS_MAX // 2), Lru(PAIRS_MAX))
+        self.room = CONTEXT_FLOWS_MAX  # so many flows may come before the windows can be full
+        self.trimming = 2  # rounds of _sweep in which windows that are in use are trimmed as well
         self._to_sweep: Iterator[tuple[Window, int]] = iter(())
         self.dumping: Dumping | None = None
 
@@ -78,6 +85,7 @@ class State:
             self.dumping.keep(overlay)
         self.version += 1
         self.next_id, self.late, self.unplaced = overlay.next_id, overlay.late, overlay.unplaced
+        self.room, self.trimming = overlay.room, overlay.trimming
         self.streams.merge(overlay.streams)
         self.sources.merge(overlay.sources)
         self.targets.merge(overlay.targets)
@@ -91,16 +99,30 @@ class State:
         ends = {s.id: s.ts_max - LATE_NS - WINDOW_NS for s in self.streams.own.values()}
         for window, stream in islice(self._to_sweep, n):
             n -= 1
-            if window.entries and window.entries[-1][0] <= ends.get(stream, inf):
+            end = ends.get(stream, inf)
+            if window.entries and window.entries[-1][0] <= end:
                 window.clear()
+            elif self.trimming and (unneeded := window.needed(end)):
+                window.drop(unneeded)
         if n:
-            self._to_sweep = self._round()
+            self._to_sweep, self.trimming = self._round(), max(0, self.trimming - 1)
 
     def _round(self) -> Iterator[tuple[Window, int]]:
         for store in (self.sources, self.targets):
             for key in list(store.own):
                 if (window := store.own.get(key)) is not None:
                     yield window, key[0]
+
+    # room
+
+    def make_room(self) -> None:
+        """Count the flows in the windows, which leaves room for a quarter of CONTEXT_FLOWS_MAX or more: where they take
+        more than three, the largest windows give up their older half, until half is free or each gave."""
+        streams = [stream for name in self.streams.keys() if (stream := self.streams.get(name)) is not None]  # noqa: SIM118
+        ends = {s.id: s.ts_max - LATE_NS - WINDOW_NS for s in streams}
+        self.room, self.trimming = CONTEXT_FLOWS_MAX, 2  # the rest of this round, and one more
+        for store in (self.sources, self.targets):
+            self.room = min(self.room, CONTEXT_FLOWS_MAX - _halved(store, ends))
 
     # dump and load
 
@@ -126,6 +148,7 @@ class State:
             raise CorruptionError("tracker state", f"it is not a dump of version {DUMP_VERSION} ({e})") from e
         tracker = cls(internal)
         tracker.next_id, tracker.late, tracker.unplaced = state.counters
+        tracker.room = state.room
         for name, (id_, ts_max, late_run, head), slices in state.streams:
             stream = Stream(id=id_, ts_max=ts_max, late_run=late_run, head=head).restore(slices)
             tracker.streams.put(name, stream)
@@ -148,7 +171,7 @@ class State:
         flows in the windows of others."""
         state = msgspec.msgpack.decode(self.dump()[8:], type=_Dump)
         left = _Dump(
-            version=state.version, counters=state.counters, streams=state.streams,
+            version=state.version, counters=state.counters, streams=state.streams, room=state.room,
             sources=[
                 (key, horizon, [f for f in flows if not named(f[1])], history)
                 for key, horizon, flows, history in state.sources if not named(key[1])
@@ -162,6 +185,30 @@ class State:
         )  # fmt: skip
         body = msgspec.msgpack.encode(left)
         return self.load(xxhash.xxh3_64_digest(body) + body, self.internal)
+
+
+def _halved(store: Values[HostKey, Any], ends: dict[int, int]) -> int:
+    """The flows in all windows of a store, once the largest gave up their older half where all are too many."""
+    needed: dict[HostKey, int] = {}
+    sizes: dict[HostKey, int] = {}
+    for key in store.keys():  # noqa: SIM118
+        window = store.get(key)
+        assert window is not None
+        needed[key] = window.needed(ends.get(key[0], inf))
+        sizes[key] = len(window.entries) - needed[key]
+    total = sum(sizes.values())
+    if total <= CONTEXT_FLOWS_MAX * 3 // 4:
+        return total
+    crowded = set()
+    for key in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if total <= CONTEXT_FLOWS_MAX // 2 or sizes[key] < 2:
+            break
+        total -= sizes[key] // 2
+        crowded.add(key)
+    for key in sizes:  # as of old: the order in which hosts are forgotten stays
+        if key in crowded and (window := store.mine(key)) is not None:
+            window.drop(needed[key] + sizes[key] // 2)
+    return total
 
 
 class Dumping:
@@ -178,9 +225,10 @@ class Dumping:
             _Part(state.pairs.again.own, lambda key, pair: (key, pair)),
         )
         counters = (state.next_id, state.late, state.unplaced)
+        self._last = _encode(state.room)
         self._pieces: list[bytes] = []
         self._digest = xxhash.xxh3_64()
-        self._add(_array(2 + len(self._parts)) + _encode(DUMP_VERSION) + _encode(counters))
+        self._add(_array(3 + len(self._parts)) + _encode(DUMP_VERSION) + _encode(counters))
 
     def _add(self, piece: bytes) -> int:
         self._pieces.append(piece)
@@ -207,11 +255,14 @@ class Dumping:
                 nbytes -= self._add(piece)
                 if nbytes <= 0:
                     return False
+        if self._last:
+            self._add(self._last)
+            self._last = b""
         return True
 
     def whole(self) -> bytes:
         """As State.dump."""
-        assert not any(part.left for part in self._parts)
+        assert not self._last
         return b"".join((self._digest.digest(), *self._pieces))
 
 
@@ -270,3 +321,4 @@ class _Dump(Struct, array_like=True, kw_only=True):
     targets: list[tuple[HostKey, int, list[tuple[int, str, int, int]]]]
     once: list[tuple[PairKey, Pair]]
     again: list[tuple[PairKey, Pair]]
+    room: int = 0  # an older dump has none: the windows are looked through at the next flow

@@ -135,6 +135,10 @@ class Tracker(State):
         if stream is None:
             return NO_CONTEXT
 
+        if is_flow:
+            if self.room <= 0:
+                self.make_room()
+            self.room -= 1
         nbytes = int(b) if 0.0 <= (b := forward_bytes + backward_bytes) < BYTES_MAX else -1
         packets = forward_packets + backward_packets
         if not packet_size >= 0.0:

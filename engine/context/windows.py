@@ -5,7 +5,8 @@ Always true
   - An answer depends on the entries alone, never on where the sums stood before.
   - A late event's window is exact as long as it lies within STEPS_MAX flows of the host's newest window. Beyond that
     (jitter under a flood) it is the newest window where the two overlap, else none.
-  - A window holds at most FLOWS_MAX flows; beyond it the oldest leave before their 30 s are over.
+  - A window holds at most FLOWS_MAX flows; beyond it the oldest leave before their 30 s are over. All windows together
+    are bounded by state.py, which has the largest give up their older half.
 """
 
 from __future__ import annotations
@@ -179,11 +180,12 @@ class Window(Struct, gc=False):
         """Keep within bounds; entries[newest:] are the newest window."""
         n = len(self.entries) - newest
         if n > FLOWS_MAX:
-            self._drop(newest + FLOWS_MAX // 8)
+            self.drop(newest + FLOWS_MAX // 8)
         elif newest > 2 * STEPS_MAX + n:
-            self._drop(newest - STEPS_MAX)
+            self.drop(newest - STEPS_MAX)
 
-    def _drop(self, n: int) -> None:
+    def drop(self, n: int) -> None:
+        """Forget the n oldest flows, at least one; later ones of their time are too late."""
         while self.lo < min(n, self.hi):
             self._leave(self.entries[self.lo])
             self.lo += 1
@@ -193,6 +195,16 @@ class Window(Struct, gc=False):
         self.hi = max(0, self.hi - n)
         if self.counts.parent is None:
             self.fold()  # a tracker without overlays never folds
+
+    def needed(self, end: float) -> int:
+        """The first entry that an answer may still look at, where flows up to `end` are too old for any: of the newest
+        window each, and of those before it STEPS_MAX. How many these are depends on the flows alone."""
+        entries = self.entries
+        if not entries or entries[-1][0] <= end:
+            return len(entries)
+        since = entries[-1][0] - WINDOW_NS
+        newest = bisect_left(entries, (since + 1,))
+        return max(newest - STEPS_MAX, bisect_left(entries, (min(end, since) + 1,))) if newest else 0
 
     def clear(self) -> None:
         """Forget the flows, not the history."""

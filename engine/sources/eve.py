@@ -16,18 +16,20 @@ Always true
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import tzinfo
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 from msgspec.json import Decoder
 
 from engine.errors import BadRecordError
 from engine.features import INDEX, empty, pack_rows
 from engine.flows.derived import derive
+from engine.limits import RECORD_BYTES_MAX
 from engine.normalize import TEXT_MAX, address
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.join import Join, Marks, Uid
@@ -36,8 +38,10 @@ from engine.sources.tcpflags import UNSEEN, give_absent
 from engine.sources.tcpflags import completion as completion_of
 from engine.sources.times import NS, iso_ns, zone
 from ipc.event import Classification, Decision, Event, FeaturedEvent, Verdict
+from ipc.messages import Reject
 
 ARRAY_BYTES_MAX = 64 << 20  # one JSON array instead of lines is held whole
+ARRAY_REJECTS_MAX = 65_536  # of one array
 BLOCK_ROWS = 1_024
 
 PROTOCOLS = {
@@ -78,6 +82,11 @@ SIGNATURE_CLASSES = {
 }  # fmt: skip
 
 
+# Of an array of objects: what begins it, what comes after an object, and the next brace outside of strings. Possessive,
+# so that hostile bytes make them take neither memory nor a second look.
+_FIRST = re.compile(rb"(?:\xef\xbb\xbf)?+\s*+\[\s*+([{\]])")
+_NEXT = re.compile(rb"\s*+(?:,\s*+{|\])")
+_BRACE = re.compile(rb'[^"{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"{}]*+)*+([{}])', re.DOTALL)
 _TIMESTAMP = re.compile(rb'"timestamp"\s*:\s*"([^"]{1,64})"')
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
@@ -173,7 +182,9 @@ class EveAdapter(LineAdapter):
     def end(self, out: Parsed) -> None:
         if self._array is not None and not self._array_read:
             self._array_read = True
-            self.read(self._elements(bytes(self._array), out), out)
+            for lines in self._elements(bytes(self._array), out.rejects):
+                self.read(lines, out)
+            out.rejects.sort(key=lambda reject: reject.offset)
 
     @property
     def resume_offset(self) -> int:
@@ -271,24 +282,44 @@ class EveAdapter(LineAdapter):
             vlan=vlan if isinstance(vlan, int) and 0 <= vlan <= 4095 else None,
         )
 
-    def _elements(self, data: bytes, out: Parsed) -> list[Line]:
+    def _elements(self, data: bytes, rejects: list[Reject]) -> Iterator[list[Line]]:
+        """The objects of a JSON array, BLOCK_ROWS at a time. Each stands for itself, as a line does: what comes before
+        something that is no object, or before the place where the array is cut off, is read; from there on all is one
+        reject. So is what comes after ARRAY_REJECTS_MAX of them, since all that an array gives is held at once."""
         if len(data) > ARRAY_BYTES_MAX:
-            reason = f"one JSON array of more than {ARRAY_BYTES_MAX} bytes; write lines"
-            out.rejects.append(self.reject(0, reason, data))
-            return []
-        try:
-            elements = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=list[Raw])
-        except (msgspec.DecodeError, RecursionError) as e:
-            out.rejects.append(self.reject(0, f"not a JSON array: {e}", data))
-            return []
+            rejects.append(self.reject(0, f"one JSON array of more than {ARRAY_BYTES_MAX} bytes; write lines", data))
+            return
         lines: list[Line] = []
-        at = 0
-        for element in elements:
-            record = bytes(element)
-            at = data.index(record, at)
-            self._take(record, at, lines, out.rejects)
-            at += len(record)
-        return lines
+        end = 0
+        try:
+            for begin, end in _objects(data):
+                self._take(data[begin:end], begin, lines, rejects)
+                if len(lines) == BLOCK_ROWS:
+                    yield lines
+                    lines = []
+                if len(rejects) >= ARRAY_REJECTS_MAX:
+                    raise BadRecordError(f"{ARRAY_REJECTS_MAX} of one JSON array were refused; its rest is not read")
+        except BadRecordError as e:
+            rejects.append(self.reject(end, e.reason, data[end : end + RECORD_BYTES_MAX]))
+        yield lines
+
+
+def _objects(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each object of a JSON array begins and ends; what is in it is not looked at. Raises BadRecordError where
+    something else comes, after the objects before it."""
+    found = _FIRST.match(data)
+    while found is not None and found[0].endswith(b"{"):
+        begin, end, depth = found.end() - 1, found.end(), 1
+        while depth:
+            brace = _BRACE.match(data, end)
+            if brace is None:
+                raise BadRecordError("not a JSON array: it ends within an object")
+            end = brace.end()
+            depth += 1 if brace[1] == b"{" else -1
+        yield begin, end
+        found = _NEXT.match(data, end)
+    if found is None or data[found.end() :].strip():
+        raise BadRecordError("not a JSON array of objects: its rest is not read")
 
 
 def order(head: bytes, local: tzinfo) -> int:

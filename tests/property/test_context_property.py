@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -320,9 +322,23 @@ def test_all_26_features_agree_where_windows_are_full() -> None:
     assert all(any(map(math.isnan, values)) for values in seen.values())
 
 
+@contextmanager
+def room_for(flows: int) -> Iterator[None]:
+    """So many in the windows of all sources, and of all targets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.context.state.CONTEXT_FLOWS_MAX", flows)
+        yield
+
+
 @settings(derandomize=True, deadline=None, max_examples=120)
 @given(streams(), st.data())
 def test_any_cut_overlay_merge_and_reload_gives_the_same_bits(flows: list[Flow], data: st.DataObject) -> None:
+    """Also where the windows of all hosts together are full every few flows."""
+    with room_for(data.draw(st.sampled_from([1_000, 30, 8]))):
+        the_same_bits(flows, data)
+
+
+def the_same_bits(flows: list[Flow], data: st.DataObject) -> None:
     want = straight(flows).tobytes()
     rows, events = given_features(flows), [f.e for f in flows]
     tracker, at = Tracker(CIDRS_INTERNAL), 0
@@ -355,7 +371,12 @@ def test_any_cut_overlay_merge_and_reload_gives_the_same_bits(flows: list[Flow],
 @settings(derandomize=True, deadline=None, max_examples=120)
 @given(streams(), st.data())
 def test_a_dump_in_slices_is_the_state_as_it_was_when_it_was_begun(flows: list[Flow], data: st.DataObject) -> None:
-    """Whatever is merged between its slices, also where hosts and pairs are forgotten."""
+    """Whatever is merged between its slices, also where hosts, pairs and crowded windows are forgotten."""
+    with room_for(data.draw(st.sampled_from([1_000, 30, 8]))):
+        dumped_in_slices(flows, data)
+
+
+def dumped_in_slices(flows: list[Flow], data: st.DataObject) -> None:
     rows, events = given_features(flows), [f.e for f in flows]
     tracker, at, want = Tracker(CIDRS_INTERNAL), 0, b""
     few = data.draw(st.sampled_from([2, 5, 1_000]))

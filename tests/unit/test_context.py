@@ -15,11 +15,13 @@ from engine import features as table
 from engine.config import CIDRS_INTERNAL
 from engine.context import Tracker
 from engine.context.layers import Lru
+from engine.context.state import LATE_NS
 from engine.context.streams import SLICE_NS, Stream
 from engine.context.tracker import LATE_RUN_MAX
-from engine.context.windows import FLOWS_MAX, STEPS_MAX
+from engine.context.windows import FLOWS_MAX, STEPS_MAX, WINDOW_NS
 from engine.errors import CorruptionError
 from engine.features import F32, INDEX
+from engine.limits import CONTEXT_FLOWS_MAX
 from ipc.event import Event
 
 S = 10**9
@@ -171,19 +173,72 @@ def replay(events: Sequence[Event], cuts: Sequence[int], reload: bool = False) -
     return b"".join(out)
 
 
-def set_bounds(monkeypatch: pytest.MonkeyPatch, hosts: int, pairs: int, flows: int) -> None:
+def set_bounds(monkeypatch: pytest.MonkeyPatch, hosts: int, pairs: int, flows: int, of_all: int = 10_000) -> None:
     bounds = {
         "state.CONTEXT_HOSTS_MAX": hosts, "state.PAIRS_MAX": pairs, "history.PAIR_PORTS": 3, "history.PORTS_MAX": 4,
         "windows.FLOWS_MAX": flows, "windows.STEPS_MAX": 3,
+        "state.CONTEXT_FLOWS_MAX": of_all,
     }  # fmt: skip
     for name, value in bounds.items():
         monkeypatch.setattr(f"engine.context.{name}", value)
 
 
+def in_use(tracker: Tracker) -> list[int]:
+    """How many flows an answer may look at, of sources and of targets."""
+    ends = {s.id: s.ts_max - LATE_NS - WINDOW_NS for s in tracker.streams.own.values()}
+    return [
+        sum(len(window.entries) - window.needed(ends[key[0]]) for key, window in store.own.items())
+        for store in (tracker.sources, tracker.targets)
+    ]
+
+
+def test_flows_within_30_s_of_many_hosts_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event time is the source's to say: each host has fewer flows than a window may, and all lie within 30 s."""
+    monkeypatch.setattr("engine.context.state.CONTEXT_FLOWS_MAX", 2_000, raising=False)
+    rng, tracker = np.random.default_rng(1), Tracker(CIDRS_INTERNAL)
+    at = np.sort(rng.random(20_000) * 29).tolist()
+    events = [flow(t, src=f"10.1.0.{i % 100}", dst=f"10.2.0.{i // 100 % 100}") for i, t in enumerate(at)]
+    for i in range(0, 20_000, 100):
+        child = tracker.overlay()
+        rows = observe(child, events[i : i + 100])
+        tracker.merge(child)
+        for store in (tracker.sources, tracker.targets):
+            assert sum(len(window.entries) for window in store.own.values()) <= 2_000
+        assert not np.isnan(rows[:, INDEX["connection_rate"]]).any() and tracker.unplaced == 0
+    assert min(in_use(tracker)) >= 1_000
+
+
+def test_flows_that_no_answer_looks_at_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late ones before the newest window, of many hosts."""
+    monkeypatch.setattr("engine.context.state.CONTEXT_FLOWS_MAX", 1_000, raising=False)
+    monkeypatch.setattr("engine.context.windows.STEPS_MAX", 4)
+    tracker = Tracker(CIDRS_INTERNAL)
+    observe(tracker, [flow(800, src=f"10.1.0.{i}", dst=f"10.2.0.{i}") for i in range(50)])
+    for k in range(400):
+        observe(tracker, [flow(700 - k / 4, src=f"10.1.0.{i}", dst=f"10.2.0.{i}") for i in range(50)])
+        for store in (tracker.sources, tracker.targets):
+            assert sum(len(window.entries) for window in store.own.values()) <= 3_000
+
+
+def test_a_dump_without_room_is_looked_through_at_the_next_flow() -> None:
+    """As it was written before there was such a bound."""
+    tracker = Tracker(CIDRS_INTERNAL)
+    observe(tracker, [flow(i) for i in range(20)])
+    *state, room = msgspec.msgpack.decode(tracker.dump()[8:])
+    body = msgspec.msgpack.encode(state)
+    old = Tracker.load(xxhash.xxh3_64_digest(body) + body, CIDRS_INTERNAL)
+    assert room == tracker.room == CONTEXT_FLOWS_MAX - 20 and old.room == 0
+    want = observe(tracker, [flow(21)])
+    assert np.array_equal(observe(old, [flow(21)]), want, equal_nan=True) and old.room == room - 1
+
+
+@pytest.mark.parametrize("of_all", [10_000, 60, 30])
 @pytest.mark.parametrize("seed", range(3))
-def test_small_bounds_are_kept_and_do_not_depend_on_the_cut(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_bounds_are_kept_and_do_not_depend_on_the_cut(
+    seed: int, of_all: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hosts, pairs and flows leave at the same event, however the stream is cut."""
-    set_bounds(monkeypatch, hosts=5, pairs=6, flows=24)
+    set_bounds(monkeypatch, hosts=5, pairs=6, flows=24, of_all=of_all)
     rng = np.random.default_rng(seed)
     steps = np.cumsum(rng.exponential(0.6, 1_500)) - rng.exponential(4.0, 1_500) * (rng.random(1_500) < 0.2)
     events = [
@@ -199,6 +254,7 @@ def test_small_bounds_are_kept_and_do_not_depend_on_the_cut(seed: int, monkeypat
     observe(tracker, events)
     assert len(tracker.sources) == len(tracker.targets) == 5
     assert len(tracker.pairs.once) <= 3 and len(tracker.pairs.again) <= 6
+    assert max(in_use(tracker)) <= of_all - tracker.room
     for host in tracker.sources.own.values():
         assert host.hi - host.lo <= 24 and len(host.history.weights) <= 4
 

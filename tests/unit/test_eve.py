@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from collections import Counter
 from datetime import UTC
 from ipaddress import ip_address
@@ -378,6 +379,44 @@ def test_one_array_instead_of_lines() -> None:
         assert adapter.resume_offset == 0 and shared_join.take(6)  # an array cannot be read from its middle
         assert adapter.resume_offset == len(data)
     assert read(b"[1, 2").rejects[0].reason.startswith("not a JSON array")
+
+
+@pytest.mark.parametrize(
+    ("rest", "events"),
+    [(b",0" * 50_000 + b"]", 1), (b"," + b"{}," * 3, 1), (b",", 1), (b",]", 1), (b"] x", 1), (b"", 1),
+     (b' ,{"a":"}', 1), (b", [] ,%s]", 1), (b' , {"a":"\\"}"},%s,null,%s ]', 2), (b"\n]\n", 1), (b",%s,%s\r\n]", 3)],
+)  # fmt: skip
+def test_what_is_no_object_of_an_array_is_refused_with_all_after_it_at_once(rest: bytes, events: int) -> None:
+    """And what came before it is read. Lists of tiny things must not become so many rejects."""
+    head = b"\xef\xbb\xbf [ " + json.dumps(ALERT, indent=1).encode()
+    data = head + rest.replace(b"%s", json.dumps({**FLOW, "a": 'a"}{\\'}).encode())
+    got = read(data)
+    assert len(got.events) == events
+    if rest.endswith((b"]\n", b"\n]")):
+        assert not got.rejects
+        return
+    *own, last = got.rejects
+    assert "not a JSON array" in last.reason and data[last.offset :].startswith(last.record[:1_000])
+    assert all(r.record.startswith(b"{") for r in own) and len(own) == rest.count(b"{}") + rest.count(b'"},')
+
+
+def test_an_array_gives_so_many_rejects_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eve, "ARRAY_REJECTS_MAX", 10)
+    got = read(b"[" + b'{"event_type": 1},' * 9 + json.dumps(ALERT).encode() + b",{}" * eve.BLOCK_ROWS * 3 + b"]")
+    assert len(got.events) == 1 and len(got.rejects) <= 10 + eve.BLOCK_ROWS
+    assert "10 of one JSON array were refused" in got.rejects[-1].reason
+
+
+def test_an_array_takes_no_more_memory_than_its_bytes() -> None:
+    data = b"[" + json.dumps(ALERT).encode() + b",0" * 200_000 + b"]"
+    adapter = EveAdapter(SourceSpec("t", "eve.json"))
+    adapter.feed(data, 0)
+    tracemalloc.start()
+    try:
+        adapter.finish()
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data) + (1 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
