@@ -72,7 +72,7 @@ class Shell:
 
     def one(self, line: str) -> bool:
         """Do one line; False to leave."""
-        if not line or line.startswith(("--", "# ")):
+        if not line or line == "--" or line.startswith(("-- ", "# ")):
             return True
         try:
             words = shlex.split(line)
