@@ -18,7 +18,7 @@ import msgspec
 
 from engine.embed.models import CARD
 from engine.errors import CorruptionError
-from engine.store import coverage, dead_letters
+from engine.store import checkpoint, coverage, dead_letters
 from engine.store.catalog import Batch, View, card_key, id_key, seq_key
 from engine.store.manifest import Manifest
 from engine.store.publish import Publisher, content_hash
@@ -71,7 +71,7 @@ def _forget(table: str, publisher: Publisher, batch: Batch, keys: Sequence[bytes
 
 def _tracker(publisher: Publisher, batch: Batch, keys: Sequence[bytes], alive: Alive) -> Iterator[bytes]:
     yield from _forget("tracker", publisher, batch, keys, alive)
-    publisher.put_checkpoint(batch)
+    checkpoint.put(batch, publisher.manifest.count, publisher.tracker.dump())  # newer than `checkpointed`: no harm
 
 
 def _ids(publisher: Publisher, batch: Batch, keys: Sequence[bytes], alive: Alive) -> Iterator[bytes]:

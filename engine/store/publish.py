@@ -545,14 +545,12 @@ class Publisher:
         self.embed_alone()
 
     def checkpoint(self) -> None:
-        """Store the tracker's state, so that the next start has nothing to replay."""
+        """Store the tracker's state, so that the next start has nothing to replay. Raises NoSpaceError, OSError: the
+        one before is still the stored one."""
         with self.catalog.write() as batch:
-            self.put_checkpoint(batch)
-
-    def put_checkpoint(self, batch: Batch) -> None:
+            checkpoint.put(batch, self.manifest.count, self.tracker.dump())
         self.checkpointed = self.manifest.count
         self.tracker.dumping = None  # it is of before
-        checkpoint.put(batch, self.manifest.count, self.tracker.dump())
 
     def know_cards(self) -> None:
         """Of the versions that there are: from now on a card that is another one is damaged."""

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 from engine.config import Retention
 from engine.embed.base import SPACES
 from engine.embed.text import memo_key
-from engine.errors import NotFoundError
+from engine.errors import NoSpaceError, NotFoundError
 from engine.features import empty
 from engine.limits import FORMAT_REMOVED
-from engine.maintain import retention
+from engine.maintain import mend, retention
 from engine.search import filters
 from engine.search.context_query import QueryContext
-from engine.store import switch, tiers
+from engine.store import checkpoint, switch, tiers
+from engine.store.catalog import Batch
 from ipc.messages import Filter
 from tests.events import blocked, ids, make, several
 from tests.store_fixture import OTHER, ROWS, Store
@@ -210,6 +211,28 @@ def test_the_context_after_a_kill_needs_no_event_that_left(tmp_path: Path) -> No
     with Store(tmp_path / "data") as store:
         store.publish(several(3 * ROWS + 5))
         assert store.publisher.checkpointed < 3 * ROWS
+        store.leave(3)
+        expected = store.publisher.tracker.dump()
+    with Store(tmp_path / "data") as store:
+        assert store.publisher.tracker.dump() == expected
+        store.check()
+
+
+def test_a_checkpoint_that_failed_is_not_taken_for_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves next time still has its context stored before."""
+
+    def full(batch: Batch, seq: int, state: bytes) -> None:
+        raise NoSpaceError("the catalog's map is full")
+
+    with Store(tmp_path / "data") as store:
+        store.publish(several(3 * ROWS + 5))
+        monkeypatch.setattr(checkpoint, "put", full)
+        with pytest.raises(NoSpaceError):
+            store.leave(3)
+        with pytest.raises(NoSpaceError):
+            mend.values(store.publisher, [("tracker", checkpoint.KEY)])
+        assert (store.publisher.manifest.first, store.publisher.checkpointed < 3 * ROWS) == (0, True)
+        monkeypatch.undo()
         store.leave(3)
         expected = store.publisher.tracker.dump()
     with Store(tmp_path / "data") as store:
