@@ -23,10 +23,15 @@ def featurize(
 ) -> None:
     """Fill float32 [n, 105] in place for events in order of arrival; the tracker moves on. `derived` is called between
     what follows from other features and the context."""
+    derive_features(events, features, tracker)
+    derived()
+    tracker.observe(events, features)
+
+
+def derive_features(events: Sequence[Event], features: F32, tracker: Tracker) -> None:
+    """The first half of `featurize`: what follows from other features. The tracker stays."""
     leaves = [
         float(tracker.classify(e.src_ip)[0] and not tracker.classify(e.dst_ip)[0]) if e.src_ip and e.dst_ip else nan
         for e in events
     ]
     derive(features, np.array(leaves))
-    derived()
-    tracker.observe(events, features)

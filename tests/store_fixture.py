@@ -26,7 +26,7 @@ from engine.maintain.compact import Compacting
 from engine.search.query import Answering, Question, stored_question
 from engine.search.snapshot import Snapshot, Snapshots
 from engine.store import coverage, gc, switch, tiers
-from engine.store.catalog import View
+from engine.store.catalog import Catalog, View
 from engine.store.manifest import IndexFile, SealedRows
 from engine.store.memo import load_models
 from engine.store.publish import Outcome, Publisher, Submission
@@ -307,6 +307,14 @@ def other_model(layout: Layout) -> Path:
     return embed_models.save(
         layout.models, embed_models.to_files(made, fusion=base.fusion, data=data, metrics={}, seed=0)
     )
+
+
+def damage(catalog: Catalog, table: str, key: bytes) -> None:
+    """One damaged byte of a stored value."""
+    with catalog.write() as batch:
+        value = bytearray(batch.txn.get(key, db=catalog.tables[table]))
+        value[len(value) // 2] ^= 0x10
+        batch.txn.put(key, bytes(value), db=catalog.tables[table])
 
 
 def flip(path: Path, at: int, bits: int = 0x10) -> None:

@@ -130,16 +130,22 @@ def forget(
     publisher: Publisher, batch: Batch, seqs: Sequence[int], counters: Counters, *, extents: bool = True
 ) -> None:
     """Delete all that the catalog holds of these events, and count them off; extents, too, where their rows go. A
-    sentence that other events say as well is embedded again when it next comes."""
+    sentence that other events say as well is embedded again when it next comes. A value that cannot be read costs a
+    look at every identity, or at every mark; the family and size of such a record stay counted, its sentence stays."""
     events: list[Event] = []
     records: list[Record] = []
+    nameless: set[bytes] = set()  # keys of records that do not say any more whose they are,
+    unsaid: set[bytes] = set()  # and of annotations that do not say what they were
     for seq in seqs:
-        key = seq_key(seq)
+        key, record, note = seq_key(seq), None, None
+        try:  # what cannot be read leaves no less
+            note = batch.annotation(seq)
+        except CorruptionError:
+            unsaid.add(key)
         try:
             record = batch.record(seq)
-            note = batch.annotation(seq)
-        except CorruptionError:  # what cannot be read leaves no less
-            record, note = None, None
+        except CorruptionError:
+            nameless.add(key)
         if record is not None:
             event = _decode_event(record.head)
             events.append(event)
@@ -153,6 +159,10 @@ def forget(
         if extents:
             batch.delete("extents", key)
         batch.delete_annotation(seq, note)
+    for name in list(batch.names_of(nameless)) if nameless else ():
+        batch.delete("ids", name)
+    for mark in [mark for mark in batch.keys("marks") if mark[-8:] in unsaid] if unsaid else ():
+        batch.delete("marks", mark)
     counters.families = {family: n for family, n in counters.families.items() if n > 0}
     text = publisher.models.embedders[TextEmbedder.name]
     if records and isinstance(text, TextEmbedder):

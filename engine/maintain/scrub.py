@@ -25,7 +25,7 @@ from engine.errors import CorruptionError, ModelError
 from engine.files import free_bytes
 from engine.layout import Layout
 from engine.store import dead_letters
-from engine.store.catalog import TABLES, Catalog
+from engine.store.catalog import TABLES, Catalog, seq_key
 from engine.store.manifest import IndexFile, Manifest
 from engine.store.rows import RowMap, file_bytes
 from engine.store.structure import check
@@ -118,6 +118,7 @@ def _files(layout: Layout, catalog: Catalog, manifest: Manifest, pace: Pace, rep
     for number in manifest.numbers:
         name = manifest.row_file(number)
         wrong = rows_damage(layout, manifest, number, sealed.get(number), pace)
+        wrong = wrong or left_empty(layout, catalog, manifest, number)
         if wrong and _names_rows(_manifest(catalog), name):
             report.bad_rows.append(name)
 
@@ -191,6 +192,23 @@ def rows_damage(layout: Layout, manifest: Manifest, number: int, sealed: bytes |
         return e.detail
     except OSError as e:
         return f"cannot be read: {e.strerror}"
+
+
+def left_empty(layout: Layout, catalog: Catalog, manifest: Manifest, number: int) -> str:
+    """Which row of a sound row file is empty though its record is whole: that was damaged when the row was built, and
+    came again. "" where none is."""
+    try:
+        rows = RowMap(layout.row_file(*manifest.row_file(number)), number, manifest.row_file_rows)
+    except FileNotFoundError:  # it left this moment
+        return ""
+    with catalog.read() as view:
+        for seq in rows.gone.tolist():
+            value = view.txn.get(seq_key(seq), None, catalog.tables["records"])
+            with contextlib.suppress(CorruptionError):
+                if value is not None:
+                    catalog.unseal("records", seq_key(seq), value)
+                    return f"row {seq - rows.first_seq} is empty, its record is not"
+    return ""
 
 
 def model_damage(layout: Layout, catalog: Catalog, version: str) -> str:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -472,6 +472,13 @@ class View:
         """(seq, content hash) of a stored identity."""
         payload = self.get("ids", id_key(event_id, source))
         return None if payload is None else (int.from_bytes(payload[:8], "big"), bytes(payload[8:24]))
+
+    def names_of(self, seqs: Set[bytes]) -> Iterator[bytes]:
+        """The keys in `ids` that lead to one of these seq_keys; their checksums are not looked at. Looks at all."""
+        with self.txn.cursor(self._tables["ids"]) as cursor:
+            for key, value in cursor.iternext():
+                if bytes(value[:8]) in seqs:
+                    yield bytes(key)
 
     @cached_property
     def _ids(self) -> Any:

@@ -2,7 +2,8 @@
 
 Always true
   - One process publishes (it holds writer.lock). A batch is stored whole or not at all; what is stored is visible.
-  - The same identity with the same source record again is a no-op; with another record it is refused and counted.
+  - The same identity with the same source record again is a no-op, but that a damaged record is put back by it; with
+    another record it is refused and counted. One whose record is gone is new.
   - A seq is given to one event for ever. The context tracker and the waiting firewall actions (engine/store/actions.py)
     move on only when the commit succeeded.
 In this order, each step durable before the next
@@ -44,7 +45,7 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.failpoint import failpoint
-from engine.featurize import featurize
+from engine.featurize import derive_features, featurize
 from engine.layout import Layout
 from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.normalize import complete
@@ -60,7 +61,7 @@ from engine.store.manifest import IndexFile, Manifest, SealedRows, Switch
 from engine.store.memo import fresh_texts
 from engine.store.record import join_record
 from engine.store.room import is_full
-from engine.store.rows import Rows
+from engine.store.rows import RowMap, Rows
 from engine.store.stages import Stages
 from ipc.event import Annotation, Event, FeaturedEvent, FirewallAction
 from ipc.messages import Reject
@@ -114,7 +115,7 @@ class _Accepted(NamedTuple):
     raw: bytes
     content: bytes
     format: str
-    again: bool  # its identity is still there of an event that retention removed
+    again: bool  # its identity is still there of an event that retention removed, or whose record is gone
 
 
 class ConflictError(BadRecordError):
@@ -179,6 +180,7 @@ class Publisher:
         actions: dict[FirewallAction, tuple[int, str]] = {}  # the submission that brought it, and its source
         counters = msgspec.msgpack.decode(_encode(self.counters), type=Counters)
         batch_ids: dict[bytes, bytes] = {}
+        damaged: dict[int, FeaturedEvent] = {}  # seqs of stored records that cannot be read, and what came again
         with self.catalog.read() as view:
             for number, submission in enumerate(submissions):
                 first, duplicates, rejects = len(accepted), 0, list(submission.rejects)
@@ -187,7 +189,7 @@ class Publisher:
                     self._count(counters, submission.source or submission.format).not_ip += submission.not_ip
                 for item in submission.events:
                     try:
-                        new = self._admit(item, submission.format, view, batch_ids)
+                        new = self._admit(item, submission.format, view, batch_ids, damaged)
                     except BadRecordError as e:
                         rejects.append(Reject(submission.source, -1, e.reason, item.raw[: 1 << 16]))
                         self._refuse(refused, counters, item.event.source, rejects[-1:])
@@ -216,7 +218,7 @@ class Publisher:
             ends = list(accumulate(stored for stored, _, _ in outcomes))
             letters = self._keep_letters(refused, counters)
             self.stages.lap("sync")
-            for hit in self._store(accepted, offsets, counters, letters, plan):
+            for hit in self._store(accepted, offsets, counters, letters, plan, damaged):
                 # An event of this batch counts where it came from, one that was stored where the action came from.
                 arrives = hit.seq >= first
                 joined[bisect_right(ends, hit.seq - first) if arrives else actions[hit.waiting.action][0]] += 1
@@ -224,9 +226,11 @@ class Publisher:
         return [Outcome(self.manifest.generation, *rest, n, waiting) for rest, n in zip(outcomes, joined, strict=True)]
 
     def _admit(
-        self, item: FeaturedEvent, format_name: str, view: View, batch_ids: dict[bytes, bytes]
-    ) -> _Accepted | None:
-        """The completed event, or None for one that is stored already. Raises BadRecordError, ConflictError."""
+        self, item: FeaturedEvent, format_name: str, view: View, batch_ids: dict[bytes, bytes],
+        damaged: dict[int, FeaturedEvent],
+    ) -> _Accepted | None:  # fmt: skip
+        """The completed event, or None for one that is stored already; into `damaged` if its record cannot be read.
+        Raises BadRecordError, ConflictError."""
         event = complete(item, count=False)
         if len(event.event_id.encode()) > ID_BYTES_MAX or len(event.source.encode()) > SOURCE_BYTES_MAX:
             raise BadRecordError(f"event_id is over {ID_BYTES_MAX} or source over {SOURCE_BYTES_MAX} bytes")
@@ -234,8 +238,13 @@ class Publisher:
         known = batch_ids.get(key)
         again = False
         if known is None and (stored := view.identity(event.event_id, event.source)):
-            again = stored[0] < self.manifest.first_seq
-            known = None if again else stored[1]
+            seq, known = stored
+            try:  # only what can be shown is acknowledged as stored
+                again = seq < self.manifest.first_seq or view.head(seq) is None
+            except CorruptionError:
+                if known == content:
+                    damaged[seq] = item
+            known = None if again else known
         if known == content:
             return None
         if known is not None:
@@ -271,7 +280,7 @@ class Publisher:
 
     def _store(
         self, accepted: list[_Accepted], offsets: dict[bytes, bytes], counters: Counters,
-        letters: dict[str, dead_letters.Tallies], plan: Plan,
+        letters: dict[str, dead_letters.Tallies], plan: Plan, damaged: Mapping[int, FeaturedEvent],
     ) -> list[Hit]:  # fmt: skip
         """Commit all of it; what the plan's actions were newly said of."""
         lap = self.stages.lap
@@ -317,6 +326,8 @@ class Publisher:
                 for a, blob in zip(accepted, feature_table.pack_rows(features), strict=True)
             ]
             batch.put_new("records", list(zip(seqs, records, strict=True)), append=True)
+            for seq, item in damaged.items():
+                batch.put("records", seq_key(seq), self._put_back(seq, item))
             for a in accepted:
                 if a.again:
                     batch.delete("ids", a.key)
@@ -367,6 +378,27 @@ class Publisher:
         self.stages.stored(len(accepted))
         lap("publish")
         return joined
+
+    def _put_back(self, seq: int, item: FeaturedEvent) -> bytes:
+        """The record of a stored event again, from its source. Its family and its features with the context are those
+        of its row; where that cannot be read, or was left empty, the context is missing, and the row is built again
+        from the record (engine/maintain/scrub.py)."""
+        event, rows = item.event, self.manifest.row_file_rows
+        number, row = divmod(seq, rows)
+        try:
+            file = RowMap(self.layout.row_file(*self.manifest.row_file(number)), number, rows)
+            known = not file.wrong(row, ()) and seq not in file.gone
+        except (OSError, CorruptionError):
+            known = False
+        if known:
+            features = file.features[row : row + 1]
+            event.family = self.names.families[file.families[row]]
+        else:
+            features = feature_table.unpack([item.features])
+            derive_features([event], features, self.tracker)
+        event.coverage = int(np.isfinite(features).sum())
+        log.warning("record %d was damaged and is put back: it came again", seq)
+        return join_record(_encode(event), feature_table.pack_rows(features)[0], self._compress(item.raw))
 
     def _filled(self, count: int) -> dict[int, int]:
         """When row files were full, with those that become it when there are `count` events."""

@@ -2,7 +2,8 @@
 
 Always true
   - Records and models are enough: the same seqs get the same rows, byte for byte in columns and features.
-  - A damaged record costs its own row only: that is left empty, and no answer can show it, for want of the record.
+  - A damaged record costs its own row only: that is left empty, and no answer can show it, for want of the record;
+    the scrub has it built again when the record is back.
   - The file appears under its name only when it is whole and durable; a file that is mapped is never written.
 """
 

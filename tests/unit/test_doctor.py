@@ -140,10 +140,13 @@ def test_fix_mends_values_that_follow_from_others_and_names_the_rest(layout: Lay
             assert view.marked("label", "odd") == [2]
             assert view.counters() == expected
             assert view.get("texts", text) is None and view.get("offsets", b"file") is None
-        assert store.publish(several(153)[:150]).accepted == 0
+        assert store.publish(several(144, 6)).accepted == 0
     (found,) = problems(layout, deep=True)
     assert found.object == "catalog records"
     assert found.detail.startswith("1 of 153 values are damaged: 5; they are refused, all others are whole; `flowkin")
+    with Store(layout.data_dir) as store:
+        assert store.publish(several(150)).accepted == 0
+    assert problems(layout, deep=True) == []
 
 
 def test_fix_writes_a_model_that_ships_again_and_a_name_of_the_catalog(layout: Layout) -> None:

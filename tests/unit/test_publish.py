@@ -10,10 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.errors import BadRequestError, NoSpaceError, NotFoundError
-from engine.features import INDEX, pack, unpack
+from engine.errors import BadRequestError, CorruptionError, NoSpaceError, NotFoundError
+from engine.features import CONTEXT_INDEXES, INDEX, pack, unpack
 from engine.limits import SOURCE_BYTES_MAX
+from engine.maintain import scrub
 from engine.store import coverage, publish, recover
+from engine.store.catalog import seq_key
 from engine.store.columns import COLUMNS
 from engine.store.counters import counted_as
 from engine.store.lock import hold
@@ -21,7 +23,7 @@ from engine.store.publish import Submission
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Reject
 from tests.events import blocked, ids, make, several
-from tests.store_fixture import OTHER, ROWS, Store
+from tests.store_fixture import OTHER, ROWS, Store, damage
 
 
 def event(store: Store, seq: int) -> Event:
@@ -62,6 +64,61 @@ def test_the_source_record_alone_decides_what_is_the_same(store: Store) -> None:
     one.raw = two.raw = b"the very record"
     assert store.publish([one]).accepted == 1
     assert store.publish([two]).duplicates == 1
+
+
+def test_a_damaged_record_is_put_back_by_the_same_again(store: Store) -> None:
+    items = several(ROWS + 10)
+    items[3].raw = b"the very record"
+    store.publish(items[:2])
+    store.publish(items[2:])
+    with store.catalog.read() as view:
+        before = [view.record(seq) for seq in (3, ROWS + 5)]
+    for seq in (3, ROWS + 5):
+        damage(store.catalog, "records", seq_key(seq))
+    again = several(ROWS + 10)
+    again[3].raw = b"the very record"
+    outcome = store.publish([*again, again[3]])
+    assert (outcome.accepted, outcome.duplicates, outcome.rejects) == (0, ROWS + 11, [])
+    with store.catalog.read() as view:
+        assert [view.record(seq) for seq in (3, ROWS + 5)] == before
+    store.check()
+
+
+def test_a_damaged_record_is_not_put_back_by_another(store: Store) -> None:
+    store.publish([make(0)])
+    damage(store.catalog, "records", seq_key(0))
+    assert len(store.publish([make(0, dst_port=99)]).rejects) == 1
+    with pytest.raises(CorruptionError):
+        event(store, 0)
+
+
+def test_a_row_that_was_left_empty_is_built_again_when_its_record_is_back(store: Store) -> None:
+    """Its context is not known any more; all else is."""
+    store.publish(several(ROWS + 10))
+    damage(store.catalog, "records", seq_key(3))
+    recover.mend_rows(store.publisher, 0)
+    assert store.files()[0].gone.tolist() == [3]
+    assert not scrub.run(store.layout, store.catalog, scrub.Pace(), files_only=True).damaged
+    assert store.publish(several(ROWS + 10)).duplicates == ROWS + 10
+    assert event(store, 3).event_id == make(3).event.event_id
+    report = scrub.run(store.layout, store.catalog, scrub.Pace(), files_only=True)
+    assert report.bad_rows == [store.publisher.manifest.row_file(0)]
+    recover.mend_rows(store.publisher, 0)
+    assert not scrub.run(store.layout, store.catalog, scrub.Pace(), files_only=True).damaged
+    found, sent = store.files()[0].features[3], unpack([make(3).features])[0]
+    assert np.array_equal(found[np.isfinite(sent)], sent[np.isfinite(sent)])
+    assert np.isnan(found[list(CONTEXT_INDEXES)]).all()
+    assert 3 in [hit.seq for hit in store.ask("e000007", top_k=ROWS, collapse=False).hits]
+
+
+def test_an_identity_whose_record_is_gone_is_new(store: Store) -> None:
+    store.publish(several(3))
+    with store.catalog.write() as batch:
+        batch.delete("records", seq_key(1))
+    outcome = store.publish(several(3))
+    assert (outcome.accepted, outcome.duplicates) == (1, 2)
+    assert event(store, 3).event_id == make(1).event.event_id
+    assert store.publish(several(3)).duplicates == 3
 
 
 @pytest.mark.parametrize(

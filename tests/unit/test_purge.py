@@ -21,13 +21,13 @@ from engine.maintain import purge
 from engine.search import filters
 from engine.search.context_query import QueryContext
 from engine.store import tiers
-from engine.store.catalog import TABLES
+from engine.store.catalog import TABLES, seq_key
 from engine.store.dead_letters import newest
 from engine.store.publish import Submission
 from ipc.messages import Filter, Reject
 from tests.events import T0, S, blocked, ids, make, several
 from tests.removals import unsynced
-from tests.store_fixture import ROWS, Store
+from tests.store_fixture import ROWS, Store, damage
 
 VICTIM = "203.0.113.77"  # no other text of a test has it
 PURGED = Filter(addr=[VICTIM])
@@ -69,6 +69,27 @@ def fill(store: Store, *, indexed: bool = True) -> None:
 
 def names(store: Store) -> list[str]:
     return [name for name in store.ids() if name.startswith("victim")]
+
+
+def test_what_is_damaged_is_purged_whole_and_may_come_again(tmp_path: Path) -> None:
+    """A record that does not say any more whose it is takes its identity along, an annotation its marks."""
+    items = several(10)
+    with Store(tmp_path / "data") as store:
+        store.publish(items)
+        for seq, table in ((3, "records"), (5, "annotations")):
+            store.publisher.annotate(items[seq].event.event_id, "good", "ana")
+            damage(store.catalog, table, seq_key(seq))
+        before = dict(store.publisher.counters.families)
+        assert store.purge(ids=["e000003", "e000005"])["events"] == 2
+        assert store.publisher.counters.families["PortScan"] == before["PortScan"] - 1
+        with store.catalog.read() as view:
+            assert view.find("e000003") is None and view.find("e000005") is None
+            assert view.marked("label", "good") == []
+            assert [view.has(t, seq_key(s)) for t in ("records", "annotations") for s in (3, 5)] == [False] * 4
+    with Store(tmp_path / "data") as store:
+        assert store.publish(several(10)).accepted == 2
+        assert store.publish(several(10)).duplicates == 10
+        assert sorted(store.ids()) == ids(items)
 
 
 def test_what_it_unlinked_a_power_failure_does_not_bring_back(store: Store) -> None:
