@@ -420,7 +420,7 @@ class Upkeep:
         try:
             if under_way.done:
                 switch.finish(self.publisher)
-                self._in_use(under_way.to.model, under_way.first > 0)
+                self._in_use(under_way.to.model, under_way.was_kept)
             elif not await self._fill(under_way) and self.jobs.failures >= FAILURES_MAX:
                 raise EngineError(f"a step failed {FAILURES_MAX} times in a row; the model was not changed")
         except (EngineError, OSError) as e:
