@@ -6,7 +6,7 @@ Always true
     ones by the child, in order of seq, with the progress in the manifest. A version whose rows are kept is only caught
     up.
   - The files of the version before are kept until `forget`, or until another switch ends; one that is given up costs
-    none of them.
+    none of them. Indexes that hold what was purged are not: a way back has its rows indexed anew.
 In this order, each step durable before the next
   1. begin: the row file of the next seq is there; commit
   2. the child writes rows and indexes (engine/maintain/upkeep.py); advance: commit of the progress; again
@@ -104,10 +104,11 @@ def _exchange(publisher: Publisher, models: ModelSet, to: Embedded) -> None:
     """Two versions change places in one commit."""
     failpoint("model.rows_ready")
     old = publisher.manifest
+    clean = [i for i in old.indexes if i.file not in old.stale]  # nobody would replace the others; a way back does
     publisher.use(
         models, model=to.model, epoch=to.epoch, revisions=to.revisions, sealed=to.sealed,
-        indexes=sorted(to.indexes, key=lambda i: (i.space, i.lo)), switch=None, epochs_used=_used(old, to),
-        kept=Embedded(old.model, old.epoch, old.count, old.revisions, old.sealed, old.indexes),
+        indexes=sorted(to.indexes, key=lambda i: (i.space, i.lo)), stale=[], switch=None, epochs_used=_used(old, to),
+        kept=Embedded(old.model, old.epoch, old.count, old.revisions, old.sealed, clean),
     )  # fmt: skip
     failpoint("model.committed")
     gc.release(publisher.layout, old, publisher.manifest)
