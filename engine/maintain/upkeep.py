@@ -6,6 +6,7 @@ Always true
   - Until a new index is named its rows are served exactly; until a switch is committed the old model answers.
   - A damaged file is taken out of the manifest, then put into quarantine/, and built again from the records under a new
     name. What engine/maintain/scrub.py found is held against what is named now.
+  - A row file that cannot be built again is tried for ever; all else goes on meanwhile, and who waits hears of it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ RETENTION_S = 60.0  # how often to see whether something leaves
 SWEEP_PAUSE_S = 0.01  # between two slices of what left: events are stored first
 EARLY_WAIT_S = 2.0  # rows are indexed before their file is full, unless it fills up so fast that they soon are again
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
-FAILURES_MAX = 5  # steps in a row; then a switch is given up, and a scrub ends with that row file left
+FAILURES_MAX = 5  # in a row: of steps, then a switch is given up; of row files built again, then a scrub ends
 
 Switched = Callable[[Exception | None], None]
 
@@ -53,8 +54,9 @@ class Upkeep:
         self.scrub_soon: Callable[[], None] = lambda: None
         self._wanted, self._mergeable = asyncio.Event(), asyncio.Event()
         self._idle, self._merged = asyncio.Event(), asyncio.Event()
-        self._bad_rows: list[tuple[int, int, int]] = []  # of row files that wait to be built again
-        self._rows_mended = asyncio.Event()
+        self._bad_rows: list[tuple[int, int, int]] = []  # of row files that are to be built again
+        self._put_off: set[tuple[int, int, int]] = set()  # those of them that could not be a moment ago
+        self._rows_tried, self._rows_failures = asyncio.Event(), 0
         self._retaining = True  # at every start
         self._leaving, self._swept = asyncio.Event(), asyncio.Event()
         self._leaving.set()
@@ -115,9 +117,11 @@ class Upkeep:
         files = self.drop(report)
         values = mend.values(self.publisher, report.bad_values, self.alive)
         left += [f"catalog {table}[{key!r}]" for table, key in values]
-        while (bad := [of for of in report.bad_rows if self._named(of)]) and self.jobs.failures < FAILURES_MAX:
-            self._rows_mended.clear()
-            await self._rows_mended.wait()
+        while bad := [of for of in report.bad_rows if self._named(of)]:
+            if max(self._rows_failures, self.jobs.failures) >= FAILURES_MAX:  # also others, whose pauses delay it
+                break
+            self._rows_tried.clear()
+            await self._rows_tried.wait()
         left += [f"row file {self.layout.row_file(*of).name}" for of in bad]
         models = len(report.bad_models) - sum(what.startswith("model ") for what in left)
         return files - len(bad) + models + len(report.bad_values) - len(values), left
@@ -216,14 +220,8 @@ class Upkeep:
                 await asyncio.sleep(AGAIN_S)
 
     async def _next(self) -> None:
-        if self._bad_rows:
-            of = self._bad_rows.pop(0)
-            try:
-                async with self.rewriting:
-                    if self._named(of) and not await self._build_again(of):
-                        self._bad_rows.append(of)  # others come first
-            finally:
-                self._rows_mended.set()
+        if bad := [of for of in self._bad_rows if of not in self._put_off]:
+            await self._mend_rows(bad[0])
         elif self._clear_up():
             self._collect()
         elif self._retaining and not self.publisher.catalog.damage:
@@ -237,9 +235,9 @@ class Upkeep:
         elif unindexed := self._unindexed():
             await self._index(unindexed[:1])
         elif early := self._early:
-            self._early = None
-            if early == tiers.early(self.publisher.manifest):  # nothing else came between
-                await self._indexed([[early[0] // self.publisher.manifest.row_file_rows]], self.jobs, early)
+            self._early, number = None, early[0] // self.publisher.manifest.row_file_rows
+            if early == tiers.early(self.publisher.manifest) and not self._bad(number):  # nothing else came between
+                await self._indexed([[number]], self.jobs, early)
             self.look()
         else:
             self._wanted.clear()
@@ -278,7 +276,11 @@ class Upkeep:
         return load_models(self.layout.model(version), self.publisher.catalog, self.internal, self.alive)
 
     def _unindexed(self) -> list[int]:
-        return tiers.unindexed(self.publisher.manifest)
+        return [number for number in tiers.unindexed(self.publisher.manifest) if not self._bad(number)]
+
+    def _bad(self, number: int) -> bool:
+        """Is that row file built again first?"""
+        return self.publisher.manifest.row_file(number) in self._bad_rows
 
     def _job(self, kind: Callable[..., Job], **more: object) -> Job:
         hurry = len(self._unindexed()) >= UNINDEXED_FILES_HURRY
@@ -373,8 +375,29 @@ class Upkeep:
         if not self.jobs.running and not self.merges.running:
             gc.collect(self.layout, self.publisher.manifest)
 
-    async def _build_again(self, of: tuple[int, int, int]) -> bool:
-        """A damaged row file, from the records. False where that failed."""
+    async def _mend_rows(self, of: tuple[int, int, int]) -> None:
+        """Build a damaged row file again, if it is still there. Where that fails all else comes first."""
+        try:
+            async with self.rewriting:
+                if self._named(of):
+                    await self._build_again(of)
+            self._bad_rows.remove(of)
+            self._rows_failures = 0
+        except Exception as e:
+            unforeseen = None if isinstance(e, EngineError | OSError) else e
+            log.error("row file %d is not built again: %r; again in %.0f s", of[1], e, AGAIN_S, exc_info=unforeseen)
+            self._rows_failures += 1
+            self._put_off.add(of)
+            asyncio.get_running_loop().call_later(AGAIN_S, self._put_on, of)
+        finally:
+            self._rows_tried.set()
+
+    def _put_on(self, of: tuple[int, int, int]) -> None:
+        self._put_off.discard(of)
+        self._wanted.set()
+
+    async def _build_again(self, of: tuple[int, int, int]) -> None:
+        """A damaged row file, from the records. Raises EngineError, OSError."""
         epoch, number, revision = of
         log.error("row file %d disagrees with its checksums, built again from the records", number)
         manifest = self.publisher.manifest
@@ -388,14 +411,13 @@ class Upkeep:
             )  # fmt: skip
             done = await self.jobs.run(job)
             if done is None:
-                return False
+                raise EngineError("the child failed, see above")
             if not self._named(of):  # it left meanwhile
                 self.layout.row_file(epoch, number, revision + 1).unlink(missing_ok=True)
-                return True
+                return
             self.publisher.replace_rows(number, revision + 1, [SealedRows(*s) for s in done.sealed])
             quarantine.put(self.layout, self.layout.row_file(*of))
         gc.release(self.layout, manifest, self.publisher.manifest)
-        return True
 
     # ---- a switch of models
 
@@ -420,7 +442,7 @@ class Upkeep:
         try:
             if under_way.done:
                 switch.finish(self.publisher)
-                self._in_use(under_way.to.model, under_way.first > 0)
+                self._in_use(under_way.to.model, under_way.was_kept)
             elif not await self._fill(under_way) and self.jobs.failures >= FAILURES_MAX:
                 raise EngineError(f"a step failed {FAILURES_MAX} times in a row; the model was not changed")
         except (EngineError, OSError) as e:

@@ -3,6 +3,7 @@
 Always true
   - Only files in rows/ and indexes/ whose names have the shape of ours are touched; anything else is left and reported.
     At boot, before anybody writes, also what a death left half made of a model version and of the catalog.
+  - An index that holds what was purged is gone for good when it is unlinked: no power failure brings it back.
   - Open mappings survive an unlink; a reader that comes too late for a file takes the newest manifest and goes on.
 """
 
@@ -52,6 +53,8 @@ def release(layout: Layout, before: Manifest, after: Manifest) -> int:
         if path.exists():
             size += path.stat().st_blocks * 512
             path.unlink()
+    if not names.isdisjoint(before.stale):
+        sync_directory(layout.indexes)
     return size
 
 
@@ -94,8 +97,9 @@ def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[s
     """Remove unnamed files; at boot also what was left half written. Nothing may be under way that builds files.
     Returns the names removed."""
     keep = named(layout, manifest)
-    removed = []
+    removed: list[str] = []
     for folder in (layout.rows, layout.indexes):
+        before = len(removed)
         for path in folder.iterdir():
             if path.name in keep:
                 continue
@@ -104,6 +108,8 @@ def collect(layout: Layout, manifest: Manifest, *, boot: bool = False) -> list[s
                 removed.append(path.name)
             elif not path.name.endswith(TMP_SUFFIX):
                 log.warning("%s is not a file of the engine; it is left alone", path)
+        if len(removed) > before:  # a death between a commit and its release may have left what was purged
+            sync_directory(folder)
     if boot:
         removed += catalogs(layout)
         if layout.migrating.exists():  # a copy of what is about to change

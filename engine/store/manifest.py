@@ -64,13 +64,14 @@ class Embedded(Struct, frozen=True, array_like=True):
 class Switch(Struct, frozen=True, array_like=True):
     """A switch of models under way (engine/store/switch.py). Of the version `to` rows [first_seq, to.count) are there,
     and those from `since` on, which were published since it began. first: to.count when it began; seconds: spent on it
-    since."""
+    since. was_kept: `to` was the version before, whose rows are caught up."""
 
     to: Embedded
     since: int
     first: int
     begun_at: int  # ns
     seconds: float = 0.0
+    was_kept: bool = False
 
     @property
     def done(self) -> bool:

@@ -5,7 +5,8 @@ Always true
   - From the commit that begins it, published events are embedded by both versions (engine/store/publish.py); the stored
     ones by the child, in order of seq, with the progress in the manifest. A version whose rows are kept is only caught
     up.
-  - The files of the version before are kept until `forget`, or until another switch ends.
+  - The files of the version before are kept until `forget`, or until another switch ends; one that is given up costs
+    none of them. Indexes that hold what was purged are not: a way back has its rows indexed anew.
 In this order, each step durable before the next
   1. begin: the row file of the next seq is there; commit
   2. the child writes rows and indexes (engine/maintain/upkeep.py); advance: commit of the progress; again
@@ -64,10 +65,11 @@ def begin(publisher: Publisher, models: ModelSet, to: Embedded) -> None:
             f"a switch to {to.model} needs {needed} bytes on disk, {free} are free; nothing was changed; "
             f"free some{remedy}"
         )
-    switch = Switch(to, since=manifest.count, first=to.count, begun_at=time.time_ns())
+    again = to == manifest.kept
+    switch = Switch(to, since=manifest.count, first=to.count, begun_at=time.time_ns(), was_kept=again)
     publisher.embed_also(models, switch)
     publisher.commit_manifest(
-        switch=switch, kept=None if to == manifest.kept else manifest.kept, epochs_used=_used(manifest, to)
+        switch=switch, kept=None if again else manifest.kept, epochs_used=_used(manifest, to)
     )  # fmt: skip
     failpoint("model.begun")
 
@@ -102,10 +104,11 @@ def _exchange(publisher: Publisher, models: ModelSet, to: Embedded) -> None:
     """Two versions change places in one commit."""
     failpoint("model.rows_ready")
     old = publisher.manifest
+    clean = [i for i in old.indexes if i.file not in old.stale]  # nobody would replace the others; a way back does
     publisher.use(
         models, model=to.model, epoch=to.epoch, revisions=to.revisions, sealed=to.sealed,
-        indexes=sorted(to.indexes, key=lambda i: (i.space, i.lo)), switch=None, epochs_used=_used(old, to),
-        kept=Embedded(old.model, old.epoch, old.count, old.revisions, old.sealed, old.indexes),
+        indexes=sorted(to.indexes, key=lambda i: (i.space, i.lo)), stale=[], switch=None, epochs_used=_used(old, to),
+        kept=Embedded(old.model, old.epoch, old.count, old.revisions, old.sealed, clean),
     )  # fmt: skip
     failpoint("model.committed")
     gc.release(publisher.layout, old, publisher.manifest)
@@ -115,7 +118,7 @@ def give_up(publisher: Publisher) -> None:
     """The version in use stays; rows that were kept before stay kept."""
     old, switch = publisher.manifest, publisher.manifest.switch
     assert switch is not None
-    publisher.commit_manifest(switch=None, kept=switch.to if switch.first else old.kept)
+    publisher.commit_manifest(switch=None, kept=switch.to if switch.was_kept else old.kept)
     publisher.embed_alone()
     gc.release(publisher.layout, old, publisher.manifest)
 

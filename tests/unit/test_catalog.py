@@ -333,7 +333,7 @@ def test_a_manifest_survives_a_round_trip() -> None:
     manifest = Manifest(
         generation=5, count=130, row_file_rows=64, model="v1", epoch=2, revisions={1: 3}, indexes=[INDEX],
         sealed=[SealedRows(0, b"x" * 16)], kept=Embedded("v0", 1, 120, {0: 1}, [], [INDEX]),
-        switch=Switch(Embedded("v2", 3, 64), 130, 0, 17, 0.5),
+        switch=Switch(Embedded("v2", 3, 64), 130, 0, 17, 0.5, True),
     )  # fmt: skip
     assert decode(encode(manifest)) == manifest
     assert manifest.row_files == 3

@@ -215,6 +215,16 @@ def test_an_id_that_was_made_to_name_another_event_is_refused(tmp_path: Path) ->
                 with pytest.raises(CorruptionError, match=rf"ids\['{name}'\]: somebody changed it: it leads to"):
                     view.find(name)
             assert [view.find(name) for name in names[1:]] == [1, 2]
+        with store.catalog.write() as batch:
+            table, key = store.catalog.tables["records"], seq_key(2)
+            value = bytearray(batch.txn.get(key, None, table))
+            value[40] ^= 1
+            batch.txn.put(key, bytes(value), db=table)
+        with store.catalog.read() as view:
+            assert view.find(names[2]) == 2  # what cannot be read can still be purged by its name
+        assert store.purge(ids=[names[2]])["events"] == 1
+        with store.catalog.read() as view:
+            assert view.find(names[2]) is None
 
 
 def test_a_flipped_bit_is_found_without_the_key(folder: Path) -> None:

@@ -616,7 +616,8 @@ def shell_of(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_piped_shell_prints_results_only_and_goes_on_after_an_error(engine, tmp_path, monkeypatch, capsys):
-    status = shell_of(tmp_path, "stats --json\nfrob\n\n-- a comment\n--\nquery_similar missing\ninfo --json\n", monkeypatch)
+    text = "stats --json\nfrob\n\n-- a comment\n--\nquery_similar missing\ninfo --json\n"
+    status = shell_of(tmp_path, text, monkeypatch)
     out, err = capsys.readouterr()
     assert status == 0
     assert [json.loads(line)["version"] for line in out.splitlines()] == ["0", "0"]

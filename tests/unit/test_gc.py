@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.store import gc, switch
 from engine.store.rows import RowMap
 from tests.events import several
+from tests.removals import unsynced
 from tests.store_fixture import Store
 
 
@@ -28,6 +29,16 @@ def test_only_what_no_manifest_names_is_removed(store: Store) -> None:
     assert names(store) == kept | {"0000-00000001.9.a.tmp", "readme", "0000-1", "other-0000", "x.tmp"}
     assert set(gc.collect(store.layout, store.publisher.manifest, boot=True)) == {"0000-00000001.9.a.tmp", "x.tmp"}
     store.check()
+
+
+def test_what_is_removed_a_power_failure_does_not_bring_back(store: Store) -> None:
+    """As after a death between the commit that purged it and its unlink."""
+    store.publish(several(70))
+    store.layout.row_file(7, 0).write_bytes(b"x")
+    store.layout.index_file("attack-0000-000000000000-000000000064-0123abcd").write_bytes(b"x")
+    with unsynced() as left:
+        assert len(gc.collect(store.layout, store.publisher.manifest)) == 2
+        assert not left
 
 
 def test_the_next_row_file_is_kept(store: Store) -> None:

@@ -102,6 +102,28 @@ def test_what_it_unlinked_a_power_failure_does_not_bring_back(store: Store) -> N
     assert not kept and not list(store.layout.quarantine.rglob("*damaged"))
 
 
+def test_a_switch_keeps_no_index_that_holds_it(store: Store) -> None:
+    """Of the version before those that were stale are gone for good, and a way back has new ones made."""
+    fill(store)
+    store.purge(PURGED)
+    before = store.publisher.manifest
+    assert before.stale and len(before.stale) < len(before.indexes)
+    with unsynced() as left:
+        store.switch()
+        assert not {path for path in left if Path(path).parent == store.layout.indexes}
+    now = store.publisher.manifest
+    assert now.stale == [] and now.kept is not None
+    assert {i.file for i in now.kept.indexes} == {i.file for i in before.indexes} - {*before.stale}
+    assert not {path.name for path in store.layout.indexes.iterdir()} & {*before.stale}
+    store.check()
+    store.switch(before.model)
+    assert tiers.unindexed(store.publisher.manifest)
+    store.index()
+    store.merge()
+    assert tiers.unindexed(store.publisher.manifest) == tiers.split(store.publisher.manifest) == []
+    store.check()
+
+
 def test_it_is_gone_and_all_else_is_as_before(store: Store) -> None:
     fill(store)
     store.publisher.annotate("victim9001", "good", "ana")

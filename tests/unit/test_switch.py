@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import NoSpaceError
 from engine.files import free_bytes
 from engine.store import switch, tiers
-from engine.store.manifest import Embedded
+from engine.store.manifest import Embedded, Manifest, Switch, decode, encode
 from engine.store.rows import file_bytes
 from tests.events import several
 from tests.store_fixture import OTHER, ROWS, Store, other_model
@@ -116,6 +117,34 @@ def test_a_way_back_that_was_given_up_is_still_there(store: Store) -> None:
     store.publish(several(10, 200))
     store.switch(old)
     store.check()
+
+
+def test_giving_up_a_new_version_leaves_the_one_that_is_kept(store: Store) -> None:
+    """Also once row files have left, so that the first row of a new version is not row 0."""
+    store.publish(several(150))
+    old = store.publisher.manifest.model
+    store.switch()
+    store.leave(1)
+    before = store.publisher.manifest
+    third = switch.target(store.layout, before, "v0-third")
+    switch.begin(store.publisher, store.publisher.models, third)
+    store.go_on()
+    switch.give_up(store.publisher)
+    now = store.publisher.manifest
+    assert now.kept is not None and now.kept == before.kept
+    assert switch.whole(store.layout, now, now.kept)
+    assert not list(store.layout.rows.glob("0002-*"))
+    store.switch(old)
+    store.check()
+
+
+def test_a_switch_of_a_directory_from_before_is_of_a_new_version() -> None:
+    """`was_kept` came later."""
+    begun = Manifest(row_file_rows=64, model="v1", switch=Switch(Embedded("v2", 3), 1, 0, 0, was_kept=True))
+    tree = msgspec.msgpack.decode(encode(begun))
+    assert tree["switch"].pop() is True
+    under_way = decode(msgspec.msgpack.encode(tree)).switch
+    assert under_way is not None and not under_way.was_kept
 
 
 def test_a_start_goes_on_with_a_switch(tmp_path: Path) -> None:

@@ -1,21 +1,25 @@
-"""Files that one child builds while another one's are named."""
+"""Files that one child builds while another one's are named; row files that cannot be built again."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engine.config import Network
+from engine.errors import NoSpaceError
+from engine.files import free_bytes
 from engine.maintain import upkeep
 from engine.maintain.build import Built, IndexJob, Job, build_indexes
 from engine.maintain.jobs import Jobs
+from engine.maintain.scrub import Report
 from engine.maintain.upkeep import Upkeep
 from engine.store import tiers
 from tests.events import several
-from tests.store_fixture import Store
+from tests.store_fixture import Store, flip
 
 
 class Slow(Jobs):
@@ -102,4 +106,76 @@ def test_rows_are_indexed_early_unless_their_file_fills_up_fast(store: Store, mo
     store.publish(several(18))
     assert asyncio.run(looked(3)) == [(0, 16)]
     assert asyncio.run(looked(30)) == [(0, 16), (16, 32), (32, 48)]  # in the end all the same
+    store.check()
+
+
+# ---- row files that cannot be built again -------------------------------------------------------------------------
+
+
+def damaged(store: Store, number: int) -> Report:
+    """What a scrub says of a row file with a byte that is another."""
+    name = store.publisher.manifest.row_file(number)
+    flip(store.layout.row_file(*name), store.layout.row_file(*name).stat().st_size // 4)
+    return Report(bad_rows=[name])
+
+
+def test_who_waits_hears_of_a_full_disk_and_with_room_the_row_file_is_mended(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is being written, so that the ingest worker itself builds it."""
+    monkeypatch.setattr(upkeep, "AGAIN_S", 0.01)
+
+    async def scrubbed(store: Store) -> None:
+        keeper = Upkeep(store.layout, store.config, store.publisher, lambda: None)
+        running = asyncio.create_task(keeper.run())
+        report = damaged(store, 1)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(free_bytes(disk)))
+        assert await keeper.mend(report) == (0, ["row file 0000-00000001"])
+        filler.unlink()
+        while keeper._bad_rows:
+            await asyncio.sleep(0.01)
+        assert await keeper.mend(damaged(store, 1)) == (1, [])
+        running.cancel()
+
+    with Store(disk / "data") as store:
+        store.publish(several(100))
+        store.index()
+        asyncio.run(asyncio.wait_for(scrubbed(store), 30))
+        assert store.publisher.manifest.row_file(1)[2] == 2
+        store.check()
+
+
+def test_a_row_file_that_cannot_be_named_is_built_again_later_and_nothing_else_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit finds no room while the others are indexed."""
+    store.publish(several(200))
+    replace_rows, asked = store.publisher.replace_rows, []
+
+    def short(number: int, *more: Any) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            raise NoSpaceError("no room")
+        replace_rows(number, *more)
+
+    monkeypatch.setattr(store.publisher, "replace_rows", short)
+    monkeypatch.setattr(upkeep, "AGAIN_S", 3_600.0)
+
+    async def both() -> None:
+        keeper = Upkeep(store.layout, store.config, store.publisher, lambda: None)
+        running = asyncio.create_task(keeper.run())
+        report = damaged(store, 1)
+        mending = asyncio.create_task(keeper.mend(report))
+        while not asked:
+            await asyncio.sleep(0.01)
+        await keeper.idle()
+        assert tiers.unindexed(store.publisher.manifest) == [1]
+        keeper._put_on(report.bad_rows[0])  # time is up
+        assert await mending == (1, [])
+        await keeper.idle()
+        running.cancel()
+
+    asyncio.run(asyncio.wait_for(both(), 30))
+    assert asked == [1, 1] and tiers.unindexed(store.publisher.manifest) == []
     store.check()
