@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ settings.register_profile(
     "flowkin", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False
 )
 settings.load_profile("flowkin")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it, and its children
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -61,7 +61,7 @@ class State:
         self.targets: Values[HostKey, Target] = Values(CONTEXT_HOSTS_MAX)
         self.pairs = Pairs(Lru(PAIRS_MAX // 2), Lru(PAIRS_MAX))
         self.room = CONTEXT_FLOWS_MAX  # so many flows may come before the windows can be full
-        self.trimming = 2  # rounds of _sweep in which windows that are in use are trimmed as well
+        self.trimming = 0  # rounds of _sweep in which windows that are in use are trimmed as well
         self._to_sweep: Iterator[tuple[Window, int]] = iter(())
         self.dumping: Dumping | None = None
 
