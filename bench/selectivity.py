@@ -92,7 +92,7 @@ def measure(running: Engine, args: Any) -> dict[str, Any]:
         figures["none"] = asked(client, names, seqs, vectors, None, everything)
         for share in args.shares:
             for name, wanted, passing in filters(ports, ts, share):
-                figures[f"{name}_{share:.0e}"] = asked(client, names, seqs, vectors, wanted, passing)
+                figures[f"{name}_{share:g}".replace(".", "_")] = asked(client, names, seqs, vectors, wanted, passing)
     return figures
 
 

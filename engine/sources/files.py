@@ -2,7 +2,8 @@
 
 Always true
   - Compression is known by its magic bytes, never by a name. What comes out of an archive is bounded by
-    DECOMPRESS_RATIO_MAX and DECOMPRESS_BYTES_MAX a member; a damaged one gives what was read, then one Reject.
+    DECOMPRESS_RATIO_MAX and DECOMPRESS_BYTES_MAX a member; a damaged one gives what was read, then one Reject; one
+    that gives nothing has no format that could be found, which is an error.
   - What is no regular file is opened once, and every byte of it reaches its adapter, looked at before or not.
   - A directory is walked in sorted order; only regular files beneath it are opened, symbolic links are not followed.
   - `sorted_by_time` gives the same order whether or not it had to use the disk.

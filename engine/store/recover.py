@@ -177,8 +177,12 @@ def _birth(layout: Layout, catalog: Catalog, config: Config) -> None:
 def _keep_internal(catalog: Catalog, internal: list[str], generation: int) -> None:
     """Remember network.internal, and say so when it is another: what is stored keeps what was said of it."""
     key, now = b"internal", msgspec.msgpack.encode(internal)
-    with catalog.read() as view:
-        before = bytes(view.get("meta", key) or b"")
+    try:
+        with catalog.read() as view:
+            before = bytes(view.get("meta", key) or b"")
+    except CorruptionError as e:  # it only words a line of the log: written anew
+        log.error("%s", e)
+        before = b""
     if before == now:
         return
     if before:

@@ -78,6 +78,9 @@ def test_what_a_case_calls_broken() -> None:
     assert case(mend=noticed) == []
     assert case(mend=noticed, look=Seen(wrong=["record 1"])) == ["look: record 1"]
     assert case(mend=noticed, again=Seen(missing=["record 1"]))[0].startswith("not whole again")
+    forgotten = Seen(missing=["offset of 'eve'"])
+    assert case(mend=noticed, again=forgotten)[0].startswith("not whole again")
+    assert case(mend=Mended(said=["mended: catalog offsets: 1 damaged values are mended"]), again=forgotten) == []
     assert case(mend=Mended(refused="no way out")) and case(mend=Mended(left=["rows"]))
     assert case(mend=noticed, died={"look": "SIGSEGV"}) == ["look died: SIGSEGV"]
     assert case(mend=noticed, died={"look": "SIGSEGV"}, file="indexes/x") == []

@@ -130,6 +130,18 @@ def test_a_directory_of_another_format_is_left_alone(tmp_path: Path) -> None:
     assert load(env={}).store.row_file_rows > 0
 
 
+def test_a_damaged_note_of_the_internal_networks_is_written_anew(tmp_path: Path) -> None:
+    with Store(tmp_path / "data") as store:
+        table, key = store.catalog.tables["meta"], b"internal"
+        with store.catalog.write() as batch:
+            value = bytearray(batch.txn.get(key, None, table))
+            whole = bytes(value)
+            value[3] ^= 1
+            batch.txn.put(key, bytes(value), db=table)
+    with Store(tmp_path / "data") as store, store.catalog.read() as view:
+        assert bytes(view.txn.get(key, None, store.catalog.tables["meta"])) == whole
+
+
 def test_other_internal_networks_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = []
     for flags in ({}, {}, {"network__internal": ["192.0.2.0/24"]}, {"network__internal": ["192.0.2.0/24"]}):

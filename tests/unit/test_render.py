@@ -169,7 +169,7 @@ def test_json_has_nothing_that_a_terminal_acts_on_and_the_same_value(terminal, m
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_text_of_an_event_is_escaped_everywhere_but_in_json(terminal, monkeypatch):
+def test_text_of_an_event_is_escaped_in_tables_and_lines(terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     evil = event(7, text=EVIL, event_id=EVIL.replace("\x00", ""), family=EVIL, decision="DROP", source="a\x1bb")
