@@ -57,6 +57,8 @@ def clean(text: str) -> str:
 
 def escaped(json: str) -> str:
     """JSON text of the same value without such characters; they can stand in its strings only."""
+    if json.isascii() and "\x7f" not in json:  # as most is: an export passes here line by line
+        return json
     return _UNSAFE_IN_JSON.sub(_escape_in_json, json)
 
 
