@@ -27,7 +27,6 @@ from engine.store.room import is_full
 class Job(Struct, tag_field="job"):
     data_dir: str
     parent_pid: int
-    niceness: int
     map_size: int
 
 
@@ -207,7 +206,6 @@ def main() -> int:
 
     job = msgspec.json.decode(sys.argv[1], type=IndexJob | RowsJob | FillJob | ScrubJob | CopyJob | QualityJob)
     die_with_parent(job.parent_pid)
-    os.nice(job.niceness)
     os.umask(0o077)
     layout = Layout(Path(job.data_dir))
     match job:

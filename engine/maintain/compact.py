@@ -34,7 +34,7 @@ from engine.failpoint import failpoint
 from engine.files import free_bytes, sync_directory, write_new
 from engine.layout import Layout
 from engine.maintain.build import CopyJob
-from engine.maintain.jobs import NICENESS, Jobs
+from engine.maintain.jobs import Jobs
 from engine.run import heartbeat
 from engine.run.worker import Worker
 from engine.store.catalog import CURRENT, NEXT, Batch, named
@@ -82,7 +82,7 @@ class Compacting:
         catalog.changed = set()
         try:
             job = CopyJob(
-                data_dir=str(self.layout.data_dir), parent_pid=os.getpid(), niceness=NICENESS,
+                data_dir=str(self.layout.data_dir), parent_pid=os.getpid(),
                 map_size=map_size(self.worker.config), path=str(new),
             )  # fmt: skip
             if await self.jobs.run(job) is None:

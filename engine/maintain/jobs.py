@@ -1,4 +1,4 @@
-"""Runs the niced child (engine/maintain/build.py), one job at a time.
+"""Runs the child (engine/maintain/build.py), one job at a time, niced or only where a core is free.
 
 Always true
   - The child dies with the ingest worker. It publishes nothing: what it made is named by the worker's next commit.
@@ -8,6 +8,7 @@ Always true
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from engine.maintain.build import Built, Job
 log = logging.getLogger(__name__)
 
 NICENESS = 10
+IDLE_S_A_ROW_FILE = 30.0  # so long a job over one row file may wait for a free core; it takes 2 s of one
 RETRY_S_MAX = 300.0
 
 
@@ -30,8 +32,10 @@ class Jobs:
         self._child: asyncio.subprocess.Process | None = None
         self._called_off = self._killed = False
 
-    async def run(self, job: Job) -> Built | None:
-        """What the child built; None where it failed, after a pause that grows, and where it was called off."""
+    async def run(self, job: Job, *, niceness: int = NICENESS, idle_s: float = 0.0) -> Built | None:
+        """What the child built; None where it failed, after a pause that grows, and where it was called off. For its
+        first `idle_s` seconds it has only what no other process wants of the cores; if that is not enough it begins
+        again, niced, as it may not raise itself."""
         self.running, self._called_off, self._killed = type(job).__name__, False, False
         start = time.monotonic()
         try:
@@ -40,9 +44,20 @@ class Jobs:
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
+            _step_back(self._child.pid, niceness, idle=idle_s > 0)
             if self._killed:  # while it was being started
                 self._child.kill()
-            out, _ = await self._child.communicate()
+            try:
+                async with asyncio.timeout(idle_s or None):
+                    out, _ = await self._child.communicate()
+            except TimeoutError:
+                if self._child.returncode is None:
+                    self._child.kill()
+                await self._child.communicate()
+                if self._killed:
+                    return None
+                log.warning("%s found no free core for %.0f s and begins again, niced", self.running, idle_s)
+                return await self.run(job, niceness=niceness)
             if self._child.returncode == 0:
                 built = msgspec.json.decode(out, type=Built)
                 built.seconds = time.monotonic() - start
@@ -71,3 +86,13 @@ class Jobs:
         self._killed = True
         if self._child is not None and self._child.returncode is None:
             self._child.kill()
+
+
+def _step_back(pid: int, niceness: int, *, idle: bool) -> None:
+    """Let others go first. idle: by SCHED_IDLE. A core that runs nothing else counts as free to what wakes up, which
+    takes it at once; beside a child that is niced only, readers stood in line for the other (docs/PERFORMANCE.md)."""
+    with contextlib.suppress(OSError):  # it has ended, or may not: it is as correct, and in the way
+        if idle:
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        elif niceness:
+            os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)

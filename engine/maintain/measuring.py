@@ -19,7 +19,7 @@ from engine.errors import EngineError, OverloadedError
 from engine.maintain import gauges
 from engine.maintain.build import QualityJob
 from engine.maintain.gauges import Measured
-from engine.maintain.jobs import NICENESS, Jobs
+from engine.maintain.jobs import Jobs
 from engine.run.worker import Worker
 from engine.store.manifest import Manifest
 from engine.store.recover import map_size
@@ -76,7 +76,7 @@ class Measuring:
     async def _measure(self, sample: int, seed: int) -> Measured | None:
         config, layout = self.worker.config, self.worker.layout
         job = QualityJob(
-            data_dir=str(layout.data_dir), parent_pid=os.getpid(), niceness=NICENESS, map_size=map_size(config),
+            data_dir=str(layout.data_dir), parent_pid=os.getpid(), map_size=map_size(config),
             window=self.settings.window_events, sample=sample, seed=seed,
         )  # fmt: skip
         try:

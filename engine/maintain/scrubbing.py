@@ -22,7 +22,7 @@ from msgspec import Struct
 from engine.errors import EngineError
 from engine.files import replace
 from engine.maintain.build import ScrubJob
-from engine.maintain.jobs import NICENESS, Jobs
+from engine.maintain.jobs import Jobs
 from engine.maintain.scrub import BYTES_PER_S, Report
 from engine.maintain.upkeep import Upkeep
 from engine.run.worker import Worker
@@ -136,7 +136,7 @@ class Scrubbing:
 
     def _job(self, bytes_per_s: int, *, files_only: bool = False) -> ScrubJob:
         return ScrubJob(
-            data_dir=str(self.worker.layout.data_dir), parent_pid=os.getpid(), niceness=NICENESS,
+            data_dir=str(self.worker.layout.data_dir), parent_pid=os.getpid(),
             map_size=map_size(self.worker.config), bytes_per_s=bytes_per_s, files_only=files_only,
         )  # fmt: skip
 

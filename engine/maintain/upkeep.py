@@ -23,7 +23,7 @@ from engine.errors import BadRequestError, EngineError, NotFoundError, Overloade
 from engine.layout import Layout
 from engine.maintain import mend, retention
 from engine.maintain.build import Built, FillJob, IndexJob, Job, RowsJob
-from engine.maintain.jobs import NICENESS, Jobs
+from engine.maintain.jobs import IDLE_S_A_ROW_FILE, Jobs
 from engine.maintain.scrub import Report
 from engine.store import gc, quarantine, switch, tiers
 from engine.store.catalog import RESTORE
@@ -283,11 +283,9 @@ class Upkeep:
         return self.publisher.manifest.row_file(number) in self._bad_rows
 
     def _job(self, kind: Callable[..., Job], **more: object) -> Job:
-        hurry = len(self._unindexed()) >= UNINDEXED_FILES_HURRY
         return kind(
-            data_dir=str(self.layout.data_dir), parent_pid=os.getpid(), niceness=0 if hurry else NICENESS,
-            map_size=map_size(self.config), **more,
-        )  # fmt: skip
+            data_dir=str(self.layout.data_dir), parent_pid=os.getpid(), map_size=map_size(self.config), **more
+        )
 
     async def _merge(self) -> None:
         """Make one index of several, or several over what is left of one."""
@@ -358,9 +356,8 @@ class Upkeep:
             return Built()
         names = [manifest.row_file(number) for number in numbers]
         job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows, part=part)
-        if jobs is self.merges:  # no hurry
-            job.niceness = NICENESS
-        built = await jobs.run(job)
+        hurry = jobs is self.jobs and len(self._unindexed()) >= UNINDEXED_FILES_HURRY
+        built = await (jobs.run(job, niceness=0) if hurry else jobs.run(job, idle_s=IDLE_S_A_ROW_FILE * len(numbers)))
         if built is not None:
             self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
         return built

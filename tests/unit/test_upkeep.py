@@ -29,7 +29,7 @@ class Slow(Jobs):
         super().__init__()
         self.store, self.built, self.end = store, asyncio.Event(), asyncio.Event()
 
-    async def run(self, job: Job) -> Built | None:
+    async def run(self, job: Job, **how: float) -> Built | None:
         assert isinstance(job, IndexJob)
         self.running = type(job).__name__
         made = build_indexes(self.store.layout, job.row_files, job.rows, job.part)
