@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from cli.text import iso
+from engine.limits import AGREE_Z_MAX
 from ipc.event import Annotation, Event, Hit, Verdict
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
 
@@ -290,9 +291,6 @@ def judgement_document(j: Judgement, generation: int) -> Document:
 
 def spread_document(values: Sequence[float]) -> Document | None:
     return dict(zip(("min", "median", "max"), values, strict=True)) if values else None
-
-
-AGREE_Z_MAX = 0.25  # deviations, as the engine has it
 
 
 class Split(NamedTuple):

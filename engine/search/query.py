@@ -30,7 +30,7 @@ from engine.embed.text import TextEmbedder
 from engine.embed.vote import places, within
 from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
 from engine.features import F32, unpack
-from engine.limits import COLLAPSE_FETCH_MAX, KNOWN_MIN
+from engine.limits import AGREE_Z_MAX, COLLAPSE_FETCH_MAX, KNOWN_MIN
 from engine.search import filters
 from engine.search.snapshot import Candidates, Snapshot
 from engine.store.catalog import View
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 PLACE_NUMBERS = 65_536  # of candidates' vectors; with more it pays to look only at those that can be in a place
 PLACE_ROWS = 128  # compared at once then: larger blocks of memory are slow (DISTANCE_NUMBERS in snapshot.py)
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
-SAME_DEVIATIONS = 0.25  # robust deviations; nearer values agree
 LEADING = 5  # features named as agreeing and disagreeing
 
 A = TypeVar("A", Answer, Judgement)
@@ -505,7 +504,7 @@ def _tried(call: Callable[..., T], *args: Any) -> T | Exception:
 def _agree(contributions: Sequence[Contribution], unusual: dict[str, float]) -> list[str]:
     """Features known on both sides that hardly differ, the most unusual first: that both are TCP says little, that both
     have a value that few others have says much."""
-    near = [c for c in contributions if c.z is not None and abs(c.z) <= SAME_DEVIATIONS]
+    near = [c for c in contributions if c.z is not None and abs(c.z) <= AGREE_Z_MAX]
     return [c.feature for c in sorted(near, key=lambda c: (-unusual.get(c.feature, 0.0), c.feature))[:LEADING]]
 
 
