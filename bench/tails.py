@@ -104,7 +104,7 @@ def measure(folder: Path, args: Any) -> dict[str, Any]:
     if hasattr(publisher, "warm"):  # as engine/ingest.py does; an older tree has none of it
         publisher.warm()
         publisher.load_text()
-        ingest.settle()
+        ingest.settle()  # type: ignore[attr-defined]  # older trees define it there
     start_s = time.process_time() - started_s
     laps, collector = Laps(), Collector()
     publisher.stages = laps  # type: ignore[assignment]

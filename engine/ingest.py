@@ -32,6 +32,7 @@ from engine.errors import (
     EngineError,
     ModelError,
     NoSpaceError,
+    NotReadyError,
     OverloadedError,
     SourceError,
 )
@@ -45,6 +46,7 @@ from engine.maintain.upkeep import Switched, Upkeep
 from engine.orders import MAY, ORDERS, about, outcome_of
 from engine.run import access, heartbeat, lag, listen
 from engine.run.guard import Guard
+from engine.run.process import settle
 from engine.run.worker import Worker
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.follow import Batch, FileState, Follower
@@ -74,10 +76,11 @@ from ipc.messages import (
     Stats,
     UseModel,
 )
-from ipc.server import Connection, Server
+from ipc.server import STOPS, STOPS_RETRY_AFTER_MS, UNDONE, Connection, Server
 
 log = logging.getLogger(__name__)
 
+Work = Coroutine[Any, Any, tuple[int, dict[str, Any]]]  # the generation it is answered with, and what it found
 READER_CHECK_S = 3.0
 RETRY_AFTER_MS = 50
 NO_SPACE_RETRY_S = 1.0
@@ -175,6 +178,10 @@ class IngestWorker:
             log.warning("denied: %s by uid %d pid %d (%s)", what, connection.uid, connection.pid, connection.client)
             self._audit(connection, request, DeniedError.code.name)
             raise DeniedError(f"user {who} may not {what} here; {MAY}")
+        if self.worker.stopping.is_set() and type(request) in UNDONE:
+            self._audit(connection, request, "STOPPED")
+            connection.fail(request.request_id, NotReadyError(STOPS), retry_after_ms=STOPS_RETRY_AFTER_MS)
+            return
         try:
             self._handle(connection, request)
         except Exception as e:
@@ -235,14 +242,15 @@ class IngestWorker:
                 self._audit(connection, request, "done")
                 connection.reply(Done(request.request_id, found_generation, gone))
             case Measure():
-                self._spawn(self._on_measure(connection, request))
+                self._spawn(self._ordered(connection, request, self._measure(request), "nothing was changed"))
             case Scrub():
-                self._spawn(self._on_scrub(connection, request))
+                self._spawn(self._ordered(connection, request, self._scrub(), "what was mended stays mended"))
             case Compact():
-                self._spawn(self._on_compact(connection, request))
+                self._spawn(self._ordered(connection, request, self._compact(), "nothing was changed"))
             case Purge():
                 self.save_all()
-                self._spawn(self._on_purge(connection, request))
+                left = "what was not removed is whole: ask for the purge again"
+                self._spawn(self._ordered(connection, request, self._purge(request), left))
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the write socket")
 
@@ -260,55 +268,44 @@ class IngestWorker:
         self.save_all()
         begin(done)
 
-    async def _on_measure(self, connection: Connection, request: Measure) -> None:
+    async def _ordered(self, connection: Connection, request: Request, work: Work, left: str) -> None:
+        """Answer an order that takes a while, and write down what came of it. left: what is there if it failed."""
         try:
-            measured = await self.measuring.ask(request.sample, request.seed)
-        except EngineError as e:
-            self._failed(connection, request, e)
-            return
-        self._audit(connection, request, "done")
-        found = gauges.facts(self.worker.layout, measured, self.config.upgrade, whole=True)
-        connection.reply(Done(request.request_id, measured.generation, found))
-
-    async def _on_scrub(self, connection: Connection, request: Scrub) -> None:
-        try:
-            found = await self.scrubbing.ask()
-        except EngineError as e:
-            self._failed(connection, request, e)
-            return
-        self._audit(connection, request, "done")
-        connection.reply(Done(request.request_id, self.publisher.manifest.generation, found))
-
-    async def _on_compact(self, connection: Connection, request: Compact) -> None:
-        try:
-            found = await self.compacting.run()
+            generation, told = await work
         except (EngineError, OSError) as e:
-            self._failed(connection, request, _error(e, "nothing was changed"))
-            return
-        self._audit(connection, request, "done")
-        connection.reply(Done(request.request_id, found["generation"], found))
+            error = _error(e, left)
+            self._audit(connection, request, outcome_of(error))
+            connection.fail(request.request_id, error, retry_after_ms=RETRY_AFTER_MS)
+        except asyncio.CancelledError:  # who ordered it is told by the server, which drains
+            self._audit(connection, request, "STOPPED")
+            raise
+        else:
+            self._audit(connection, request, "done", events=told["events"] if isinstance(request, Purge) else 0)
+            connection.reply(Done(request.request_id, generation, told))
 
-    async def _on_purge(self, connection: Connection, request: Purge) -> None:
+    async def _measure(self, request: Measure) -> tuple[int, dict[str, Any]]:
+        measured = await self.measuring.ask(request.sample, request.seed)
+        return measured.generation, gauges.facts(self.worker.layout, measured, self.config.upgrade, whole=True)
+
+    async def _scrub(self) -> tuple[int, dict[str, Any]]:
+        found = await self.scrubbing.ask()
+        return self.publisher.manifest.generation, found
+
+    async def _compact(self) -> tuple[int, dict[str, Any]]:
+        found = await self.compacting.run()
+        return found["generation"], found
+
+    async def _purge(self, request: Purge) -> tuple[int, dict[str, Any]]:
         if self.purging.locked():
-            self._failed(connection, request, OverloadedError("a purge is under way; try again"))
-            return
+            raise OverloadedError("a purge is under way; try again")
         async with self.purging, self.upkeep.rewriting:
             try:
                 told = await purge.purge(
                     self.publisher, request.filter, request.ids, dry_run=request.dry_run, alive=self.worker.stamp
                 )
-            except (EngineError, OSError) as e:
-                self._failed(connection, request, _error(e, "what was not removed is whole: ask for the purge again"))
-                return
             finally:
                 self.upkeep.replace_indexes()
-        self._audit(connection, request, "done", events=told["events"])
-        connection.reply(Done(request.request_id, self.publisher.manifest.generation, told))
-
-    def _failed(self, connection: Connection, request: Request, error: EngineError) -> None:
-        """An order that took a while."""
-        self._audit(connection, request, outcome_of(error))
-        connection.fail(request.request_id, error, retry_after_ms=RETRY_AFTER_MS)
+        return self.publisher.manifest.generation, told
 
     def _on_ingest(self, connection: Connection, request: Ingest) -> None:
         size = len(request.events) + len(request.actions)
@@ -599,11 +596,6 @@ def _error(e: EngineError | OSError, left: str) -> EngineError:
     if isinstance(e, EngineError):
         return e
     return NoSpaceError(f"the disk is full ({e.strerror}); {left}") if is_full(e) else EngineError(f"{e}; {left}")
-
-
-def settle() -> None:
-    """The collector passes over what there is: to go through all of the context takes 0.1 s, and nothing is a cycle."""
-    gc.freeze()
 
 
 def main(worker: Worker) -> int:

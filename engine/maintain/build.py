@@ -1,4 +1,4 @@
-"""The niced child: builds indexes, row files again or for another model, scrubs, copies the catalog, measures quality.
+"""The child: builds indexes, row files again or for another model, scrubs, copies the catalog, measures quality.
 It publishes nothing.
 
 Always true

@@ -1,7 +1,7 @@
 """Upkeep of what is derived: indexes over full row files, repairs, and switches of models.
 
 Always true
-  - One thing at a time, and beside it the merge of indexes. What takes long runs in a niced child, which publishes
+  - One thing at a time, and beside it the merge of indexes. What takes long runs in a child, which publishes
     nothing; the commit happens here.
   - Until a new index is named its rows are served exactly; until a switch is committed the old model answers.
   - A damaged file is taken out of the manifest, then put into quarantine/, and built again from the records under a new
@@ -38,7 +38,7 @@ AGAIN_S = 5.0
 RETENTION_S = 60.0  # how often to see whether something leaves
 SWEEP_PAUSE_S = 0.01  # between two slices of what left: events are stored first
 EARLY_WAIT_S = 2.0  # rows are indexed before their file is full, unless it fills up so fast that they soon are again
-UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child is not niced any more
+UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child does not make way any more
 FAILURES_MAX = 5  # in a row: of steps, then a switch is given up; of row files built again, then a scrub ends
 
 Switched = Callable[[Exception | None], None]
@@ -283,9 +283,7 @@ class Upkeep:
         return self.publisher.manifest.row_file(number) in self._bad_rows
 
     def _job(self, kind: Callable[..., Job], **more: object) -> Job:
-        return kind(
-            data_dir=str(self.layout.data_dir), parent_pid=os.getpid(), map_size=map_size(self.config), **more
-        )
+        return kind(data_dir=str(self.layout.data_dir), parent_pid=os.getpid(), map_size=map_size(self.config), **more)
 
     async def _merge(self) -> None:
         """Make one index of several, or several over what is left of one."""

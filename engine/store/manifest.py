@@ -10,7 +10,7 @@ Always true
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -124,6 +124,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
     def row_file(self, number: int) -> tuple[int, int, int]:
         """(epoch, number, revision): what names the file in layout.row_file."""
         return self.epoch, number, self.revisions.get(number, 0)
+
+    def given_up(self) -> dict[str, Any]:
+        """What changes where the switch under way is given up: rows that were kept before it stay kept."""
+        assert self.switch is not None
+        return {"switch": None, "kept": self.switch.to if self.switch.was_kept else self.kept}
 
 
 class _Version(Struct):

@@ -23,7 +23,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -303,13 +303,13 @@ class Publisher:
             lap(space)
         first = self.manifest.count
         extents: list[Extent] = []
-        switch = self.manifest.switch
+        given_up: dict[str, Any] = {}
         if accepted:
-            extents, switch = self._append(first, events, Rows(vectors, features, columns))
+            extents, given_up = self._append(first, events, Rows(vectors, features, columns))
         failpoint("publish.synced")
         manifest = msgspec.structs.replace(
             self.manifest, generation=self.manifest.generation + 1, count=first + len(accepted),
-            names_count=names.count, switch=switch, filled=self._filled(first + len(accepted)),
+            names_count=names.count, filled=self._filled(first + len(accepted)), **given_up,
         )  # fmt: skip
         checkpointed, context = self.checkpointed, b""
         dumping = self.tracker.dumping
@@ -438,9 +438,9 @@ class Publisher:
         self.counters = counters
         self.coverage |= covered
 
-    def _append(self, first: int, events: Sequence[Event], rows: Rows) -> tuple[list[Extent], Switch | None]:
+    def _append(self, first: int, events: Sequence[Event], rows: Rows) -> tuple[list[Extent], dict[str, Any]]:
         """Write the rows from seq `first` on and sync them, in both versions during a switch: the extents written, and
-        the switch if it still stands. Raises NoSpaceError, OSError."""
+        what changes in the manifest where the other version failed. Raises NoSpaceError, OSError."""
         try:
             extents = self._rows.append(self.manifest, self.manifest.row_file_rows, first, rows)
         except OSError as e:
@@ -452,8 +452,8 @@ class Publisher:
                 self._append_other(first, events, rows, switch)
             except (OSError, EngineError) as e:  # no event waits for a switch
                 log.error("the switch to %s is given up, %s stays in use: %s", switch.to.model, self.manifest.model, e)
-                return extents, None
-        return extents, switch
+                return extents, self.manifest.given_up()
+        return extents, {}
 
     def _append_other(self, first: int, events: Sequence[Event], rows: Rows, switch: Switch) -> None:
         assert self.other is not None

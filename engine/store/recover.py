@@ -31,6 +31,7 @@ from engine.embed import models
 from engine.embed.base import ModelSet
 from engine.errors import CorruptionError, ModelError, NoSpaceError
 from engine.features import unpack
+from engine.files import sync_directory
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED
 from engine.store import checkpoint, gc, quarantine, switch
@@ -228,6 +229,8 @@ def drop_indexes(publisher: Publisher, files: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
         else:
             quarantine.put(publisher.layout, path)
+    if not stale.isdisjoint(files):
+        sync_directory(publisher.layout.indexes)  # what was purged is not to come back
 
 
 def mend_rows(publisher: Publisher, number: int, alive: Callable[[], None] = lambda: None) -> None:

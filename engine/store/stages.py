@@ -5,7 +5,7 @@ Always true
   - A stage gets the time since the last start() or lap(), by the wall clock and of this thread's CPU: what is between
     two laps is counted once. sync and commit mostly wait for the disk, so their CPU is far below their wall clock.
   - What lies between two publishes (messages read and decoded, replies) is in no stage but "parse"; it is the worker's
-    own CPU (/proc) without all stages but "index", which is the niced child's.
+    own CPU (/proc) without all stages but "index", which is the child's.
 """
 
 from __future__ import annotations

@@ -116,9 +116,8 @@ def _exchange(publisher: Publisher, models: ModelSet, to: Embedded) -> None:
 
 def give_up(publisher: Publisher) -> None:
     """The version in use stays; rows that were kept before stay kept."""
-    old, switch = publisher.manifest, publisher.manifest.switch
-    assert switch is not None
-    publisher.commit_manifest(switch=None, kept=switch.to if switch.was_kept else old.kept)
+    old = publisher.manifest
+    publisher.commit_manifest(**old.given_up())
     publisher.embed_alone()
     gc.release(publisher.layout, old, publisher.manifest)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -291,6 +292,8 @@ def test_sigterm_waits_for_no_order_and_says_so_to_who_does(start: Starter, tmp_
         error = heard[job]
         assert isinstance(error, NotReadyError) and error.retry_after_ms > 0, (job, error)
         assert "the engine stops" in str(error) and "ask again" in str(error)
+    said = [msgspec.json.decode(line) for line in Layout(engine.data_dir).audit.read_bytes().splitlines()]
+    assert {line["what"] for line in said if line["outcome"] == "STOPPED"} == {"scrub", "measure", "compact"}
     engine.start()
     client = engine.client(timeout_ms=60_000)
     assert client.use_model(OTHER).facts == {"version": OTHER}

@@ -25,6 +25,7 @@ from engine.store.recover import drop_indexes
 from engine.store.rows import AbsentRows, RowMap
 from ipc.messages import Filter
 from tests.events import several
+from tests.removals import unsynced
 from tests.store_fixture import ROWS, Store, flip
 
 MAP_BYTES = 1 << 30
@@ -117,7 +118,9 @@ def test_without_a_purged_row_file_a_reader_still_knows_what_is_gone(store: Stor
 def test_nothing_of_a_purge_comes_into_quarantine_or_stays_there(store: Store) -> None:
     manifest = store.publisher.manifest
     stale = manifest.stale[0]
-    drop_indexes(store.publisher, [stale])
+    with unsynced() as left:
+        drop_indexes(store.publisher, [stale])
+    assert not left
     assert not store.layout.index_file(stale).exists() and quarantine.listed(store.layout) == []
     assert stale not in store.publisher.manifest.stale
     kept = next(i.file for i in store.publisher.manifest.indexes if i.file not in manifest.stale)

@@ -216,6 +216,24 @@ def test_no_event_waits_for_a_switch_that_cannot_be_written(store: Store) -> Non
     assert store.publisher.manifest.model == model
 
 
+def test_a_way_back_that_cannot_be_written_is_still_there_afterwards(store: Store) -> None:
+    store.publish(several(100))
+    old = store.publisher.manifest.model
+    store.switch()
+    store.publish(several(100, 100))
+    store.begin_switch(old)
+    store.layout.row_file(0, 4).mkdir()
+    assert store.publish(several(100, 200)).accepted == 100
+    assert store.publisher.manifest.switch is None
+    kept = store.publisher.manifest.kept
+    assert kept is not None and (kept.model, kept.count) == (old, 100)
+    store.publisher.embed_alone()  # as the upkeep does at its next look
+    store.layout.row_file(0, 4).rmdir()
+    store.publish(several(10, 300))
+    store.switch(old)
+    store.check()
+
+
 # ---- a disk that is short -------------------------------------------------------------------------------------------
 
 
