@@ -543,6 +543,14 @@ class IngestWorker:
         parsed.rejects = [*parsed.rejects, *late]
         while (wait_s := self.guard.wait_s(name, len(parsed.events) + len(parsed.actions))) > 0:
             await asyncio.sleep(wait_s)
+        most = self.config.ingest.commit_events  # the end of a capture may bring 200,000
+        last = max(0, len(parsed.events) - 1) // most * most
+        for at in range(0, last, most):
+            await self._store_some(name, format_name, Parsed(parsed.events[at : at + most], []), {})
+        parsed = msgspec.structs.replace(parsed, events=parsed.events[last:])
+        await self._store_some(name, format_name, parsed, offsets)
+
+    async def _store_some(self, name: str, format_name: str, parsed: Parsed, offsets: dict[bytes, bytes]) -> None:
         while parsed.events or parsed.rejects or parsed.actions or parsed.not_ip or offsets:
             future: asyncio.Future[Outcome | Exception] = asyncio.get_running_loop().create_future()
 

@@ -108,7 +108,7 @@ _SPOKEN = [INDEX[name] for name in _Numbers._fields]
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])")
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _HEX = re.compile(r"\b(?=[0-9a-f]*\d)(?=\d*[a-f])(?:0x)?[0-9a-f]{8,}\b")
-_BLOB = re.compile(r"\b(?=[a-z+_=]*\d)[a-z0-9+_=]{32,}")
+_BLOB = re.compile(r"\b(?=[a-z+_=]{0,127}\d)[a-z0-9+_=]{32,}")
 _RANDOM = re.compile(r"\b(?=[a-z]*\d[a-z]*\d)(?=\d*[a-z])[a-z0-9]{10,}\b")
 _DIGITS = re.compile(r"\d{4,}|(?<=[=?])\d+\b")
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f]+")

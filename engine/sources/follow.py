@@ -50,6 +50,7 @@ COPY_BYTES_MIN = FINGERPRINT_BYTES_MAX  # so much in common makes a copy
 OPEN_FILES_MAX = 256  # at once; of more, those at rest are closed and opened again when they grow
 GONE_STATES_MAX = 1_024  # an hourly rotation for six weeks
 QUIET_POLLS = 50  # a file that is gone, or a finished capture, is let go after so many looks without a new byte
+QUIET_DOUBLINGS_MAX = 10  # a capture that grew all the same is read anew, and waited for twice as long
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -256,6 +257,7 @@ class Follower:
         for key, state in self._stored.items():
             self._print_keys(state).add(key)
         self._refused: set[str] = set()  # keys of files that no adapter reads
+        self._grown: dict[str, int] = {}  # keys of captures that grew after they were let go: how often
         self._strangers: dict[int, tuple[int, int]] = {}  # inode: size and mtime of files that are not ours
         self._left: list[Batch] = []  # what waited in files that are read no more
         self._begun_s = int(time.time())
@@ -381,6 +383,7 @@ class Follower:
         for key in forgotten:
             self._unprint(key, self._stored.pop(key))
             self._refused.discard(key)
+            self._grown.pop(key, None)
         return [Batch(key, None, Parsed([], [])) for key in forgotten]
 
     def _meet(self, root: int, entry: Seen) -> None:
@@ -510,7 +513,8 @@ class Follower:
             file.looked = (entry.size, entry.mtime)
         if failed:
             out.rejects.append(Reject(self._name(file), file.position, failed[:512]))
-        if failed or file.over or (ended and lets_go and file.quiet >= QUIET_POLLS):
+        enough = QUIET_POLLS << min(self._grown.get(file.key, 0), QUIET_DOUBLINGS_MAX)
+        if failed or file.over or (ended and lets_go and file.quiet >= enough):
             file.finish(out)
             batch = self._batch(file, out, entry)
             file.end(entry)
@@ -533,7 +537,13 @@ class Follower:
             return False
         spec = self._spec._replace(file=self._name(file), fingerprint=file.state.fingerprint)
         file.adapter = adapter_for(name)(spec)
-        if file.until:
+        if file.until and file.adapter.binary:  # its flows reach back: what was let go is read anew once it grew
+            if not file.archive and entry is not None and entry.size <= file.until:
+                file.end(entry)
+                return False
+            self._grown[file.key] = self._grown.get(file.key, 0) + 1
+            file.until = 0
+        elif file.until:
             file.adapter.prime(head)
             if not isinstance(file.adapter, LineAdapter) and not file.archive:
                 file.position = file.until  # nothing to count there

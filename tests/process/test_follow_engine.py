@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.engine_fixture import Engine, Starter, all_events, processes
+from tests.events import T0
+from tests.packets import UDP, P, pcap
 from tests.unit.test_eve import ALERT, FLOW, HTTP
 from tests.wait import eventually
 
@@ -345,3 +347,17 @@ def test_a_stop_does_not_wait_for_a_source_that_cannot_listen(start: Starter, tm
     engine = start("--config", str(config))
     eventually(lambda: "is not a socket of ours" in engine.facts()["listening"][0]["error"])
     assert engine.stop(within_s=15.0) == 0
+
+
+def test_the_flows_of_a_capture_are_no_larger_commits_than_others(start: Starter, tmp_path: Path) -> None:
+    """They come all at once, at its end."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.pcap").write_bytes(pcap([P(T0 + n, src_port=1024 + n, proto=UDP) for n in range(1_000)]))
+    config = tmp_path / "flowkin.toml"
+    folder = str(tmp_path / "logs")
+    ingest = "[ingest]\nsave_events = 128\ncommit_events = 128\n"
+    config.write_text(f'{ingest}[sources.cap]\npath = "{folder}"\nformat = "pcap"\npoll_ms = 10\n')
+    engine = start("--config", str(config))
+    client = engine.client()
+    eventually(lambda: client.stats().facts["events"] == 1_000, within_s=30)
+    assert client.stats().facts["storing"]["commits"] >= 8

@@ -18,6 +18,8 @@ from engine.sources import follow, look
 from engine.sources.base import SourceSpec
 from engine.sources.follow import QUIET_POLLS, Batch, FileState, Follower
 from ipc.messages import Reject
+from tests.events import T0, S
+from tests.packets import UDP, P, pcap
 from tests.unit.test_eve import ALERT, FLOW, HTTP
 from tests.unit.test_eve import lines as eve_lines
 
@@ -313,6 +315,41 @@ def test_gone_files_are_let_go_with_their_last_line(tmp_path: Path) -> None:
         watch.poll()
     assert watch.seen == [0, 1, 2]
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before - 1
+    watch.follower.close()
+
+
+@pytest.mark.parametrize("name", ["a.pcap", "a.pcap.gz"])
+def test_a_capture_that_grows_after_a_silence_is_read_anew(tmp_path: Path, name: str) -> None:
+    """Its flows reach back: of what comes after the first bytes nothing could be made."""
+
+    def capture(flows: int) -> bytes:
+        data = pcap([P(T0 + n * S, src_port=2000 + n, dst_port=53, proto=UDP) for n in range(flows)])
+        return gzip.compress(data, mtime=0) if name.endswith("gz") else data
+
+    def quiet(looks: int) -> None:
+        for _ in range(looks):
+            watch.poll()
+
+    watch = Watch(tmp_path, format="pcap")
+    (tmp_path / name).write_bytes(capture(30))
+    quiet(QUIET_POLLS + 1)
+    assert len(watch.ids) == 30
+    (tmp_path / name).write_bytes(capture(60))
+    quiet(2 * QUIET_POLLS + 1)
+    assert len(watch.ids) == 60 and not watch.rejects
+    repeats = watch.repeats
+    assert repeats == 30  # their ids keep them from being stored twice
+    watch.restart()
+    quiet(QUIET_POLLS + 1)
+    assert watch.repeats == repeats  # nothing new is nothing read
+    watch.restart()
+    (tmp_path / name).write_bytes(capture(61))
+    quiet(QUIET_POLLS + 1)
+    watch.follower.close()
+    assert len(watch.ids) == 60 + name.endswith("gz")  # an archive is whole, of the other more may come
+    watch.restart()
+    quiet(2 * QUIET_POLLS + 1)
+    assert len(watch.ids) == 61 and not watch.rejects
     watch.follower.close()
 
 
