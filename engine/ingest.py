@@ -172,6 +172,7 @@ class IngestWorker:
         return f"user {access.user(connection.uid)} may not write here; {MAY}"
 
     def handle(self, connection: Connection, request: Request) -> None:
+        self.worker.stamp()  # one read may bring thousands that are answered at once
         role, what = ORDERS.get(type(request), (None, ""))
         if role is not None and role not in connection.roles:
             who = access.user(connection.uid)
@@ -279,6 +280,9 @@ class IngestWorker:
         except asyncio.CancelledError:  # who ordered it is told by the server, which drains
             self._audit(connection, request, "STOPPED")
             raise
+        except Exception as e:
+            self._audit(connection, request, outcome_of(e))
+            connection.fail(request.request_id, e)
         else:
             self._audit(connection, request, "done", events=told["events"] if isinstance(request, Purge) else 0)
             connection.reply(Done(request.request_id, generation, told))

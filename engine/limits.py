@@ -44,6 +44,7 @@ ACTION_WAIT_S = 900  # of event time
 ACTION_NEAR_S = 5  # between an action and an event of the same source
 ACTION_JOINS_MAX = 32_768  # of one commit; what is beyond is counted
 ACTION_HISTORY_MAX = 64  # actions in the history of one event
+LABEL_HISTORY_MAX = 64  # labels there; it is part of every answer with that event
 
 HANDOFF_BACKLOG_MAX = 64  # connections on the way to one worker
 PENDING_REQUESTS_MAX = 1_024  # of one reader

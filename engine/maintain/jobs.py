@@ -33,9 +33,9 @@ class Jobs:
         self._called_off = self._killed = False
 
     async def run(self, job: Job, *, niceness: int = NICENESS, idle_s: float = 0.0) -> Built | None:
-        """What the child built; None where it failed, after a pause that grows, and where it was called off. For its
-        first `idle_s` seconds it has only what no other process wants of the cores; if that is not enough it begins
-        again, niced, as it may not raise itself."""
+        """What the child built; None where it failed, after a pause that grows, and where it was called off. idle_s: it
+        has only what no other process wants of the cores, and is killed after so long, as it may not raise itself:
+        raises TimeoutError."""
         self.running, self._called_off, self._killed = type(job).__name__, False, False
         start = time.monotonic()
         try:
@@ -57,7 +57,7 @@ class Jobs:
                 if self._killed:
                     return None
                 log.warning("%s found no free core for %.0f s and begins again, niced", self.running, idle_s)
-                return await self.run(job, niceness=niceness)
+                raise
             if self._child.returncode == 0:
                 built = msgspec.json.decode(out, type=Built)
                 built.seconds = time.monotonic() - start
@@ -91,8 +91,9 @@ class Jobs:
 def _step_back(pid: int, niceness: int, *, idle: bool) -> None:
     """Let others go first. idle: by SCHED_IDLE. A core that runs nothing else counts as free to what wakes up, which
     takes it at once; beside a child that is niced only, readers stood in line for the other (docs/PERFORMANCE.md)."""
-    with contextlib.suppress(OSError):  # it has ended, or may not: it is as correct, and in the way
+    with contextlib.suppress(OSError):  # it has ended
         if idle:
-            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-        elif niceness:
-            os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+            with contextlib.suppress(PermissionError):  # of a system that lets nobody choose: niced, then
+                os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+                return
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)

@@ -25,6 +25,7 @@ from engine.limits import HANDOFF_BACKLOG_MAX
 
 log = logging.getLogger(__name__)
 
+MESSAGES_AT_ONCE = 64  # of one worker
 MESSAGE_BYTES_MAX = 1 << 17
 JOB, CONNECTION, SUSPECT, MEASURED, ROLLED = b"J", b"C", b"S", b"M", b"D"  # to the worker
 READY, COUNTS, CHECKED, REPORT, MEASURE, ROLL = b"R", b"N", b"K", b"A", b"W", b"L"  # from the worker
@@ -90,8 +91,9 @@ class Sender:
         return True
 
     def receive(self) -> bool:
-        """Take what the worker reported; False once its end is closed."""
-        while True:
+        """Take what the worker reported, MESSAGES_AT_ONCE at most: one that floods holds nobody up. False once its end
+        is closed, or it said what no worker says: a reader may have been taken over."""
+        for _ in range(MESSAGES_AT_ONCE):
             try:
                 message = self.sock.recv(MESSAGE_BYTES_MAX)
             except BlockingIOError:
@@ -100,6 +102,8 @@ class Sender:
                 return False
             kind, body = message[:1], message[1:]
             if kind == COUNTS:
+                if len(body) != TOTALS.size:
+                    return False
                 self.taken, self.closed = TOTALS.unpack(body)
             elif kind == READY:
                 self.ready = True
@@ -113,6 +117,7 @@ class Sender:
                 self.on_roll()
             elif not message:
                 return False
+        return True
 
     def close(self) -> None:
         self.sock.close()

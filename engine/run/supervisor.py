@@ -346,6 +346,7 @@ class Supervisor:
         assert slot.process is not None
         assert slot.sender is not None
         status = slot.process.wait()
+        slot.sender.receive()
         self.selector.unregister(slot.pidfd)
         os.close(slot.pidfd)
         with contextlib.suppress(KeyError):
@@ -522,7 +523,7 @@ class Supervisor:
                     self._bury(left)
                 elif key.fileobj is self.wake:
                     self._on_signals()
-                else:
+                elif not isinstance(key.fileobj, handoff.Sender) or not key.fileobj.receive():  # its last audit lines
                     self.selector.unregister(key.fileobj)
         log.info("stopped")
         return status

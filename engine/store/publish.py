@@ -47,7 +47,7 @@ from engine.errors import (
 from engine.failpoint import failpoint
 from engine.featurize import derive_features, featurize
 from engine.layout import Layout
-from engine.limits import FAMILIES_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
+from engine.limits import FAMILIES_MAX, LABEL_HISTORY_MAX, SOURCE_BYTES_MAX, SOURCES_MAX
 from engine.normalize import complete
 from engine.store import actions as firewall
 from engine.store import checkpoint, coverage, dead_letters
@@ -496,7 +496,8 @@ class Publisher:
     # ---- what changes after the fact ------------------------------------------------------------------------------
 
     def annotate(self, name: str, label: str, by: str) -> int:
-        """Give an event a label in a generation of its own, which is returned. Raises NotFoundError."""
+        """Give an event a label in a generation of its own, which is returned; the last LABEL_HISTORY_MAX of an event
+        are kept. Raises NotFoundError."""
         if "\0" in label:
             raise BadRequestError("a label cannot hold a NUL character")
         now = time.time_ns()
@@ -507,7 +508,9 @@ class Publisher:
             old = batch.annotation(seq)
             new = msgspec.structs.replace(old or Annotation())
             new.label, new.labelled_by, new.labelled_at = label, by, now
-            new.history = [*new.history, (now, by, "label", label)]
+            said = [entry for entry in new.history if entry[2] == "label"]
+            dropped = said[: max(0, len(said) + 1 - LABEL_HISTORY_MAX)]
+            new.history = [*(entry for entry in new.history if entry not in dropped), (now, by, "label", label)]
             batch.put_annotation(seq, old, new)
             manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1)
             batch.put_manifest(manifest)

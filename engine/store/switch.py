@@ -145,8 +145,9 @@ def resume(publisher: Publisher, load: Callable[[str], ModelSet]) -> None:
         models = load(switch.to.model)
         if not whole(layout, manifest, switch.to, switch.since):
             log.warning("row files of the switch to %s are gone or misshapen: it begins anew", switch.to.model)
-            publisher.commit_manifest(switch=None)
-            begin(publisher, models, Embedded(switch.to.model, manifest.epochs_used, manifest.first_seq))
+            kept_is_whole = switch.was_kept and whole(layout, manifest, switch.to)
+            publisher.commit_manifest(**(manifest.given_up() if kept_is_whole else {"switch": None}))
+            begin(publisher, models, target(layout, publisher.manifest, switch.to.model))
         else:
             publisher.embed_also(models, switch)
             log.info("the switch to %s goes on at event %d", switch.to.model, switch.to.count)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import resource
@@ -164,6 +165,22 @@ def test_a_stopping_worker_closes_what_is_on_the_way(ends: tuple[Sender, Receive
         await turns()
 
     uvloop.run(scenario())
+
+
+def test_what_no_worker_says_ends_its_channel_and_a_flood_holds_nobody_up(ends: tuple[Sender, Receiver]) -> None:
+    """A reader may have been taken over."""
+    sender, receiver = ends
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < 10 * handoff.MESSAGES_AT_ONCE:
+            receiver.sock.send(handoff.CHECKED, socket.MSG_DONTWAIT)
+            sent += 1
+    assert sender.receive() and sender.checked  # and went on with others
+    left = sent - handoff.MESSAGES_AT_ONCE
+    for _ in range(-(-left // handoff.MESSAGES_AT_ONCE)):
+        assert sender.receive()
+    receiver.sock.send(handoff.COUNTS + b"x")
+    assert not sender.receive()
 
 
 def test_no_supervisor_means_no_job(ends: tuple[Sender, Receiver]) -> None:

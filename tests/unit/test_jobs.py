@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engine.maintain import jobs
+from engine.config import Network
+from engine.maintain import jobs, upkeep
 from engine.maintain.build import IndexJob
 from tests.events import several
-from tests.store_fixture import Store
+from tests.store_fixture import ROWS, Store
 
 
 def a_job(store: Store) -> IndexJob:
@@ -52,11 +54,23 @@ def test_a_child_makes_way_as_it_was_told(
 
 
 def test_a_child_that_never_found_a_free_core_begins_again_niced(
-    store: Store, seen: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+    store: Store, seen: list[tuple[int, int]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What it had made goes, and nothing else."""
+    monkeypatch.setattr(upkeep, "IDLE_S_A_ROW_FILE", 0.001)
+    store.publish(several(150))
+    store.index()
+    named = {index.file for index in store.publisher.manifest.indexes}
+    store.publish(several(60, 150))
+    config: Any = SimpleNamespace(network=Network(), store=store.config.store)
+    keeper = upkeep.Upkeep(store.layout, config, store.publisher, lambda: None)
+    half = store.layout.index_file(f"chronos-0000-{2 * ROWS:012d}-{3 * ROWS:012d}-0badcafe")
+    for path in (half, half.with_name(f"{half.name}.1.tmp")):
+        path.write_bytes(b"half")
     with caplog.at_level(logging.WARNING):
-        built = asyncio.run((runs := jobs.Jobs()).run(a_job(store), idle_s=0.001))
-    assert built is not None and built.indexes
+        asyncio.run(keeper._index([2]))
     assert [policy for policy, _ in seen] == [os.SCHED_IDLE, os.SCHED_OTHER]
     assert "begins again, niced" in caplog.text
-    assert runs.failures == 0 and not runs.running
+    assert keeper.jobs.failures == 0 and not keeper.jobs.running
+    now = {index.file for index in store.publisher.manifest.indexes}
+    assert {path.name for path in store.layout.indexes.iterdir()} == now > named

@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import BadRequestError, CorruptionError, NoSpaceError, NotFoundError
 from engine.features import CONTEXT_INDEXES, INDEX, pack, unpack
-from engine.limits import SOURCE_BYTES_MAX
+from engine.limits import LABEL_HISTORY_MAX, SOURCE_BYTES_MAX
 from engine.maintain import scrub
 from engine.store import coverage, publish, recover
 from engine.store.catalog import seq_key
@@ -260,6 +260,17 @@ def test_a_switch_that_cannot_be_committed_changes_nothing(store: Store, monkeyp
 
 
 # ---- what comes later ---------------------------------------------------------------------------------------------
+
+
+def test_the_last_labels_of_an_event_are_kept(store: Store) -> None:
+    """They are part of every answer with it: without a bound one labeller makes an event unanswerable."""
+    store.publish(several(5))
+    for n in range(LABEL_HISTORY_MAX + 5):
+        store.publisher.annotate("e000003", f"label {n}", "ana")
+    with store.catalog.read() as view:
+        note = view.annotation(3)
+    assert note is not None and note.label == f"label {LABEL_HISTORY_MAX + 4}"
+    assert [value for *_, value in note.history] == [f"label {n}" for n in range(5, LABEL_HISTORY_MAX + 5)]
 
 
 def test_labels_keep_their_history_and_touch_no_row(store: Store) -> None:

@@ -179,6 +179,25 @@ def test_a_start_begins_a_switch_anew_where_its_files_are_gone(tmp_path: Path, n
         assert not list(store.layout.rows.glob("0001-*"))
 
 
+def test_a_start_that_begins_a_way_back_anew_still_has_the_rows_of_before(tmp_path: Path) -> None:
+    """Only a file that was written during the switch is gone."""
+    with Store(tmp_path / "data") as store:
+        store.publish(several(100))
+        old = store.publisher.manifest.model
+        store.switch()
+        store.publish(several(100, 100))
+        store.begin_switch(old)
+        store.publish(several(100, 200))
+        store.layout.row_file(0, 4).unlink()
+    with Store(tmp_path / "data") as store:
+        under_way = store.publisher.manifest.switch
+        assert under_way is not None and under_way.was_kept and (under_way.to.epoch, under_way.to.count) == (0, 100)
+        while store.go_on():
+            pass
+        switch.finish(store.publisher)
+        store.check()
+
+
 def test_a_start_gives_a_switch_up_whose_version_is_gone(tmp_path: Path) -> None:
     with Store(tmp_path / "data") as store:
         store.publish(several(100))
