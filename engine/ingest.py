@@ -43,7 +43,7 @@ from engine.maintain.compact import Compacting
 from engine.maintain.measuring import Measuring
 from engine.maintain.scrubbing import Scrubbing
 from engine.maintain.upkeep import Switched, Upkeep
-from engine.orders import MAY, ORDERS, about, outcome_of
+from engine.orders import MAY, ORDERS, about, failed, outcome_of
 from engine.run import access, heartbeat, lag, listen
 from engine.run.guard import Guard
 from engine.run.process import settle
@@ -54,7 +54,6 @@ from engine.store import lock, switch
 from engine.store.keys import read_key
 from engine.store.publish import Outcome, Publisher, Submission, say_if_full
 from engine.store.recover import open_store
-from engine.store.room import is_full
 from engine.version import VERSION
 from ipc.messages import (
     AddModel,
@@ -274,7 +273,7 @@ class IngestWorker:
         try:
             generation, told = await work
         except (EngineError, OSError) as e:
-            error = _error(e, left)
+            error = failed(e, left)
             self._audit(connection, request, outcome_of(error))
             connection.fail(request.request_id, error, retry_after_ms=RETRY_AFTER_MS)
         except asyncio.CancelledError:  # who ordered it is told by the server, which drains
@@ -601,13 +600,6 @@ def spec_of(name: str, source: Source, config: Config) -> SourceSpec:
         flows=Limits(flows.idle_s, flows.active_s, flows.flows_max, tunnels=flows.tunnels),
         join_pending_max=join.pending_max, join_wait_s=join.wait_s,
     )  # fmt: skip
-
-
-def _error(e: EngineError | OSError, left: str) -> EngineError:
-    """What an order is answered that failed. left: what is there now."""
-    if isinstance(e, EngineError):
-        return e
-    return NoSpaceError(f"the disk is full ({e.strerror}); {left}") if is_full(e) else EngineError(f"{e}; {left}")
 
 
 def main(worker: Worker) -> int:

@@ -7,8 +7,9 @@ Always true
 
 from __future__ import annotations
 
-from engine.errors import EngineError
+from engine.errors import EngineError, NoSpaceError
 from engine.run.access import Role
+from engine.store.room import is_full
 from ipc.messages import (
     AddModel,
     Compact,
@@ -57,3 +58,10 @@ def outcome_of(error: Exception | None) -> str:
     if error is None:
         return "done"
     return error.code.name if isinstance(error, EngineError) else "INTERNAL"
+
+
+def failed(e: EngineError | OSError, left: str) -> EngineError:
+    """What an order is answered that failed. left: what is there now."""
+    if isinstance(e, EngineError):
+        return e
+    return NoSpaceError(f"the disk is full ({e.strerror}); {left}") if is_full(e) else EngineError(f"{e}; {left}")
