@@ -140,6 +140,13 @@ def ipv6(src: bytes, dst: bytes, proto: int, body: bytes) -> bytes:
     return struct.pack(">IHBB", 6 << 28, len(body), proto, 64) + src + dst + body
 
 
+def client_hello(name: bytes) -> bytes:
+    """A TLS record whose last bytes are the server's name."""
+    sni = struct.pack(">HHHBH", 0, len(name) + 5, len(name) + 3, 0, len(name)) + name
+    body = b"\3\3" + bytes(32) + b"\0" + struct.pack(">HH", 2, 0x1301) + b"\1\0" + struct.pack(">H", len(sni)) + sni
+    return struct.pack(">BHHBBH", 0x16, 0x0301, len(body) + 4, 1, 0, len(body)) + body
+
+
 def ethernet(body: bytes, ethertype: int = 0x0800, pad_to: int = 60) -> bytes:
     return (bytes(12) + struct.pack(">H", ethertype) + body).ljust(pad_to, b"\0")
 

@@ -79,7 +79,7 @@ def server_name(data: bytes) -> str:
         if kind == 0:
             length = _number(data, pos + 7, 2)
             name = data[pos + 9 : pos + 9 + length]
-            return _clean(name, NAME_MAX) if len(name) == length and data[pos + 6] == 0 else ""
+            return _clean(name, NAME_MAX) if len(name) == length and _number(data, pos + 6, 1) == 0 else ""
         pos += 4 + size
     return ""
 

@@ -22,6 +22,7 @@ import numpy as np
 from cli.options import filtered
 from engine.config import load
 from engine.errors import BadRecordError, BadRequestError, ConfigError, CorruptionError, FormatError, SourceError
+from engine.flows.names import AGENT_MAX, NAME_MAX, URI_MAX, flow_text
 from engine.normalize import complete
 from engine.search import filters
 from engine.sources import FORMATS, detect
@@ -45,7 +46,7 @@ from ipc.messages import (
 from ipc.server import Connection, Server, request_id_of
 from tests.events import several
 from tests.fuzz.mutate import MSGPACK, TEXT
-from tests.packets import enhanced, ethernet, header, interface, ipv4, record, section
+from tests.packets import client_hello, enhanced, ethernet, header, interface, ipv4, record, section
 from tests.property.test_adapters_property import SAMPLES
 from tests.store_fixture import ROWS, Store
 
@@ -262,6 +263,22 @@ def adapter(name: str) -> Target:
     return Target(run, [SAMPLES[name], *SAMPLES[name].splitlines(keepends=True)], TEXT, ())
 
 
+def names() -> Target:
+    """The first payload bytes of a flow's two directions."""
+
+    def run(data: bytes) -> None:
+        half = len(data) // 2
+        for proto, port in ((6, 443), (6, 53), (17, 53)):
+            for sides in ((data, b""), (data[:half], data[half:])):
+                text = flow_text(proto, port, *sides)
+                assert text.isascii() and len(text) <= NAME_MAX + URI_MAX + len(" | ") + AGENT_MAX
+
+    dns = bytes.fromhex("000101000001000000000000") + b"\1a\3org\0\0\1\0\1"
+    http = b"GET /a?b HTTP/1.1\r\nHost: a.org\r\nUser-Agent: x\r\n\r\n"
+    seeds = [client_hello(b"a.org"), dns, len(dns).to_bytes(2, "big") + dns, http]
+    return Target(run, seeds, [w for w in MSGPACK if len(w) < 100], ())
+
+
 def settings(folder: Path) -> Target:
     """flowkin.toml."""
     path = folder / "flowkin.toml"
@@ -361,7 +378,7 @@ def indexes(folder: Path) -> Target:
 
 
 TARGETS = (
-    "frames", "messages", "filter-words", "filter-masks", *(f"adapter-{name}" for name in FORMATS), "settings",
+    "frames", "messages", "filter-words", "filter-masks", *(f"adapter-{name}" for name in FORMATS), "names", "settings",
     "manifest", "rows", "index",
 )  # fmt: skip
 
@@ -369,10 +386,13 @@ TARGETS = (
 def make(name: str, folder: Path) -> Target:
     """One of TARGETS, with its own corpus added. folder: for the files it writes."""
     kind, _, form = name.partition("-")
+    plain = {
+        "frames": frames, "messages": messages, "filter-words": filter_words, "names": names, "manifest": manifests,
+    }  # fmt: skip
     if kind == "adapter":
         target = adapter(form)
-    elif name in ("frames", "messages", "filter-words", "manifest"):
-        target = {"frames": frames, "messages": messages, "filter-words": filter_words, "manifest": manifests}[name]()
+    elif name in plain:
+        target = plain[name]()
     else:
         of = {"filter-masks": filter_masks, "settings": settings, "rows": row_files, "index": indexes}
         target = of[name](folder)

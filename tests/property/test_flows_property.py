@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import engine.flows.capture as capture
 from engine.features import INDEX
 from engine.flows.decode import ACK, FIN, PSH, RST, SYN
+from engine.flows.names import flow_text
 from engine.flows.split import KEY_WORDS, Limits, group
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.pcap import PcapAdapter
@@ -21,6 +22,7 @@ from tests.packets import (
     Flow,
     P,
     Piece,
+    client_hello,
     enhanced,
     ethernet,
     header,
@@ -168,6 +170,15 @@ def test_any_bytes_are_taken(data: bytes, frames: list[bytes], linktype: int) ->
     parse(header(linktype=linktype) + b"".join(record(i * S, f) for i, f in enumerate(frames)))
     parse(section() + data)
     parse(section() + interface(linktype) + b"".join(enhanced(i, f) for i, f in enumerate(frames)) + data)
+
+
+@given(name=st.binary(max_size=40), more=st.binary(max_size=20), backward=st.booleans())
+def test_a_name_in_clear_may_be_cut_anywhere(name: bytes, more: bytes, backward: bool) -> None:
+    hello = client_hello(name)
+    whole = hello + more
+    for size in range(len(whole) + 1):
+        text = flow_text(6, 443, *((b"", whole[:size]) if backward else (whole[:size], b"")))
+        assert text.isascii() and (size >= len(hello) or text == "")
 
 
 @settings(max_examples=100, deadline=None)

@@ -26,6 +26,7 @@ from tests.packets import (
     P,
     Piece,
     block,
+    client_hello,
     enhanced,
     ethernet,
     header,
@@ -318,6 +319,15 @@ def test_a_long_capture_comes_out_in_runs(monkeypatch: pytest.MonkeyPatch) -> No
 def test_names_in_clear(port: int, proto: int, payload: bytes, text: str) -> None:
     parsed = parse(pcap([P(T, dst_port=port, proto=proto, payload=payload)]))
     assert parsed.events[0].event.text == text
+
+
+HELLO = client_hello(b"www.example.org")
+
+
+@pytest.mark.parametrize("size", range(1, len(HELLO) + 1))
+def test_a_handshake_may_end_anywhere(size: int) -> None:
+    parsed = parse(pcap([P(T, dst_port=443, payload=HELLO[:size])]))
+    assert [e.event.text for e in parsed.events] == ["www.example.org" if size == len(HELLO) else ""]
 
 
 def test_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
