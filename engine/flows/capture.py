@@ -23,6 +23,7 @@ I64 = NDArray[np.int64]
 BLOCK_PACKETS = 1 << 15  # at most 1 << 16: the flow table packs a packet's place in its block into 16 bits
 BLOCK_BYTES = 16 << 20
 CAPTURED_MAX = 1 << 18  # libpcap's own largest snaplen
+ORIGINAL_MAX = 1 << 20  # bytes on the wire that a record is believed: Linux hands a card up to 512 KiB (BIG TCP)
 RECORD_MAX = CAPTURED_MAX + 4096  # with header and options
 INTERFACES_MAX = 4096
 SHOWN_BYTES = 12  # of a record that cannot be one: as many as are always there when that is found out
@@ -64,7 +65,7 @@ class Block(NamedTuple):
     offset: int  # of data[0] in the capture
     at: I64
     captured: I64
-    original: I64
+    original: I64  # at most ORIGINAL_MAX
     ts: I64  # ns since 1970
     interface: I64  # number in the capture, over all sections
     interfaces: tuple[Interface, ...]
@@ -302,7 +303,7 @@ class CaptureReader:
         return self._block(data, place + np.where(simple, 12, 28), captured, original, ts, owner)
 
     def _block(self, data: bytearray, at: I64, captured: I64, original: I64, ts: I64, owner: I64) -> Block:
-        interfaces = tuple(self._interfaces)
+        interfaces, original = tuple(self._interfaces), np.minimum(original, ORIGINAL_MAX)
         return Block(data, self._offset, at, captured, original, ts, owner, interfaces, self._pcapng)
 
     def _u32(self, data: bytearray, at: I64) -> I64:

@@ -27,6 +27,7 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 HEADERS_MAX = 8  # tags, labels or extension headers that are followed in one packet
 PADDING_MAX = 6  # bytes after an empty IPv6 packet in the shortest Ethernet frame
 TUNNELS_MAX = 2  # tunnels in one another that are opened: the flow key has room for as many
+DATAGRAM_BYTES_MAX = 65_535
 FIRST_BYTES_MIN = 8  # of a datagram in its first fragment: all others begin at a multiple of it
 
 NULL, ETHERNET, PPP, LOOP, COOKED, COOKED2 = 0, 1, 9, 108, 113, 276
@@ -59,8 +60,10 @@ REASONS = (  # of a packet that is left out, and of one that is not what it shou
     "a link type that is not read",
     "it overlaps another fragment of its datagram",
     "a first fragment too small for the transport header",
+    "a fragment that ends beyond the largest datagram",
 )
-GOOD, NOT_IP, LINK_CUT, IP_CUT, IP_BAD, IP_LONG, TOO_MANY, L4_CUT, L4_LONG, NO_LINKTYPE, OVERLAP, TINY = range(12)
+GOOD, NOT_IP, LINK_CUT, IP_CUT, IP_BAD, IP_LONG, TOO_MANY, L4_CUT, L4_LONG, NO_LINKTYPE = range(10)
+OVERLAP, TINY, BEYOND = range(10, len(REASONS))
 
 
 def layout(fields: str) -> np.dtype[Any]:
@@ -212,6 +215,9 @@ def read_headers(w: Work) -> None:
         w.bad[(w.kind != E_IPV4) & (w.kind != E_IPV6) & (w.bad == GOOD)] = TOO_MANY
     _read_ipv4(w)
     _read_ipv6(w)
+    fragments = np.flatnonzero(w.fragment & (w.bad == GOOD))
+    ends = w.fragment_at[fragments] * 8 + w.fragment_bytes[fragments]
+    w.refuse(fragments, ends > DATAGRAM_BYTES_MAX, BEYOND)
     _read_l4(w)
 
 
@@ -256,21 +262,20 @@ def _read_ipv4(w: Work) -> None:
     rows = w.fits(np.flatnonzero((w.kind == E_IPV4) & (w.bad == GOOD)), w.l3, 20, IP_CUT)
     ip = w.read(IPV4, w.l3[rows])
     header = (ip["first"] & 15).astype(np.int64) * 4
-    total = ip["total"].astype(np.int64)
+    total, part = ip["total"].astype(np.int64), ip["part"] & 0x3FFF  # more fragments, and this one's offset
     room = (w.limit - w.l3)[rows]
-    total = np.where(total == 0, room, total)  # segmentation offload: the card fills it in later
+    total = np.where((total == 0) & (part == 0), room, total)  # segmentation offload: the card fills it in later
     wrong = (ip["first"] >> 4 != 4) | (header < 20) | (total < header)
     w.bad[rows[total > room]] = IP_LONG
     w.bad[rows[wrong]] = IP_BAD
     keep = ~wrong & (total <= room)
     if not keep.all():
-        rows, ip, header, total = rows[keep], ip[keep], header[keep], total[keep]
+        rows, ip, header, total, part = rows[keep], ip[keep], header[keep], total[keep], part[keep]
     w.version[rows] = 4
     w.src_lo[rows], w.dst_lo[rows] = ip["src"], ip["dst"]
     w.proto[rows] = ip["proto"]
     w.l4[rows] = w.l3[rows] + header
     w.l4_bytes[rows] = total - header
-    part = ip["part"] & 0x3FFF  # more fragments, and this one's offset
     if part.any():
         w.fragment[rows], w.later[rows], w.fragment_id[rows] = part != 0, part & 0x1FFF != 0, ip["id"]
         w.fragment_at[rows], w.fragment_last[rows] = part & 0x1FFF, part & 0x2000 == 0
@@ -311,7 +316,8 @@ def _read_ipv6(w: Work) -> None:
             mine, pieces = rows[part], head["part"][part]
             w.fragment_at[mine], w.fragment_last[mine] = pieces >> 3, pieces & 1 == 0
             w.fragment_bytes[mine] = w.l4_bytes[mine]
-        rows = w.refuse(rows, w.l4_bytes[rows] < 0, IP_BAD)
+        wrong = part & (w.read(IPV6, w.l3[rows])["size"] == 0)  # no card fills in the length of a fragment
+        rows = w.refuse(rows, wrong | (w.l4_bytes[rows] < 0), IP_BAD)
     w.bad[rows[np.isin(w.proto[rows], EXTENSIONS) & ~w.later[rows]]] = TOO_MANY
 
 

@@ -32,7 +32,7 @@ class Datagram:
 
     def __init__(self, ts: int) -> None:
         self.ts = ts  # of its first packet
-        self.had = 0  # a bit for every 8 bytes that came
+        self.had = 0  # a bit for every 8 bytes that came: up to 8,192
         self.whole = 0  # all of those bits, once the last fragment came
         self.header = 0  # bytes of layer 4; 0: not known
         self.ports: tuple[int, int] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from ipaddress import ip_address
 from itertools import permutations
 from typing import Any
@@ -107,10 +108,35 @@ def test_a_first_fragment_without_ports_is_left_out(size: int) -> None:
     assert parsed.events == [] and ["longer than its packet" in r.reason for r in parsed.rejects] == [True]
 
 
-def test_a_datagram_beyond_the_largest_and_very_many_at_once() -> None:
-    death = ipv4(A, B, ICMP, bytes(1480), 0x1FFF, 5)
-    parsed = parse(header() + record(T, ethernet(death)))
-    assert told(parsed.events) == [(0, 0, [1, 0], [1480, 0], 0)]
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("size", [7, 8, 1480])
+def test_a_fragment_that_ends_beyond_the_largest_datagram_is_left_out(size: int, v6: bool) -> None:
+    at = 0x1FFF * 8
+    p = P(T, src_port=8, dst_port=0, proto=ICMP, payload=bytes(at + size - 8), piece=Piece(5, at, at + size))
+    events, reasons = read([p._replace(src="fd00::1", dst="fd00::2", proto=58) if v6 else p])
+    assert told(events) == ([(0, 0, [1, 0], [7, 0], 0)] if size == 7 else [])
+    assert ["beyond the largest datagram" in reason for reason in reasons] == [True] * (size > 7)
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("part", [(0, 800), (800, 1600), (2200, 3008)])
+def test_a_fragment_without_a_length_is_left_out(part: tuple[int, int], v6: bool) -> None:
+    """Only what a card is still to cut has none. The record says that 4 GiB were on the wire."""
+    (p,) = cut(BIG._replace(src="fd00::1", dst="fd00::2") if v6 else BIG, part)
+    ip = bytearray(p.ip)
+    ip[(at := 4 if v6 else 2) : at + 2] = b"\0\0"
+    frame = ethernet(bytes(ip), p.ethertype)
+    tracemalloc.start()
+    try:
+        parsed = parse(header() + record(T, frame)[:12] + b"\xff" * 4 + frame)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert parsed.events == [] and ["contradicts itself" in r.reason for r in parsed.rejects] == [True]
+    assert peak < 16 << 20
+
+
+def test_very_many_datagrams_at_once() -> None:
     firsts = [p for i in range(DATAGRAMS_MAX + 1) for p in cut(BIG, CUTS[0], ident=i)]
     rest = [p for i in range(DATAGRAMS_MAX + 1) for p in cut(BIG, CUTS[1], ident=i)]
     (without, with_) = told(read(firsts + rest[::-1])[0])  # the oldest one was forgotten

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.features import INDEX
-from engine.flows.capture import CAPTURED_MAX, CaptureReader
+from engine.flows.capture import CAPTURED_MAX, ORIGINAL_MAX, CaptureReader
 from engine.flows.decode import ACK, FIN, SYN
 from engine.flows.packets import Decoder
 from engine.sources.base import Parsed, SourceSpec
@@ -179,6 +179,21 @@ def test_segmentation_offload() -> None:
     ip = bytearray(P(T, payload=b"x" * 3000).ip)
     ip[2:4] = b"\0\0"
     assert only(framed(ethernet(bytes(ip))))["bytes"] == [3000, 0]
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("original", [65_000, 500_000, ORIGINAL_MAX, ORIGINAL_MAX + 1, (1 << 32) - 1])
+def test_a_length_that_the_card_is_to_fill_in_comes_from_the_frame_but_no_frame_is_longer_than_any(
+    original: int, v6: bool
+) -> None:
+    p = P(T, "fd00::1", "fd00::2", payload=b"x") if v6 else P(T, payload=b"x")
+    ip = bytearray(p.ip)
+    ip[(at := 4 if v6 else 2) : at + 2] = b"\0\0"
+    frame = ethernet(bytes(ip), p.ethertype, 0)
+    parsed = parse(header() + record(T, frame)[:12] + struct.pack("<I", original) + frame)
+    length = min(original, ORIGINAL_MAX)
+    assert only(parsed)["bytes"] == [length - len(frame) + 1, 0]
+    assert parsed.events[0].event.extra["forward_frame_bytes"] == length
 
 
 def test_ipv6_extension_headers() -> None:
