@@ -46,12 +46,12 @@ class Datagram:
 class Fragments:
     def __init__(self) -> None:
         self._datagrams: OrderedDict[tuple[int, ...], Datagram] = OrderedDict()
-        self._waiting: list[Datagram] = []
+        self._waiting: set[Datagram] = set()  # those in which any fragment waits
 
     @property
     def waiting(self) -> bool:
         """Does any fragment wait for the first one of its datagram?"""
-        return any(datagram.waiting for datagram in self._waiting)
+        return bool(self._waiting)
 
     def join(self, w: Work) -> None:
         """Give the fragments of the next block their ports and lengths, and those that waited for them theirs."""
@@ -79,7 +79,7 @@ class Fragments:
         """That block goes on its way: nothing in it waits any more."""
         for datagram in self._waiting:
             datagram.waiting = [(work, i) for work, i in datagram.waiting if work is not w]
-        self._waiting = [datagram for datagram in self._waiting if datagram.waiting]
+        self._waiting = {datagram for datagram in self._waiting if datagram.waiting}
 
     def _again(self, w: Work, i: int, datagram: Datagram) -> int:
         """Which of its units came before."""
@@ -99,14 +99,14 @@ class Fragments:
         for work, row in datagram.waiting:
             work.src_port[row], work.dst_port[row] = ports
         datagram.waiting = []
+        self._waiting.discard(datagram)
 
     def _later(self, w: Work, i: int, datagram: Datagram) -> None:
         if datagram.ports is not None:
             w.src_port[i], w.dst_port[i] = datagram.ports
         else:
-            if not datagram.waiting:
-                self._waiting.append(datagram)
             datagram.waiting.append((w, i))
+            self._waiting.add(datagram)
         at = int(w.l4[i])
         if w.proto[i] == TCP and w.fragment_at[i] == 1 and at + 6 <= min(w.end[i], at + w.l4_bytes[i]):
             datagram.header = datagram.header or max(20, (w.block.data[at + 4] >> 4) * 4)

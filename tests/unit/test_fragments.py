@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import tracemalloc
 from ipaddress import ip_address
@@ -14,9 +15,11 @@ import pytest
 
 from engine.features import INDEX
 from engine.flows.decode import ACK, SYN
-from engine.flows.fragments import DATAGRAMS_MAX, HOLD_S
+from engine.flows.fragments import DATAGRAMS_MAX, HOLD_S, Datagram
+from engine.sources.base import SourceSpec
+from engine.sources.pcap import PcapAdapter
 from ipc.event import FeaturedEvent
-from tests.packets import ICMP, TCP, UDP, P, Piece, ethernet, header, ipv4, parse, record
+from tests.packets import ICMP, TCP, UDP, P, Piece, ethernet, header, ipv4, parse, pcap, record
 
 S = 1_000_000_000
 T = 1_600_000_000 * S
@@ -134,6 +137,17 @@ def test_a_fragment_without_a_length_is_left_out(part: tuple[int, int], v6: bool
         tracemalloc.stop()
     assert parsed.events == [] and ["contradicts itself" in r.reason for r in parsed.rejects] == [True]
     assert peak < 16 << 20
+
+
+def test_a_datagram_whose_first_one_came_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later fragments before their first one, in the same block."""
+    monkeypatch.setattr("engine.flows.capture.BLOCK_PACKETS", 4)
+    monkeypatch.setattr("engine.flows.fragments.DATAGRAMS_MAX", 10)
+    packets = [p for ident in range(100) for p in cut(BIG, CUTS[1], CUTS[0], ident=ident)]
+    adapter = PcapAdapter(SourceSpec("t"))
+    adapter.feed(pcap(packets), 0)
+    assert sum(type(thing) is Datagram for thing in gc.get_objects()) <= 10
+    assert told(adapter.finish().events) == [(5000, 53, [200, 0], [2952 * 100, 0], 800)]
 
 
 def test_very_many_datagrams_at_once() -> None:
