@@ -11,7 +11,7 @@ from engine.sources.base import SourceSpec
 from engine.sources.pcap import PcapAdapter
 
 
-class _Flows(PcapAdapter):
+class Kept(PcapAdapter):
     """Keeps what it would make events of."""
 
     def __init__(self, limits: Limits) -> None:
@@ -23,7 +23,7 @@ class _Flows(PcapAdapter):
 
 
 def flows_of(data: bytes, tunnels: str = "inner") -> list[Flows]:
-    adapter = _Flows(Limits(tunnels=tunnels))
+    adapter = Kept(Limits(tunnels=tunnels))
     adapter.feed(data, 0)
     adapter.finish()
     return adapter.batches

@@ -6,6 +6,8 @@ Always true
   - Flows and what is held of their packets are bounded: past flows_max the closed ones go first, then those longest
     unseen; past stored_max those with most packets. An open flow that goes this way is 'evicted'. Both are decided once
     a block, so that they depend on the capture alone.
+  - Flows that ended come back once their packets are more than half of those held, or they are more than FINISHED_MAX:
+    no flow that goes on, however long, keeps many others waiting.
   - Packets of open flows are kept as small records, so that every feature is computed from all packets of its flow.
 """
 
@@ -22,6 +24,7 @@ from engine.flows.capture import I64
 from engine.flows.decode import ACK, FIN, RST, SYN, Bools, Packets
 from engine.flows.split import KEY_BYTES, KEY_WORDS, NS, Limits, Segments, Sorted, by_conversation, segments
 
+FINISHED_MAX = 32_768  # flows that wait for the harvest; what one more block ends comes on top
 SAMPLE_BYTES = 1024  # of each direction's payload, for the entropy and for names
 
 
@@ -95,7 +98,7 @@ class FlowTable:
         self._chunks: list[NDArray[Any]] = []
         self._stored = 0
         self._finished: list[NDArray[np.int64]] = []  # slots whose packets wait for the harvest
-        self._finished_packets = 0
+        self._finished_flows = self._finished_packets = 0
         self._seen = 0
         self._now = 0  # ns, of the last packet
         self._mix = np.array([secrets.randbits(63) | 1 for _ in range(KEY_WORDS)], np.uint64)
@@ -111,7 +114,8 @@ class FlowTable:
             self._now = int(p.ts[-1])
             self._sweep(int(p.ts.min()))
             self._bound()
-        return self._harvest() if self._finished_packets * 2 > self._stored else None
+        many = self._finished_packets * 2 > self._stored or self._finished_flows > FINISHED_MAX
+        return self._harvest() if many else None
 
     def finish(self) -> Flows:
         """All that is left: 'idle' where silent for more than idle_s when the capture ended, else 'end'."""
@@ -235,6 +239,7 @@ class FlowTable:
             for i in range(0, len(keys), KEY_BYTES):
                 del self._slot_of[keys[i : i + KEY_BYTES]]
         self._finished.append(slots)
+        self._finished_flows += len(slots)
         self._finished_packets += int(flow["packets"][slots].sum())
 
     def _sweep(self, earliest: int) -> None:
@@ -277,7 +282,7 @@ class FlowTable:
             self._samples[slot * 2] = self._samples[slot * 2 + 1] = b""
         self._free += slots.tolist()
         self._chunks, self._stored = [rest], len(rest)
-        self._finished, self._finished_packets = [], 0
+        self._finished, self._finished_flows, self._finished_packets = [], 0, 0
         return Flows(flows, packets[order], flows["packets"].astype(np.int64), samples)
 
 

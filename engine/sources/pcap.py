@@ -3,7 +3,8 @@
 Always true
   - The same capture gives the same events with the same ids, however its bytes are cut.
   - Events come in the order of (ts, event_id): all at the end of a capture of up to HELD_MAX flows; of a longer one all
-    but the latest HELD_MAX/2 come out whenever HELD_MAX are held, so that memory is bounded.
+    but the latest HELD_MAX/2 come out whenever HELD_MAX are held, so that memory is bounded: by them
+    and what the flow table gives back at once.
   - A restart reads the capture from its beginning: flows reach back. Ids keep what was stored from being stored twice.
 """
 

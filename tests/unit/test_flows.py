@@ -15,6 +15,7 @@ from engine.flows.split import Limits
 from engine.flows.table import EndReason, TcpState
 from engine.sources.base import Parsed, SourceSpec
 from engine.sources.pcap import PcapAdapter
+from tests.captures import Kept
 from tests.packets import P, parse, pcap
 
 S = 1_000_000_000
@@ -157,6 +158,19 @@ def test_memory_stays_flat_over_ten_times_the_capacity(monkeypatch: pytest.Monke
     assert packets.tolist() == [1 + (1 + i // 40) % 3 for i in range(total)] and packets.sum() == sent
     assert reasons["evicted"] == total - capacity and reasons["end"] == capacity
     assert held_peak < early_peak * 1.25
+
+
+def test_finished_flows_come_out_beside_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many packets are held of what goes on, few flows are at once."""
+    monkeypatch.setattr("engine.flows.capture.BLOCK_PACKETS", 50)
+    monkeypatch.setattr("engine.flows.table.FINISHED_MAX", 100)
+    long = [P(T + i) for i in range(2_000)]
+    short = [P(T + S + i, src_port=2_000 + i) for i in range(1_000)]
+    adapter = Kept(Limits(flows_max=20))
+    adapter.feed(pcap(long + [p for pair in zip(short, long[:1_000], strict=True) for p in pair]), 0)
+    adapter.finish()
+    sizes = [len(batch.flows) for batch in adapter.batches]
+    assert sum(sizes) == 1_001 and max(sizes) <= 150
 
 
 def test_long_silent_flows_end_idle_at_the_end() -> None:
