@@ -291,7 +291,7 @@ def mixed(
     rng = np.random.default_rng(seed)
     asked, earlier = np.flatnonzero(out & (families >= 0)), np.flatnonzero(~out & (families >= 0))
     asked = asked[:: max(1, len(asked) // FUSED_MAX)]
-    if not len(asked) or not len(earlier):
+    if not len(asked) or len(earlier) < 2:  # a calibration takes a pair
         return fusion.Fusion(fusion.EVEN, {})
     views = {
         space: fusion.View(of.asked[asked], of.stored[earlier], calibration(_of(of, earlier), families[earlier], rng))

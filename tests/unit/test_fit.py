@@ -14,6 +14,8 @@ import pytest
 from engine.embed import fit as fitting
 from engine.embed import models
 from engine.embed.base import DIMS, F32, SPACES
+from engine.embed.certainty import Seen
+from engine.embed.fusion import EVEN
 from engine.embed.models import CARD, FILES, Data
 from engine.errors import ModelError
 from engine.features import unpack
@@ -199,6 +201,16 @@ def test_families_too_small_to_hold_anything_out_are_fitted() -> None:
     features = unpack([item.features for item in items])
     files = fitting.fit(events, features, version="small", seed=1, data=Data(description="small"))
     assert models.from_files(files).version == "small"
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 2])
+def test_spaces_count_the_same_where_hardly_anything_came_before(earlier: int) -> None:
+    events, features = labelled(20)
+    families, out = np.zeros(20, np.int64), np.arange(20) >= earlier
+    vectors = features[:, :8]
+    seen = dict.fromkeys(SPACES, Seen(vectors, vectors))
+    fused = fitting.mixed(seen, events, families, out, seed=1)
+    assert fused.weights == EVEN and fused.shares == {}
 
 
 def test_what_ships() -> None:
