@@ -123,12 +123,13 @@ def versions(home: Path) -> list[str]:
 
 
 def shipped() -> Path:
-    """The version that comes with the package, the newest by name. Raises ModelError where there is none."""
+    """The version that comes with the package, the newest by the numbers in its name: v10 is newer than v9. Raises
+    ModelError where there is none."""
     home = Path(__file__).parent / "shipped"
     found = versions(home)
     if not found:
         raise ModelError(f"no model version ships in {home}; make one with: python -m engine.embed.ship")
-    return home / found[-1]
+    return home / sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])[-1]
 
 
 def load(path: Path, internal: Sequence[str] = CIDRS_INTERNAL) -> ModelSet:

@@ -213,6 +213,14 @@ def test_spaces_count_the_same_where_hardly_anything_came_before(earlier: int) -
     assert fused.weights == EVEN and fused.shares == {}
 
 
+def test_the_newest_version_ships_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "models.py"))
+    for name in ("v4", "v9", "v10", "v10-b", "v2026.9", "v2026.10"):
+        (tmp_path / "shipped" / name).mkdir(parents=True)
+        (tmp_path / "shipped" / name / CARD).touch()
+        assert models.shipped().name == name
+
+
 def test_what_ships() -> None:
     path = models.shipped()
     files = models.read(path)
