@@ -63,6 +63,7 @@ RETRY_AFTER_MS = 100
 STOPS_RETRY_AFTER_MS = 1_000  # the next one must have started
 REFUSALS_MAX = 256  # connections beyond the most that are kept until their Hello, to be answered OVERLOADED
 STOPS = "the engine stops before this is done; ask again when it has started (a switch of models goes on by itself)"
+CANCELLED_MAX = 1_024  # ids of a connection that are not taken again
 DETAIL_CHARS_MAX = 500  # of an error's text; it may quote what the peer sent
 
 
@@ -223,6 +224,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._frames = FrameReader(FRAME_BYTES_HELLO)
         self._pending: dict[int, tuple[type, int]] = {}  # kind, bytes
+        self._cancelled: dict[int, None] = {}  # ids whose handler may answer yet, the oldest first
         self._pending_bytes = self._written_bytes = 0
         self._taken_bytes = -1  # by the peer, when the write timer began; -1: it does not read at all
         self.held_bytes = 0  # as of the last count_held()
@@ -415,6 +417,8 @@ class Connection(asyncio.Protocol):
             self._failure(request_id, ErrorCode.WRONG_SOCKET, f"{kind.__name__} belongs to the {right} socket{where}")
         elif request_id in self._pending:
             self._failure(request_id, ErrorCode.BAD_REQUEST, f"request id {request_id} is still under way")
+        elif request_id in self._cancelled:  # else the answer of the one that was cancelled would be its answer
+            self._failure(request_id, ErrorCode.BAD_REQUEST, f"request id {request_id} was cancelled; take another")
         else:
             self._pending[request_id] = kind, len(body)
             self._pending_bytes += len(body)
@@ -443,7 +447,10 @@ class Connection(asyncio.Protocol):
         return True
 
     def _cancel(self, cancel: Cancel) -> None:
-        known = cancel.target in self._pending
+        if known := cancel.target in self._pending:
+            self._cancelled[cancel.target] = None
+            if len(self._cancelled) > CANCELLED_MAX:
+                del self._cancelled[next(iter(self._cancelled))]
         self.fail(cancel.target, ErrorCode.CANCELLED, "cancelled by the client")
         self._write(encode(Done(cancel.request_id, self.server.generation(), {"cancelled": known})))
 

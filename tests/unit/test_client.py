@@ -465,7 +465,8 @@ def test_cancel_answers_the_target_with_cancelled(engine: Engine) -> None:
         assert raw.reply() == Done(3, 7, {"cancelled": False})
         connection, _ = engine.late[0]
         engine.do(lambda: connection.reply(Pong(1, 7)))  # dropped
-        raw.send(Ping(4))
+        raw.send(Ping(1), Ping(4))  # or the late answer would be that of the second
+        assert raw.reply() == Failure(1, ErrorCode.BAD_REQUEST, "request id 1 was cancelled; take another")
         assert raw.reply() == Pong(4, 7)
 
 
