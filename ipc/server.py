@@ -20,6 +20,7 @@ import asyncio
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, cast, get_args
@@ -63,6 +64,7 @@ RETRY_AFTER_MS = 100
 STOPS_RETRY_AFTER_MS = 1_000  # the next one must have started
 REFUSALS_MAX = 256  # connections beyond the most that are kept until their Hello, to be answered OVERLOADED
 STOPS = "the engine stops before this is done; ask again when it has started (a switch of models goes on by itself)"
+TURN_S = 0.05  # one read may hold thousands of requests that are answered at once, by a label's commit each
 CANCELLED_MAX = 1_024  # ids of a connection that are not taken again
 DETAIL_CHARS_MAX = 500  # of an error's text; it may quote what the peer sent
 
@@ -224,6 +226,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._frames = FrameReader(FRAME_BYTES_HELLO)
         self._pending: dict[int, tuple[type, int]] = {}  # kind, bytes
+        self._resting = False  # frames are left for the next turn of the loop
+        self._full = False  # too much is unread by the peer
         self._cancelled: dict[int, None] = {}  # ids whose handler may answer yet, the oldest first
         self._pending_bytes = self._written_bytes = 0
         self._taken_bytes = -1  # by the peer, when the write timer began; -1: it does not read at all
@@ -311,6 +315,12 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._frames.feed(data)
+        if not self._resting:
+            self._take()
+
+    def _take(self) -> None:
+        """Handle the frames that are there, for TURN_S at most: others are answered before the rest."""
+        until_s = time.monotonic() + TURN_S
         began_new = False
         while not self._closing:
             try:
@@ -325,12 +335,25 @@ class Connection(asyncio.Protocol):
                 self._on_request(body)
             else:
                 self._on_hello(body)
+            if time.monotonic() >= until_s:
+                self._resting = True
+                self._stop_reading()
+                asyncio.get_running_loop().call_soon(self._go_on)
+                break
         if self._greeted and not self._closing and not self._draining:
             if began_new or not self._frames.partial:
                 self._cancel_read_timer()
             if self._frames.partial and self._read_timer is None and self._reads():
                 self._start_read_timer(self.server.bounds.frame_s, "half a frame came")
         self._hold()
+
+    def _go_on(self) -> None:
+        self._resting = False
+        if self._closing or self._draining:  # what was not begun is as if it had not been read
+            return
+        self._take()
+        if not (self._resting or self._full or self._closing) and self._transport is not None:
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         if self._frames.partial:
@@ -346,16 +369,18 @@ class Connection(asyncio.Protocol):
         self.server._lost(self)
 
     def pause_writing(self) -> None:
+        self._full = True
         self._stop_reading()
         self._cancel_read_timer()
         if not self._closing:
             self._start_write_timer(-1)
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._closing or self._transport is None:
             return
         self._start_write_timer(self._taken())
-        if not self._draining:
+        if not self._draining and not self._resting:
             self._transport.resume_reading()
             if self._frames.partial:
                 self._start_read_timer(self.server.bounds.frame_s, "half a frame came")

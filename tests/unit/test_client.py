@@ -610,6 +610,19 @@ def test_an_async_client_that_is_closed_while_it_connects_keeps_no_connection(
         assert {name for name in open_files() - before if name.split()[0] != str(mute.fileno())} == set()
 
 
+def test_one_that_sends_much_at_once_holds_up_nobody(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it lies in one read; after its time the others have their turn, and then the rest comes, in order."""
+    monkeypatch.setattr("ipc.server.TURN_S", 0.0)
+    with Raw(engine.query) as many, Raw(engine.query) as one:
+        engine.do(lambda: (many.send(*(Ping(i) for i in range(1, 201))), one.send(Ping(1_000))))
+        assert [many.reply() for _ in range(200)] == [Pong(i, 7) for i in range(1, 201)]
+        assert one.reply() == Pong(1_000, 7)
+        many.send(Ping(201))
+        assert many.reply() == Pong(201, 7)
+    ids = [request.request_id for request in engine.seen]
+    assert ids.index(1_000) <= 2
+
+
 def test_what_a_closed_client_had_under_way_does_not_connect_again(engine: Engine) -> None:
     with Client(engine.query, engine.write, timeout_ms=2_000) as client:
         watching = client.watch()
