@@ -88,7 +88,7 @@ little-endian length, then that many bytes: one msgpack array, its first element
 connection is Hello, answered by Welcome. A frame has at most {messages.FRAME_BYTES_MAX} bytes (a Hello
 {messages.FRAME_BYTES_HELLO}). Requests may be pipelined; replies bear the request's `request_id` and come in any order.
 Trailing fields at their default may be left out of a request. Watch is answered again and again, until Cancel.
-An id whose request was cancelled is not taken again on that connection.
+The last 256 ids whose requests were cancelled are not taken again on that connection.
 Vectors are little-endian float32. Times are i64 nanoseconds since 1970 UTC. Who may write is decided by the peer's uid
 (SO_PEERCRED).
 

@@ -65,7 +65,7 @@ STOPS_RETRY_AFTER_MS = 1_000  # the next one must have started
 REFUSALS_MAX = 256  # connections beyond the most that are kept until their Hello, to be answered OVERLOADED
 STOPS = "the engine stops before this is done; ask again when it has started (a switch of models goes on by itself)"
 TURN_S = 0.05  # one read may hold thousands of requests that are answered at once, by a label's commit each
-CANCELLED_MAX = 1_024  # ids of a connection that are not taken again
+CANCELLED_MAX = 256  # ids of a connection that are not taken again, the last ones
 DETAIL_CHARS_MAX = 500  # of an error's text; it may quote what the peer sent
 
 
@@ -354,6 +354,8 @@ class Connection(asyncio.Protocol):
         self._take()
         if not (self._resting or self._full or self._closing) and self._transport is not None:
             self._transport.resume_reading()
+            if self._greeted and self._frames.partial:
+                self._start_read_timer(self.server.bounds.frame_s, "half a frame came")
 
     def eof_received(self) -> None:
         if self._frames.partial:

@@ -37,6 +37,7 @@ class IndexJob(Job, tag="index"):
     row_files: list[tuple[int, int, int]]  # epoch, number, revision
     rows: int
     part: tuple[int, int] | None = None
+    mark: str = ""  # the end of its files' names, by which they can be told from those of others
 
 
 class RowsJob(Job, tag="rows"):
@@ -97,7 +98,8 @@ class Built(Struct):
 
 
 def build_indexes(
-    layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int, part: tuple[int, int] | None = None
+    layout: Layout, row_files: Sequence[tuple[int, int, int]], rows: int, part: tuple[int, int] | None = None,
+    mark: str = "",
 ) -> Built:
     import secrets
 
@@ -117,7 +119,7 @@ def build_indexes(
     if bad := [of for of, file in zip(row_files, files, strict=True) if file.bad_rows(min(rows, hi - file.first_seq))]:
         return Built(bad_rows=bad)
     built = Built(sealed=[] if part else [(file.number, file.checksum()) for file in files])
-    mark = secrets.token_hex(4)
+    mark = mark or secrets.token_hex(4)
     for space in SPACES:
         whole = [file.vectors[space] for file in files]
         made = index.build([whole[0][lo - begin : hi - begin]] if part else whole)
@@ -210,7 +212,7 @@ def main() -> int:
     layout = Layout(Path(job.data_dir))
     match job:
         case IndexJob():
-            built = build_indexes(layout, job.row_files, job.rows, job.part)
+            built = build_indexes(layout, job.row_files, job.rows, job.part, job.mark)
         case RowsJob():
             built = build_rows(layout, job)
         case FillJob():

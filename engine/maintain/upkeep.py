@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.config import Config
@@ -353,12 +354,14 @@ class Upkeep:
         if numbers[-1] < manifest.first:
             return Built()
         names = [manifest.row_file(number) for number in numbers]
-        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows, part=part)
+        mark = secrets.token_hex(4)
+        job = self._job(IndexJob, row_files=names, rows=manifest.row_file_rows, part=part, mark=mark)
         idle_s = 0.0 if manifest.stale else IDLE_S_A_ROW_FILE * len(numbers)  # what was purged is not to stay there
         try:
             built = await (jobs.run(job, niceness=0) if self._hurry(jobs) else jobs.run(job, idle_s=idle_s))
         except TimeoutError:
-            self._unlink_half(numbers, part)
+            for path in self.layout.indexes.glob(f"*-{mark}*"):  # what it had made
+                path.unlink(missing_ok=True)
             built = await (jobs.run(job, niceness=0) if self._hurry(jobs) else jobs.run(job))
         if built is not None:
             self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
@@ -366,15 +369,6 @@ class Upkeep:
 
     def _hurry(self, jobs: Jobs) -> bool:
         return jobs is self.jobs and len(self._unindexed()) >= UNINDEXED_FILES_HURRY
-
-    def _unlink_half(self, numbers: Sequence[int], part: tuple[int, int] | None) -> None:
-        """What a child that was killed left of an index over these row files. Nobody else builds over the same rows."""
-        rows = self.publisher.manifest.row_file_rows
-        lo, hi = part or (numbers[0] * rows, (numbers[-1] + 1) * rows)
-        named = gc.named(self.layout, self.publisher.manifest)
-        for path in self.layout.indexes.glob(f"*-{lo:012d}-{hi:012d}-*"):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
 
     def _unlink(self, built: Built) -> None:
         """Indexes that no manifest will name."""

@@ -92,7 +92,7 @@ class Sender:
 
     def receive(self) -> bool:
         """Take what the worker reported, MESSAGES_AT_ONCE at most: one that floods holds nobody up. False once its end
-        is closed, or it said what no worker says: a reader may have been taken over."""
+        is closed. Raises ValueError for what no worker says: a reader may have been taken over."""
         for _ in range(MESSAGES_AT_ONCE):
             try:
                 message = self.sock.recv(MESSAGE_BYTES_MAX)
@@ -103,7 +103,7 @@ class Sender:
             kind, body = message[:1], message[1:]
             if kind == COUNTS:
                 if len(body) != TOTALS.size:
-                    return False
+                    raise ValueError(f"counts of {len(body)} bytes")
                 self.taken, self.closed = TOTALS.unpack(body)
             elif kind == READY:
                 self.ready = True
@@ -117,6 +117,8 @@ class Sender:
                 self.on_roll()
             elif not message:
                 return False
+            else:
+                raise ValueError(f"a message of kind {kind!r}")
         return True
 
     def close(self) -> None:

@@ -60,6 +60,7 @@ ACCEPT_AGAIN_S = 0.1  # after it failed
 RETRY_S = 0.02  # when a channel was full
 START_PATIENCE = 10  # a worker that is not ready yet may be silent so many times longer
 SAME_SIGNAL_S = 0.5  # timeout(1) and others send SIGTERM twice at once, to us and to our group: that is one
+LAST_WORDS = 8  # times as many messages as are taken at once of a worker that has ended
 REPORTS_MAX = 4 * SUMS_MAX  # lines for the audit log that a worker may send in SUM_S; it sums up itself
 CHECK_S_MAX = 10.0  # how long crashing readers wait for the ingest worker's checks
 
@@ -247,7 +248,13 @@ class Supervisor:
         sender = slot.sender
         assert sender is not None
         was_ready = sender.ready
-        if not sender.receive():
+        try:
+            hears = sender.receive()
+        except ValueError as e:
+            log.error("%s says what no worker says (%s): killed", slot.role, e)
+            slot.signal(signal.SIGKILL)
+            hears = False
+        if not hears:
             self.selector.unregister(sender)  # its pidfd says the rest
         if sender.ready and not was_ready:
             log.info("%s is ready", slot.role)
@@ -346,7 +353,9 @@ class Supervisor:
         assert slot.process is not None
         assert slot.sender is not None
         status = slot.process.wait()
-        slot.sender.receive()
+        for _ in range(LAST_WORDS):
+            if not _last_words(slot.sender):
+                break
         self.selector.unregister(slot.pidfd)
         os.close(slot.pidfd)
         with contextlib.suppress(KeyError):
@@ -523,7 +532,7 @@ class Supervisor:
                     self._bury(left)
                 elif key.fileobj is self.wake:
                     self._on_signals()
-                elif not isinstance(key.fileobj, handoff.Sender) or not key.fileobj.receive():  # its last audit lines
+                elif not isinstance(key.fileobj, handoff.Sender) or not _last_words(key.fileobj):
                     self.selector.unregister(key.fileobj)
         log.info("stopped")
         return status
@@ -574,3 +583,11 @@ def lock(layout: Layout, stack: contextlib.ExitStack) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     stack.callback(os.ftruncate, fd, 0)
+
+
+def _last_words(sender: handoff.Sender) -> bool:
+    """What a worker that leaves has told, its last audit lines among it; False where there is no more."""
+    try:
+        return sender.receive()
+    except ValueError:
+        return False

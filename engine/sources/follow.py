@@ -109,6 +109,7 @@ class _File:
         self.quiet = 0  # looks without a new byte
         self.stored = False  # its state went out: a restart will know the file, even rotated
         self.over = False  # finished or damaged: not read again
+        self.grown = False  # a capture that was let go, and is read from its beginning
 
     @property
     def waits(self) -> bool:
@@ -217,12 +218,15 @@ class _File:
             if isinstance(self.adapter, LineAdapter):
                 self.adapter.skip(counted, self.position)
             self.position += len(counted)
-        if data:
+        if data and self.until and self.adapter.binary:  # it grew, and its flows reach back
+            self.until = self.position = 0
+            self.stream, self.grown = None, True
+        elif data:
             out.add(self.adapter.feed(data, self.position))
             self.position += len(data)
 
     def finish(self, out: Parsed) -> None:
-        if self.adapter is not None:
+        if self.adapter is not None and not (self.until and self.adapter.binary):  # else nothing of it was read
             out.add(self.adapter.finish())
 
 
@@ -513,7 +517,9 @@ class Follower:
             file.looked = (entry.size, entry.mtime)
         if failed:
             out.rejects.append(Reject(self._name(file), file.position, failed[:512]))
-        enough = QUIET_POLLS << min(self._grown.get(file.key, 0), QUIET_DOUBLINGS_MAX)
+        if file.grown:
+            file.grown, self._grown[file.key] = False, self._grown.get(file.key, 0) + 1
+        enough = QUIET_POLLS << (min(self._grown.get(file.key, 0), QUIET_DOUBLINGS_MAX) if entry is not None else 0)
         if failed or file.over or (ended and lets_go and file.quiet >= enough):
             file.finish(out)
             batch = self._batch(file, out, entry)
@@ -537,13 +543,7 @@ class Follower:
             return False
         spec = self._spec._replace(file=self._name(file), fingerprint=file.state.fingerprint)
         file.adapter = adapter_for(name)(spec)
-        if file.until and file.adapter.binary:  # its flows reach back: what was let go is read anew once it grew
-            if not file.archive and entry is not None and entry.size <= file.until:
-                file.end(entry)
-                return False
-            self._grown[file.key] = self._grown.get(file.key, 0) + 1
-            file.until = 0
-        elif file.until:
+        if file.until:
             file.adapter.prime(head)
             if not isinstance(file.adapter, LineAdapter) and not file.archive:
                 file.position = file.until  # nothing to count there

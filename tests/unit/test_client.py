@@ -623,6 +623,16 @@ def test_one_that_sends_much_at_once_holds_up_nobody(engine: Engine, monkeypatch
     assert ids.index(1_000) <= 2
 
 
+def test_half_a_frame_behind_many_whole_ones_has_its_time_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipc.server.TURN_S", 0.0)
+    with Raw(engine.query) as raw:
+        raw.sock.sendall(b"".join(frame(encode(Ping(i))) for i in range(1, 4)) + b"\x40\0\0\0\x90")
+        assert [raw.reply() for _ in range(3)] == [Pong(i, 7) for i in range(1, 4)]
+        ended = raw.reply()
+        assert isinstance(ended, Failure) and "half a frame" in ended.detail
+        assert raw.reply() is None
+
+
 def test_what_a_closed_client_had_under_way_does_not_connect_again(engine: Engine) -> None:
     with Client(engine.query, engine.write, timeout_ms=2_000) as client:
         watching = client.watch()

@@ -353,6 +353,24 @@ def test_a_capture_that_grows_after_a_silence_is_read_anew(tmp_path: Path, name:
     watch.follower.close()
 
 
+def test_a_capture_that_is_compressed_after_it_was_read_is_the_same_file(tmp_path: Path) -> None:
+    """Else what was purged of it would come back."""
+    capture = tmp_path / "a.pcap"
+    capture.write_bytes(pcap([P(T0 + n * S, src_port=2000 + n, dst_port=53, proto=UDP) for n in range(30)]))
+    watch = Watch(tmp_path, format="pcap")
+    for _ in range(QUIET_POLLS + 1):
+        watch.poll()
+    assert len(watch.ids) == 30
+    (tmp_path / "a.pcap.gz").write_bytes(gzip.compress(capture.read_bytes()))
+    capture.unlink()
+    for _ in range(QUIET_POLLS + 1):
+        watch.poll()
+    watch.restart()
+    watch.poll()
+    assert len(watch.ids) == 30 and not watch.repeats and not watch.rejects
+    watch.follower.close()
+
+
 @pytest.mark.parametrize("open_max", [1, 3])
 def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_max: int) -> None:
     monkeypatch.setattr(follow, "OPEN_FILES_MAX", open_max)

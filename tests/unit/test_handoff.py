@@ -167,7 +167,7 @@ def test_a_stopping_worker_closes_what_is_on_the_way(ends: tuple[Sender, Receive
     uvloop.run(scenario())
 
 
-def test_what_no_worker_says_ends_its_channel_and_a_flood_holds_nobody_up(ends: tuple[Sender, Receiver]) -> None:
+def test_what_no_worker_says_is_told_and_a_flood_holds_nobody_up(ends: tuple[Sender, Receiver]) -> None:
     """A reader may have been taken over."""
     sender, receiver = ends
     sent = 0
@@ -179,8 +179,10 @@ def test_what_no_worker_says_ends_its_channel_and_a_flood_holds_nobody_up(ends: 
     left = sent - handoff.MESSAGES_AT_ONCE
     for _ in range(-(-left // handoff.MESSAGES_AT_ONCE)):
         assert sender.receive()
-    receiver.sock.send(handoff.COUNTS + b"x")
-    assert not sender.receive()
+    for message in (handoff.COUNTS + b"x", b"Zx"):
+        receiver.sock.send(message)
+        with pytest.raises(ValueError, match=r"counts of 1 bytes|of kind b'Z'"):
+            sender.receive()
 
 
 def test_no_supervisor_means_no_job(ends: tuple[Sender, Receiver]) -> None:

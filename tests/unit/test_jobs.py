@@ -62,6 +62,7 @@ def test_a_child_that_never_found_a_free_core_begins_again_niced(
     store.index()
     named = {index.file for index in store.publisher.manifest.indexes}
     store.publish(several(60, 150))
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0badcafe")
     config: Any = SimpleNamespace(network=Network(), store=store.config.store)
     keeper = upkeep.Upkeep(store.layout, config, store.publisher, lambda: None)
     half = store.layout.index_file(f"chronos-0000-{2 * ROWS:012d}-{3 * ROWS:012d}-0badcafe")
