@@ -118,8 +118,8 @@ def copied(whole: Path, folder: Path, damage: Damage) -> Path:
     return folder
 
 
-async def _at_once(publisher: Publisher, job: Job) -> Built | None:
-    """What the child does, in this process, which has the catalog open already."""
+async def _at_once(publisher: Publisher, job: Job, **how: float) -> Built | None:
+    """What the child does, in this process, which has the catalog open already. how: what a child makes way for."""
     layout = publisher.layout
     if isinstance(job, IndexJob):
         return build_indexes(layout, job.row_files, job.rows)
