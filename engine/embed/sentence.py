@@ -108,6 +108,7 @@ _SPOKEN = [INDEX[name] for name in _Numbers._fields]
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])")
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _HEX = re.compile(r"\b(?=[0-9a-f]*\d)(?=\d*[a-f])(?:0x)?[0-9a-f]{8,}\b")
+# a bound, as each "=" begins a word: without one `a=a=a=...` costs the square of its length
 _BLOB = re.compile(r"\b(?=[a-z+_=]{0,127}\d)[a-z0-9+_=]{32,}")
 _RANDOM = re.compile(r"\b(?=[a-z]*\d[a-z]*\d)(?=\d*[a-z])[a-z0-9]{10,}\b")
 _DIGITS = re.compile(r"\d{4,}|(?<=[=?])\d+\b")
