@@ -171,6 +171,8 @@ def _check(publisher: Publisher) -> None:
     publisher.catalog.writable()
     if publisher.manifest.switch is not None:
         raise OverloadedError("a switch of models is under way, which embeds what is to be purged; wait, or give it up")
+    if gc.abandoned(publisher.layout, publisher.manifest):  # they hold what is to be purged, too
+        raise OverloadedError("files of a switch that was given up are about to be removed; ask again")
 
 
 def _purge_letters(

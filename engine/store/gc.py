@@ -23,7 +23,7 @@ from engine.store.manifest import Embedded, Manifest
 log = logging.getLogger(__name__)
 
 _CATALOG = re.compile(rf"(catalog\.\d+(-lock)?|{NEXT})")
-OURS = re.compile(r"(\d{4}-\d{8}(\.\d+)?|(chronos|sbert|attack)-\d{4}-\d{12}-\d{12}-[0-9a-f]{8})")
+OURS = re.compile(r"((chronos|sbert|attack)-)?(?P<epoch>\d{4})-(?(1)\d{12}-\d{12}-[0-9a-f]{8}|\d{8}(\.\d+)?)")
 
 
 def named(layout: Layout, manifest: Manifest) -> set[str]:
@@ -56,6 +56,14 @@ def release(layout: Layout, before: Manifest, after: Manifest) -> int:
     if not names.isdisjoint(before.stale):
         sync_directory(layout.indexes)
     return size
+
+
+def abandoned(layout: Layout, manifest: Manifest) -> list[str]:
+    """Names of files of a version that the manifest does not know: `collect` removes them when nothing is being
+    built."""
+    known = {f"{one.epoch:04d}" for one in (manifest, manifest.kept, manifest.switch and manifest.switch.to) if one}
+    names = [path.name for folder in (layout.rows, layout.indexes) for path in folder.iterdir()]
+    return [name for name in names if (ours := OURS.fullmatch(name)) and ours["epoch"] not in known]
 
 
 def catalogs(layout: Layout) -> list[str]:

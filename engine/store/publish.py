@@ -508,9 +508,10 @@ class Publisher:
             old = batch.annotation(seq)
             new = msgspec.structs.replace(old or Annotation())
             new.label, new.labelled_by, new.labelled_at = label, by, now
-            said = [entry for entry in new.history if entry[2] == "label"]
-            dropped = said[: max(0, len(said) + 1 - LABEL_HISTORY_MAX)]
-            new.history = [*(entry for entry in new.history if entry not in dropped), (now, by, "label", label)]
+            labels = [at for at, entry in enumerate(new.history) if entry[2] == "label"]
+            dropped = set(labels[: max(0, len(labels) + 1 - LABEL_HISTORY_MAX)])
+            kept = (entry for at, entry in enumerate(new.history) if at not in dropped)
+            new.history = [*kept, (now, by, "label", label)]
             batch.put_annotation(seq, old, new)
             manifest = msgspec.structs.replace(self.manifest, generation=self.manifest.generation + 1)
             batch.put_manifest(manifest)

@@ -15,12 +15,12 @@ import zstandard
 
 from engine import export
 from engine.embed.base import SPACES
-from engine.errors import BadRequestError, NotFoundError, OverloadedError
+from engine.errors import BadRequestError, NoSpaceError, NotFoundError, OverloadedError
 from engine.features import empty
 from engine.maintain import purge
 from engine.search import filters
 from engine.search.context_query import QueryContext
-from engine.store import tiers
+from engine.store import gc, tiers
 from engine.store.catalog import TABLES, seq_key
 from engine.store.dead_letters import newest
 from engine.store.publish import Submission
@@ -335,6 +335,28 @@ def test_models_and_a_purge(store: Store) -> None:
     switch.finish(store.publisher)
     store.check()
     assert len(store.ask("e000003", top_k=900, collapse=False).hits) == store.publisher.manifest.events - 1
+
+
+def test_what_a_switch_left_that_was_given_up_goes_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row files hold what is to be purged, and are removed only when nothing is being built."""
+    fill(store, indexed=False)
+    store.begin_switch()
+    store.go_on()
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("no space")
+
+    monkeypatch.setattr(store.publisher, "_append_other", full)
+    store.publish(several(1, 5_000))
+    assert store.publisher.manifest.switch is None
+    before = store.publisher.manifest
+    with pytest.raises(OverloadedError, match="given up"):
+        store.purge(PURGED)
+    assert store.publisher.manifest == before
+    store.publisher.embed_alone()
+    gc.collect(store.layout, before)
+    assert store.purge(PURGED)["events"]
+    assert {path.name[:4] for path in store.layout.rows.iterdir()} == {f"{before.epoch:04d}"}
 
 
 def test_the_older_system_gets_what_is_left(tmp_path: Path) -> None:
