@@ -24,6 +24,7 @@ from ipc.messages import Options
 
 TOP = 10
 SAME = 1e-6  # relative: the engine ranks candidates in float32
+SAME_COSINE = 4e-7  # absolute, of 1 - cosine: float32 tells no more apart near 1, whatever a peer's effort
 
 F64 = NDArray[np.float64]
 
@@ -75,7 +76,7 @@ def share(parts: list[F32], seq: int, hits: Iterable[int], metric: str = "l2") -
     distances = np.concatenate([_distances(part, query, metric) for part in parts])
     distances[seq] = np.inf  # an event is not its own neighbour
     k = min(TOP, len(distances) - 1)
-    bound = np.partition(distances, k - 1)[k - 1] * (1 + SAME) + 1e-9
+    bound = np.partition(distances, k - 1)[k - 1] * (1 + SAME) + (SAME_COSINE if metric == "cosine" else 1e-9)
     return min(1.0, sum(bool(distances[hit] <= bound) for hit in set(hits)) / k)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from bench.harness import Engine, arguments, engine, fill, report, sample, settle, synthetic
 from bench.limit import RECALL, limit
 from bench.load import NAMES, RECALL_NAMES, run
-from bench.peers.stores import PEERS, PeerError, Store
+from bench.peers.stores import PEERS, PeerError, Store, pss_mib
 from bench.peers.table import table
 from bench.quality.data import load
 from bench.recall import recall, share, stored
@@ -47,7 +47,8 @@ def events_of(data: str, n: int, seed: int) -> tuple[str, Iterator[FeaturedEvent
 
 def export(running: Engine, folder: Path) -> tuple[list[F32], int]:
     """What flowkin holds, for the peers: vectors from its row files, ids and events over the socket in order of seq.
-    The vectors, and the bytes of all events as JSON."""
+    The vectors, copied (a map of them would take its share of the engine's memory), and the bytes of all events as
+    JSON."""
     names, metadata, after = list[str](), list[str](), -1
     with running.client() as client:
         while page := client.list(after_seq=after, limit=PAGE).events:
@@ -62,7 +63,7 @@ def export(running: Engine, folder: Path) -> tuple[list[F32], int]:
     np.save(folder / "vectors.npy", vectors)
     (folder / "names.json").write_text(json.dumps(names))
     (folder / "metadata.json").write_text(json.dumps(metadata))
-    return parts, sum(len(text.encode()) for text in metadata)
+    return [vectors], sum(len(text.encode()) for text in metadata)
 
 
 def tuned(store: Store, parts: list[F32], seqs: list[int], numbers: dict[str, int]) -> float:
@@ -131,13 +132,12 @@ def main() -> int:
         if not all_runs[str(args.connections[0])]:
             for c in args.connections:
                 all_runs[str(c)] = [ours(c, args.seconds) for _ in range(args.rounds)]
+        memory_mib = pss_mib([running.process.pid])
         limits = limit(parts, seqs)
-        stats = running.stats()
     flowkin: dict[str, Any] = {c: middle(runs) for c, runs in all_runs.items()}
-    memory = sum(r["pss_bytes"] for r in stats["readers"]) + stats["ingest"]["pss_bytes"]
     most = max(one["qps"] for one in flowkin.values())
     figures = {
-        "flowkin": {"recall_at_10": round(recalled, 4), "memory_mib": round(memory / 2**20, 1), "at": flowkin},
+        "flowkin": {"recall_at_10": round(recalled, 4), "memory_mib": memory_mib, "at": flowkin},
         "peers": peers, **limits, "limit_share": round(most / limits["limit_qps"], 3), "events": len(numbers),
         "metadata_bytes_per_event": round(metadata_bytes / len(numbers), 1),
     }  # fmt: skip

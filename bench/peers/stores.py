@@ -167,7 +167,12 @@ class Store:
 
     def memory_mib(self) -> float:
         """pss of the server and its children, or of the process that asks where there is no server."""
-        return round(sum(map(_pss_mib, _family(self.pids))), 1)
+        return pss_mib(self.pids)
+
+
+def pss_mib(pids: list[int]) -> float:
+    """Of these processes and all that they started."""
+    return round(sum(map(_pss_mib, _family(pids))), 1)
 
 
 def _family(pids: list[int]) -> list[int]:
