@@ -20,7 +20,8 @@ def _document(path: Path, backup: Backup) -> dict[str, Any]:
     import msgspec
 
     said = {k: v for k, v in msgspec.structs.asdict(backup).items() if k not in ("files", "checksum")}
-    return {"name": path.name, "path": str(path)} | said | {"files": len(backup.files), "bytes": backup.bytes}
+    more = {"lost": backup.lost, "files": len(backup.files), "bytes": backup.bytes}
+    return {"name": path.name, "path": str(path)} | said | more
 
 
 def create(session: Session, home: Path, name: str, meter: Meter) -> dict[str, Any]:

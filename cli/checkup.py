@@ -58,7 +58,9 @@ def _fix(session: Session) -> list[Finding]:
         return [doctor.Finding("problem", "fix", f"nothing was mended: {e}")]
     left = f"; left: {', '.join(facts['left_names'])}" if facts["left"] else ""
     detail = f"the engine looked, and mended {facts['mended']} of {facts['damaged']} damaged files and values{left}"
-    return [doctor.Finding("problem" if facts["left"] else "ok", "fix", detail, fixed=bool(facts["mended"]))]
+    if facts["left"]:
+        return [doctor.Finding("problem", "fix", detail)]
+    return [doctor.Finding("ok", "fix", detail, fixed=bool(facts["mended"]))]
 
 
 def _quality(session: Session, sample: int) -> tuple[list[tuple[str, str, str]], dict[str, Any] | None]:

@@ -18,6 +18,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.errors import DeniedError
+
 SYNC_EVERY_BYTES = 8 << 20
 TMP_SUFFIX = ".tmp"
 
@@ -36,6 +38,16 @@ def make_directory(path: Path) -> None:
         new.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(PermissionError):  # what may not be read cannot be synced
             sync_directory(new.parent)
+
+
+def as_owner(folder: Path, task: str) -> None:
+    """Raises DeniedError where a directory belongs to somebody else, whose engine could not read what we write."""
+    owner = folder.stat().st_uid
+    if owner != os.geteuid():
+        raise DeniedError(
+            f"{folder} belongs to uid {owner}, and its engine could not read what uid {os.geteuid()} wrote; "
+            f"nothing was changed; {task} it as its owner"
+        )
 
 
 def free_bytes(folder: Path) -> int:

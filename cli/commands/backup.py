@@ -39,7 +39,8 @@ def backup_create(session: Session, out: Out, home: Path, name: str) -> None:
     """Take a backup as DIR/NAME. Nobody waits for it; it is read back from the disk before it has its name.
 
     Full row files and indexes that an earlier backup in DIR has are linked from there, all else is copied. Exit status
-    7 where a record of the catalog is damaged: it is in the backup as it is, the rest is whole.
+    7 where a record of the catalog is damaged: it is in the backup as it is, the rest is whole; and where a file that
+    no start builds again (dead letters, settings, a model that is not in use) cannot be read and is not in it.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def backup_create(session: Session, out: Out, home: Path, name: str) -> None:
     with progress("backup", unit="files") as meter:
         made = backups.create(session, home, name, meter)
     out.backed_up(made)
-    if made["damaged"]:
+    if made["damaged"] or made["lost"]:
         raise Quit(FINDINGS)
 
 

@@ -16,8 +16,10 @@ def made(to: Writer, given: Mapping[str, Any]) -> None:
     events, generation = Span(plural(given["events"], "event"), GOOD), f" · generation {given['generation']} · "
     to.line(events, generation, Span(given["path"], BOLD))
     to.line(f"{size(given['copied_bytes'])} copied{linked} in {duration(given['seconds'])}, read back and verified")
-    if left := given["left_out"]:
-        to.line(Span("left out", WARN), f", damaged or gone, built again at a start: {', '.join(left)}")
+    if derived := [path for path in given["left_out"] if path not in given["lost"]]:
+        to.line(Span("left out", WARN), f", damaged or gone, built again at a start: {', '.join(derived)}")
+    if given["lost"]:
+        to.line(Span("not in it", BAD), f", cannot be read: {', '.join(given['lost'])}")
     for wrong in given["damaged"]:
         to.line(Span("damaged", BAD), f"  {wrong}")
 

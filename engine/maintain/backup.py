@@ -66,6 +66,7 @@ SCRATCH_PREFIX = ".backup-"  # of a directory that is no backup yet, or no more
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 PLAIN = {f"catalog/{CURRENT}", CATALOG, "dead_letters.ndjson", "flowkin.toml"}
 CURRENT_BYTES = b"catalog.0"
+DERIVED = ("rows/", "indexes/")
 
 
 class File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,8 +78,9 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Backup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """backup.json. created_at: ISO 8601, UTC. linked_bytes: of files that earlier backups had. left_out: derived files
-    that were damaged or gone. damaged: values of the catalog. checksum: xxh3_128 of all the rest."""
+    """backup.json. created_at: ISO 8601, UTC. linked_bytes: of files that earlier backups had. left_out: what was
+    damaged or gone, and is built again where it is DERIVED. damaged: values of the catalog. checksum: xxh3_128 of all
+    the rest."""
 
     format: int = FORMAT
     version: str = VERSION
@@ -98,6 +100,11 @@ class Backup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def lost(self) -> list[str]:
+        """What no start builds again."""
+        return [path for path in self.left_out if not path.startswith(DERIVED)]
 
 
 class Wanted(NamedTuple):
@@ -384,7 +391,13 @@ def verify(path: Path, advance: Callable[[int], None] = lambda n: None) -> list[
     if not out:  # LMDB is shown nothing that is known to be damaged
         out += contents(path, backup)
     out += [
-        Finding("note", item, "was damaged or gone when this was taken; a start builds it again")
+        Finding(
+            "note",
+            item,
+            "could not be read when this was taken, and is not in it; an older backup may have it"
+            if item in backup.lost
+            else "was damaged or gone when this was taken; a start builds it again",
+        )
         for item in backup.left_out
     ]
     known = {*(file.path for file in backup.files), DESCRIPTION}

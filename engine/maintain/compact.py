@@ -44,7 +44,9 @@ from engine.store.recover import map_size
 
 log = logging.getLogger(__name__)
 
-KEYS_AT_ONCE = 256  # written again in one commit while events are stored, and at last before the next event
+# Written again in one commit while events are stored, and at last before the next event: more than a turn of the loop
+# adds, where the most events in a commit bring a record, an identity and perhaps a sentence each.
+KEYS_AN_EVENT = 8
 LOOK_S = 0.05
 READERS_S = 30.0  # for all of them to follow, and for a new one to be ready; one that hangs is killed long before
 
@@ -121,13 +123,14 @@ class Compacting:
     async def _catch_up(self, opened: Any) -> Manifest:
         """Write again what was written meanwhile. What is written after this returns would be lost, so nobody may write
         before the new file is in use: from the last round on nothing is awaited."""
-        changed = self.publisher.catalog.changed
+        changed, at_once = self.publisher.catalog.changed, KEYS_AN_EVENT * self.worker.config.ingest.commit_events
         assert changed is not None
-        while len(changed) > KEYS_AT_ONCE:
-            some = sorted(changed)[:KEYS_AT_ONCE]
-            changed.difference_update(some)
-            self._copy(opened, some)
-            await asyncio.sleep(0)
+        while len(changed) > at_once:
+            some = sorted(changed)
+            changed.clear()
+            for at in range(0, len(some), at_once):
+                self._copy(opened, some[at : at + at_once])
+                await asyncio.sleep(0)
         manifest = msgspec.structs.replace(self.publisher.manifest, generation=self.publisher.manifest.generation + 1)
         self._copy(opened, sorted(changed), manifest)
         opened.env.sync(True)

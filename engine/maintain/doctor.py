@@ -68,13 +68,15 @@ def run(layout: Layout, *, deep: bool = False, key_file: str = "") -> list[Findi
 
 def fix(layout: Layout, config: Config) -> list[Finding]:
     """Mend what can be, where no engine runs: as a start does, and a scrub after it. Raises EngineError, OSError."""
+    files.as_owner(layout.data_dir, "mend")
     found = list(_fixed_current(layout))
     held = lock.hold(layout.writer_lock, wait_s=0.0)
     try:
         publisher = open_store(layout, config)
         try:
             upkeep = Upkeep(layout, config, publisher, lambda: None)
-            mended, left = asyncio.run(_mend_all(upkeep))
+            report, mended, left = asyncio.run(_mend_all(upkeep))
+            scrubbing.tell(layout, report, mended, left)
             if not publisher.catalog.damage:
                 publisher.checkpoint()
         finally:
@@ -84,20 +86,21 @@ def fix(layout: Layout, config: Config) -> list[Finding]:
     finally:
         os.close(held)
     detail = f"{mended} damaged files and values mended" + (f"; left: {_named(left)}" if left else "")
-    return [*found, Finding("problem" if left else "ok", "fix", detail, fixed=bool(mended))]
+    return [*found, Finding("problem" if left else "ok", "fix", detail, fixed=bool(mended and not left))]
 
 
-async def _mend_all(upkeep: Upkeep) -> tuple[int, list[str]]:
+async def _mend_all(upkeep: Upkeep) -> tuple[scrub.Report, int, list[str]]:
+    """What a scrub found, how much of it is mended, and what is left."""
     working = asyncio.create_task(upkeep.run())
     try:
         report = scrub.run(upkeep.layout, upkeep.publisher.catalog, scrub.Pace())
-        done = await upkeep.mend(report)
-        if not upkeep.publisher.catalog.damage:
-            await upkeep.idle()
+        mended, left = await upkeep.mend(report)
+        if not (upkeep.publisher.catalog.damage or await upkeep.settled()):
+            left.append("rows without an index: it could not be built, and is at the next start")
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
-    return done
+    return report, mended, left
 
 
 def _fixed_current(layout: Layout) -> Iterator[Finding]:

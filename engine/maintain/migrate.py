@@ -40,14 +40,13 @@ from engine.config import Config
 from engine.errors import (
     BadRequestError,
     CorruptionError,
-    DeniedError,
     EngineError,
     KeyFileError,
     NoSpaceError,
     NotReadyError,
 )
 from engine.failpoint import failpoint
-from engine.files import free_bytes, make_directory, sync_directory, write_new
+from engine.files import as_owner, free_bytes, make_directory, sync_directory, write_new
 from engine.layout import Layout
 from engine.limits import FORMAT_BORN, FORMAT_ENCRYPTED, FORMAT_REMOVED
 from engine.store import dead_letters, gc, lock
@@ -152,12 +151,7 @@ def run(
     names the new one. advance: called with the number of values that are copied or compared. Raises LockedError,
     FormatError, KeyFileError, NoSpaceError, BadRequestError, NotReadyError, CorruptionError, EngineError: nothing was
     changed unless the message says so."""
-    owner = layout.data_dir.stat().st_uid
-    if owner != os.geteuid():
-        raise DeniedError(
-            f"{layout.data_dir} belongs to uid {owner}, and its engine could not read what uid {os.geteuid()} wrote; "
-            "nothing was changed; migrate it as its owner"
-        )
+    as_owner(layout.data_dir, "migrate")
     held = _alone(layout, dry_run)
     try:
         if not dry_run and (layout.catalog / CURRENT).exists():

@@ -124,8 +124,9 @@ def _removed(publisher: Publisher, wanted: Filter | None, ids: Sequence[str]) ->
         switch.give_up(publisher)
     before = publisher.tracker.dump()
     told = asyncio.run(purge(publisher, wanted, ids))
-    if not (told["events"] or told["dead_letters"] or told["firewall_actions"]) and publisher.tracker.dump() == before:
+    removed = told["events"] or told["dead_letters"] or told["firewall_actions"]
+    if not (removed or publisher.manifest.stale) and publisher.tracker.dump() == before:
         return None
-    if publisher.manifest.stale:
+    if publisher.manifest.stale:  # taken before the engine had replaced them, they hold what it had purged
         drop_indexes(publisher, publisher.manifest.stale)
     return told

@@ -18,6 +18,7 @@ where to go on.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -29,7 +30,6 @@ from engine.embed.text import TextEmbedder, memo_key
 from engine.errors import CorruptionError
 from engine.failpoint import failpoint
 from engine.features import unpack
-from engine.files import disk_bytes
 from engine.layout import Layout
 from engine.limits import FORMAT_REMOVED
 from engine.store import gc
@@ -55,7 +55,7 @@ def due(layout: Layout, view: View, manifest: Manifest, settings: Retention, now
         while first < full and filled_ns(layout, manifest, first) <= now_ns - settings.days * DAY_NS:
             first += 1
     if settings.bytes_max and first < full:
-        taken = taken_bytes(layout, view)
+        taken = taken_bytes(layout, view, manifest)
         each = taken * manifest.row_file_rows // max(1, manifest.events)  # what a row file and its records take
         over = taken - each * (first - manifest.first) - settings.bytes_max
         first += min(full - first, max(0, -(-over // max(1, each))))
@@ -68,9 +68,20 @@ def filled_ns(layout: Layout, manifest: Manifest, number: int) -> int:
     return layout.row_file(*manifest.row_file(number)).stat().st_mtime_ns if known is None else known
 
 
-def taken_bytes(layout: Layout, view: View) -> int:
-    """By what is stored: row files, indexes, and the pages of the catalog that hold something."""
-    return disk_bytes(layout.rows) + disk_bytes(layout.indexes) + view.used_bytes()
+def taken_bytes(layout: Layout, view: View, manifest: Manifest) -> int:
+    """By what is there to stay: row files and indexes that the manifest names, and the pages of the catalog that hold
+    something, without the share in them of what left already and is only being removed: it would cost events that are
+    to stay. Nor does what is being built count, which takes the place of something."""
+    names, taken = gc.named(layout, manifest), 0
+    for path in (folder / name for folder in (layout.rows, layout.indexes) for name in names):
+        with contextlib.suppress(FileNotFoundError):
+            taken += path.lstat().st_blocks * 512
+    first_seq = manifest.first_seq
+    for one in (manifest, manifest.kept, manifest.switch and manifest.switch.to):
+        for index in one.indexes if one else ():
+            taken -= index.size * max(0, first_seq - index.lo) // (index.hi - index.lo)
+    left, used = max(0, first_seq - view.oldest()), view.used_bytes()
+    return taken + used - used * left // max(1, left + manifest.events)
 
 
 # ---- leaving ------------------------------------------------------------------------------------------------------
@@ -152,7 +163,10 @@ def forget(
             records.append(record)
             counters.record_bytes -= record.size
             counters.families[event.family] = counters.families.get(event.family, 0) - 1
-            identity = batch.identity(event.event_id, event.source)
+            try:
+                identity = batch.identity(event.event_id, event.source)
+            except CorruptionError:  # it may be that of an event that came again, which is then no duplicate next time
+                identity = seq, b""
             if identity is not None and identity[0] == seq:  # it may have come again
                 batch.delete("ids", id_key(event.event_id, event.source))
         batch.delete("records", key)

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from engine.errors import EngineError
 from engine.files import replace
+from engine.layout import Layout
 from engine.maintain.build import ScrubJob
 from engine.maintain.jobs import Jobs
 from engine.maintain.scrub import BYTES_PER_S, Report
@@ -117,22 +118,11 @@ class Scrubbing:
                 built = await self.jobs.run(self._job(bytes_per_s))
                 if built is None or built.scrubbed is None:
                     return False
-                self._tell(built.scrubbed, *await self.upkeep.mend(built.scrubbed))
+                tell(self.worker.layout, built.scrubbed, *await self.upkeep.mend(built.scrubbed))
             except (EngineError, OSError, msgspec.DecodeError) as e:
                 log.error("the scrub: %s; again in %.0f s", e, AGAIN_S)
                 return False
         return True
-
-    def _tell(self, report: Report, mended: int, left: list[str]) -> None:
-        if report.damaged:
-            some = "; ".join(left[:3]) or "none"
-            log.error("scrubbed: %d damaged, %d mended; left: %s", report.damaged, mended, some)
-        if report.unchecked:
-            log.warning("the catalog's structure was not looked at: %s", report.unchecked)
-        try:
-            replace(self.worker.layout.scrub, msgspec.json.encode(Mended(report, mended, left[:LEFT_MAX], len(left))))
-        except OSError as e:
-            log.error("%s cannot be written: %s; stats shows the scrub before", self.worker.layout.scrub, e)
 
     def _job(self, bytes_per_s: int, *, files_only: bool = False) -> ScrubJob:
         return ScrubJob(
@@ -143,3 +133,16 @@ class Scrubbing:
     def kill(self) -> None:
         self.jobs.kill()
         self._urgent.kill()
+
+
+def tell(layout: Layout, report: Report, mended: int, left: list[str]) -> None:
+    """To the log, and to scrub.json."""
+    if report.damaged:
+        some = "; ".join(left[:3]) or "none"
+        log.error("scrubbed: %d damaged, %d mended; left: %s", report.damaged, mended, some)
+    if report.unchecked:
+        log.warning("the catalog's structure was not looked at: %s", report.unchecked)
+    try:
+        replace(layout.scrub, msgspec.json.encode(Mended(report, mended, left[:LEFT_MAX], len(left))))
+    except OSError as e:
+        log.error("%s cannot be written: %s; stats shows the scrub before", layout.scrub, e)

@@ -7,7 +7,8 @@ Always true
     link would take the backup along. A purge of the engine does not reach it (engine/maintain/purge_backups.py does).
     What an earlier backup beside it has of full row files and indexes is linked from there, after its bytes were
     compared with the checksum. All else is copied.
-  - What is derived and damaged is left out and named: a start builds it again. A damaged record is kept and named.
+  - What is damaged is left out and named: a start builds it again, if it is derived; a damaged model that is not in
+    use, dead letters or settings are then lost to this backup. A damaged record is kept and named.
 In this order, each step durable before the next
   1. the files are opened; the catalog; then row files, indexes, models, dead letters, settings: each is read back
   2. every value of the copied catalog is looked at; backup.json
@@ -40,7 +41,6 @@ from engine.maintain.backup import (
     Wanted,
     alone,
     contents,
-    copied,
     copied_from,
     described,
     encode,
@@ -191,13 +191,21 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
             continue
         for name, blob in blobs.items():
             taking.write(f"models/{version}/{name}", [blob])
-    for path, size_max in (("dead_letters.ndjson", letter_bytes), ("flowkin.toml", 1 << 62)):
+    letters_max = letter_bytes if letter_bytes >= 0 else 1 << 62  # from a flowkin that did not count them
+    for path, size_max in (("dead_letters.ndjson", letters_max), ("flowkin.toml", 1 << 62)):
         try:
-            taking.files[path] = copied(layout.data_dir, scratch, path, mode=0o400, size_max=size_max)
+            fd = open_plain(*_place(layout, path))
         except FileNotFoundError:
             continue
         except CorruptionError:
             left_out.append(path)
+            continue
+        try:
+            taking.files[path] = copied_from(fd, scratch, path, mode=0o400, size_max=size_max)
+        except CorruptionError:
+            left_out.append(path)
+        finally:
+            os.close(fd)
     files = sorted(taking.files.values(), key=lambda file: file.path)
     linked = sum(file.size for file in files if file.path in taking.linked)
     backup = Backup(
@@ -209,6 +217,15 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
     )  # fmt: skip
     wrong = [f"{f.object}: {f.detail}" for f in contents(scratch, backup) if f.severity == "problem"]
     return msgspec.structs.replace(backup, damaged=wrong)
+
+
+def _place(layout: Layout, path: str) -> tuple[Path, str]:
+    """Where a file is read from. Its owner reads the settings through a link, as the engine does."""
+    link = layout.data_dir / path
+    if path == "flowkin.toml" and link.is_symlink() and link.lstat().st_uid == os.geteuid():
+        target = link.resolve()
+        return target.parent, target.name
+    return layout.data_dir, path
 
 
 def _take_store(taking: _Taking, catalog: Catalog) -> tuple[Manifest, int, list[str]]:

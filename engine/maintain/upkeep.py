@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 AGAIN_S = 5.0
 RETENTION_S = 60.0  # how often to see whether something leaves
 SWEEP_PAUSE_S = 0.01  # between two slices of what left: events are stored first
+LOOK_S = 0.1
 EARLY_WAIT_S = 2.0  # rows are indexed before their file is full, unless it fills up so fast that they soon are again
 UNINDEXED_FILES_HURRY = 2  # so many full row files without an index: the child does not make way any more
 FAILURES_MAX = 5  # in a row: of steps, then a switch is given up; of row files built again, then a scrub ends
@@ -197,6 +198,16 @@ class Upkeep:
             done.clear()
             due.set()
             await done.wait()
+
+    async def settled(self) -> bool:
+        """As idle; False where something fails time and again."""
+        waiting = asyncio.create_task(self.idle())
+        try:
+            while not waiting.done() and max(self.jobs.failures, self.merges.failures) < FAILURES_MAX:
+                await asyncio.wait({waiting}, timeout=LOOK_S)
+            return waiting.done()
+        finally:
+            waiting.cancel()
 
     def kill(self) -> None:
         self.jobs.kill()

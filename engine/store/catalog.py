@@ -25,6 +25,7 @@ Tables
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence, Set
@@ -145,8 +146,9 @@ class Catalog:
         self, folder: Path, *, write: bool, map_size: int, durability: str = "full", lock: bool = True,
         cipher: Cipher | None = None,
     ) -> None:  # fmt: skip
-        """lock: False for a copy that nobody ever writes to; then nothing appears beside it. cipher: of store.key_file;
-        without it what takes no key can be done in an encrypted directory, and all else raises KeyFileError. Raises
+        """lock: False for a copy that nobody ever writes to; then nothing appears beside it, as in the directory of
+        somebody else, whose engine could not open what we create. cipher: of store.key_file; without it what
+        takes no key can be done in an encrypted directory, and all else raises KeyFileError. Raises
         BootError where there is no catalog and write is False, or it cannot be opened, and KeyFileError where `cipher`
         is not that of the directory."""
         current = folder / CURRENT
@@ -154,11 +156,10 @@ class Catalog:
             if not write:
                 raise BootError(f"{folder}: no catalog here; start the engine once to create it")
             _make(folder, map_size)
-        self.folder, self._write = folder, write
+        self.folder, self._write, self._lock = folder, write, lock
         self.damage = ""  # what is wrong with its structure: nothing is written on top of that
-        self._environment = partial(
-            environment, map_size=map_size, tables=len(TABLES), write=write, durability=durability, lock=lock
-        )
+        tables = len(TABLES)
+        self._environment = partial(environment, map_size=map_size, tables=tables, write=write, durability=durability)
         self._seeds = {name: _xxh(name.encode()) for name in TABLES}
         self._next: _Opened | None = None
         self._opened = self._open_current()
@@ -202,7 +203,8 @@ class Catalog:
     def opened(self, path: Path, seen: tuple[int, int] = (0, 0)) -> _Opened:
         """A file opened as this catalog is. Raises BootError."""
         try:
-            env = self._environment(path)
+            ours = path.with_name(f"{path.name}-lock").exists() or path.parent.stat().st_uid == os.geteuid()
+            env = self._environment(path, lock=self._lock and (ours or self._write))
             if wanted := cut(path, env):
                 env.close()
                 raise BootError(f"catalog {path} is cut: it has not {wanted} bytes; nothing was changed; {RESTORE}")

@@ -122,6 +122,29 @@ def test_dead_letters_go_as_far_as_they_are_committed(layout: Layout, home: Path
     assert (path / "dead_letters.ndjson").stat().st_size == committed
 
 
+def test_dead_letters_that_an_older_flowkin_did_not_count_are_all_in_it(layout: Layout, home: Path) -> None:
+    with Store(layout.data_dir) as store, store.catalog.write() as batch:
+        batch.put_counters(msgspec.structs.replace(store.publisher.counters, letter_bytes=-1))
+    made = take(layout, home)
+    assert made.backup.left_out == []
+    assert (made.path / "dead_letters.ndjson").read_bytes() == layout.dead_letters.read_bytes() != b""
+
+
+def test_settings_are_read_through_a_link_and_a_pipe_is_no_settings(layout: Layout, home: Path, tmp_path: Path) -> None:
+    settings = layout.data_dir / "flowkin.toml"
+    settings.rename(tmp_path / "managed.toml")
+    settings.symlink_to(tmp_path / "managed.toml")
+    path = take(layout, home).path
+    assert not (path / "flowkin.toml").is_symlink()
+    assert (path / "flowkin.toml").read_text() == "[readers]\ncount = 3\n"
+    settings.unlink()
+    os.mkfifo(settings)
+    made = take(layout, home, "without")
+    assert made.backup.left_out == made.backup.lost == ["flowkin.toml"]
+    (said,) = [f for f in verify(made.path) if f.object == "flowkin.toml"]
+    assert "is not in it; an older backup may have it" in said.detail
+
+
 def test_a_switch_of_models_goes_on_after_a_restore(layout: Layout, home: Path, tmp_path: Path) -> None:
     with Store(layout.data_dir) as store:
         before = store.publisher.manifest.model

@@ -6,11 +6,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from msgspec.structs import replace
 
 from engine.errors import BootError, EngineError, NoSpaceError, OverloadedError
 from engine.maintain import compact as compaction
@@ -34,6 +36,15 @@ def content(catalog: Catalog) -> dict[tuple[str, bytes], bytes]:
         found = {(table, key): bytes(value) for table in TABLES for key, value in view.scan(table)}
     del found["meta", b"manifest"]
     return found
+
+
+@contextmanager
+def commits_of(compacting: compaction.Compacting, events: int) -> Iterator[None]:
+    """With that setting."""
+    config = compacting.worker.config
+    small = replace(config.ingest, save_events=1, commit_events=events)
+    with patch.object(compacting.worker, "config", replace(config, ingest=small)):
+        yield
 
 
 def files(store: Store) -> list[str]:
@@ -126,7 +137,7 @@ def test_what_is_written_meanwhile_is_in_the_new_file(store: Store) -> None:
             await asyncio.sleep(0)
         await task
 
-    with patch.object(compaction, "KEYS_AT_ONCE", 16), patch.object(compacting.jobs, "run", run):
+    with commits_of(compacting, 2), patch.object(compacting.jobs, "run", run):
         asyncio.run(both())
     assert n > 6
     store.leave(1)
@@ -135,6 +146,40 @@ def test_what_is_written_meanwhile_is_in_the_new_file(store: Store) -> None:
     assert names[: 3 * ROWS] == ids(several(3 * ROWS, ROWS))
     assert names[3 * ROWS :] == ids(several(len(names) - 3 * ROWS, 1_000))
     assert store.publisher.manifest.generation == store.snapshot().generation
+
+
+def test_it_ends_however_fast_events_come(store: Store) -> None:
+    """The most that a commit may hold, in every turn of the loop."""
+    most, n = 200, 0
+    store.publish(several(4 * ROWS))
+    compacting = store.compacting()
+    copied = compacting.jobs.run
+
+    def write() -> None:
+        nonlocal n
+        store.publish(several(most, 10_000 + most * n))
+        n += 1
+
+    async def run(job: Job) -> Built | None:
+        for _ in range(20):
+            write()
+        return await copied(job)
+
+    async def both() -> None:
+        task = asyncio.ensure_future(compacting.run())
+        turns = 0
+        while not task.done():
+            if n >= 20 and store.catalog.changed is not None:
+                turns += 1
+                assert turns < 100
+                write()
+            await asyncio.sleep(0 if n >= 20 else 0.005)
+        await task
+
+    with commits_of(compacting, most), patch.object(compacting.jobs, "run", run):
+        asyncio.run(both())
+    store.check()
+    assert store.publisher.manifest.count == 4 * ROWS + most * n
 
 
 def test_what_is_open_follows_and_lets_go_of_the_old_file(store: Store) -> None:

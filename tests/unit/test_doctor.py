@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from engine.config import load
-from engine.errors import LockedError
+from engine.errors import DeniedError, LockedError
 from engine.layout import Layout
 from engine.maintain import doctor, mend, scrub
+from engine.maintain.build import Built, IndexJob, Job
 from engine.maintain.doctor import Finding
+from engine.maintain.jobs import Jobs
+from engine.maintain.take import create
 from engine.store import quarantine
 from engine.store.catalog import seq_key
 from engine.store.dead_letters import newest
@@ -21,7 +25,7 @@ from engine.store.publish import Submission
 from engine.store.rows import _offsets
 from ipc.messages import Reject
 from tests.events import several
-from tests.store_fixture import ROWS, Store, flip
+from tests.store_fixture import ROWS, Store, damage, flip
 
 
 @pytest.fixture
@@ -147,6 +151,50 @@ def test_fix_mends_values_that_follow_from_others_and_names_the_rest(layout: Lay
     with Store(layout.data_dir) as store:
         assert store.publish(several(150)).accepted == 0
     assert problems(layout, deep=True) == []
+
+
+def test_what_is_left_is_a_problem_whatever_was_mended(layout: Layout) -> None:
+    flip(layout.row_file(0, 1), _offsets(ROWS)["sbert"] + 9)
+    with Store(layout.data_dir) as store:
+        damage(store.catalog, "records", seq_key(5))
+    *_, found = fixed(layout)
+    assert (found.severity, found.fixed) == ("problem", False)
+    assert found.detail.startswith("1 damaged files and values mended; left: catalog records")
+    (said,) = problems(layout)  # a look that is not deep knows it from the scrub
+    assert said.object == "scrub" and "left: catalog records" in said.detail
+
+
+def test_an_index_that_cannot_be_built_ends_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(layout.row_file(0, 1), _offsets(ROWS)["sbert"] + 9)
+    flip(index := sorted(layout.indexes.iterdir())[0], index.stat().st_size // 2)
+    run = Jobs.run
+
+    async def fails(self: Jobs, job: Job, **how: float) -> Built | None:
+        if not isinstance(job, IndexJob):
+            return await run(self, job, **how)
+        self.failures += 1
+        await asyncio.sleep(0)
+        return None
+
+    monkeypatch.setattr(Jobs, "run", fails)
+    *_, found = fixed(layout)
+    assert found.severity == "problem" and "left: rows without an index" in found.detail
+    os.close(hold(layout.writer_lock))  # nobody has it
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_nothing_appears_in_the_directory_of_somebody_else(layout: Layout, tmp_path: Path) -> None:
+    """Its engine could not open it."""
+    for path in layout.catalog.glob("*-lock"):
+        path.unlink()
+    for path in (layout.data_dir, *layout.data_dir.rglob("*")):
+        os.chown(path, 12_345, 12_345)
+    before = sorted(layout.data_dir.rglob("*"))
+    assert [f for f in problems(layout, deep=True) if "uid" not in f.detail] == []
+    create(layout, tmp_path / "backups", map_size=doctor.MAP_BYTES)
+    with pytest.raises(DeniedError, match="uid 12345"):
+        fixed(layout)
+    assert sorted(layout.data_dir.rglob("*")) == before
 
 
 def test_fix_writes_a_model_that_ships_again_and_a_name_of_the_catalog(layout: Layout) -> None:

@@ -96,6 +96,21 @@ def test_it_is_in_no_backup_any_more_and_all_else_is(home: Path, tmp_path: Path)
     assert not any(one.changed for one in purged(home))
 
 
+def test_indexes_that_the_engine_had_not_replaced_yet_are_in_none(home: Path) -> None:
+    """The engine had purged before the backup was taken, so that nothing is left to purge there but these."""
+    with Store(home.parent / "data") as store:
+        store.purge(FILTER)
+        stale = set(store.publisher.manifest.stale)
+    create(Layout(home.parent / "data"), home, "stale", map_size=MAP_BYTES)
+    folder = home / "stale" / "indexes"
+    assert stale and stale <= {p.name for p in folder.iterdir()}
+    told = {one.name: one for one in purged(home)}
+    assert told["stale"].changed and not told["stale"].error
+    assert stale.isdisjoint(p.name for p in folder.iterdir())
+    assert "problem" not in {f.severity for f in verify(home / "stale")}
+    assert not any(one.changed for one in purged(home))
+
+
 def test_by_ids_and_one_that_is_damaged_stays_and_is_named(home: Path) -> None:
     flip(home / "first" / "catalog" / "catalog.0", 9_000)
     told = {one.name: one for one in purged(home, None, ("e000003",))}

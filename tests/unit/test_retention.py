@@ -22,7 +22,7 @@ from engine.store import checkpoint, switch, tiers
 from engine.store.catalog import Batch
 from ipc.messages import Filter
 from tests.events import blocked, ids, make, several
-from tests.store_fixture import OTHER, ROWS, Store
+from tests.store_fixture import OTHER, ROWS, Store, damage
 
 DAY_NS = retention.DAY_NS
 NOW_NS = 1_800_000_000_000_000_000
@@ -70,7 +70,7 @@ def test_size_lets_the_oldest_leave_until_it_is_kept(store: Store) -> None:
 
     def taken() -> int:
         with store.catalog.read() as view:
-            return retention.taken_bytes(store.layout, view)
+            return retention.taken_bytes(store.layout, view, store.publisher.manifest)
 
     before = taken()
     assert due(store, bytes_max=before) == 0
@@ -84,7 +84,35 @@ def test_size_lets_the_oldest_leave_until_it_is_kept(store: Store) -> None:
     assert taken() <= before * 2 // 3
 
 
+def test_what_is_on_its_way_out_or_in_costs_no_other_event(store: Store) -> None:
+    """Records that are not yet deleted, an index over what left and what stays, one that is being built."""
+    store.publish(several(8 * ROWS))
+    store.index()
+    store.merge()
+    assert {i.lo for i in store.publisher.manifest.indexes if i.hi > 3 * ROWS} == {0}  # over what leaves and what stays
+    with store.catalog.read() as view:
+        wanted = retention.taken_bytes(store.layout, view, store.publisher.manifest) * 3 // 4
+    first = due(store, bytes_max=wanted)
+    assert 1 < first < 4
+    store.leave(first, 0)
+    (store.layout.indexes / "chronos-0000-000000000000-000000000300-00000000").write_bytes(bytes(1 << 20))
+    assert due(store, bytes_max=wanted) <= first + 1  # so small a store has parts that do not shrink with it
+    store.leave(first)
+    store.split()
+    assert due(store, bytes_max=wanted) <= first + 1
+
+
 # ---- what leaves
+
+
+def test_an_identity_that_cannot_be_read_holds_nothing_up(store: Store) -> None:
+    store.publish(several(2 * ROWS))
+    damage(store.catalog, "ids", b"e000003\0test")
+    store.leave(1)
+    with store.catalog.read() as view:
+        assert view.oldest() == ROWS
+        assert all(not view.has("ids", f"e{n:06d}\0test".encode()) for n in range(ROWS))
+    store.check()
 
 
 def test_what_left_is_gone_and_all_else_is_as_before(store: Store) -> None:
