@@ -130,6 +130,6 @@ def export(
         raise click.UsageError("--legacy writes all events: it takes no filter")
     with progress("export") as meter:
         exported = files.export(session, kind, target, filter, meter)
-    if str(target) != "-":
+    if not files.is_stdout(target):
         out = Out("json" if json else "text")
         out.done(exported, f"{exported['events']:,} events in {target}")

@@ -62,7 +62,7 @@ def generate(out: Out, events: int, seed: int, file: Path) -> None:
 
     with progress("generate", events) as meter:
         written = files.generate(events, seed, file, meter)
-    if str(file) != "-":
+    if not files.is_stdout(file):
         out.done({"events": written, "file": str(file), "seed": seed}, f"{written:,} events in {file}")
 
 

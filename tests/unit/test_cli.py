@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,90 @@ def test_a_configured_socket_is_found(engine, flowkin, tmp_path):
     other.mkdir()
     (other / "flowkin.toml").write_text(f'[sockets]\nquery = "{tmp_path}/run/query.sock"\n')
     assert flowkin("stats", "--json", "--data-dir", str(other), where=False).status == 0
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+def test_a_device_is_written_and_stays_one(engine, flowkin, tmp_path):
+    """A terminal of our own, by a link: beside it no file can be made, whoever runs this."""
+    ours, theirs = os.openpty()
+    try:
+        tty.setraw(theirs)
+        link = tmp_path / "device"
+        link.symlink_to(os.ttyname(theirs))
+        got = flowkin("export", "--ndjson", str(link), "--dst", "10.0.0.2")
+        assert (got.status, got.out) == (0, f"6 events in {link}\n"), got.err
+        assert link.is_symlink() and link.is_char_device() and os.read(ours, 8) == b'{"event_'
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_fifo_gets_all_of_it_and_stays_one(engine, flowkin, tmp_path):
+    fifo, got = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
+    reader.start()
+    done = flowkin("generate", "--events", "300", "--out", str(fifo), where=False)
+    assert done.status == 0 and fifo.is_fifo()
+    reader.join()
+    assert len(got[0].splitlines()) == 300
+
+
+def test_a_fifo_whose_reader_leaves_is_an_error(engine, flowkin, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: fifo.open("rb").close(), daemon=True)
+    reader.start()
+    done = flowkin("generate", "--events", "300", "--out", str(fifo), where=False)
+    assert done.status == 1 and "left before the end" in done.err and fifo.is_fifo()
+    reader.join()
+
+
+def test_stdout_by_its_other_name_is_stdout(tmp_path):
+    """Opened anew it would be cut, or replaced; and what is said of it would stand among the events."""
+    log = tmp_path / "log"
+    log.write_text("kept\n")
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "cli", "generate", "--events", "2", "--out", "/dev/fd/1"]
+        assert subprocess.run(command, cwd=ROOT, stdout=file, timeout=30).returncode == 0
+    kept, *events = log.read_text().splitlines()
+    assert kept == "kept" and [bool(json.loads(line)["event_id"]) for line in events] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["--ndjson", "--parquet"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_points_to_is_replaced(engine, flowkin, tmp_path, kind, there):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    link, target = tmp_path / "link", folder / "target"
+    link.symlink_to("folder/target")
+    if there:
+        target.write_text("old")
+    assert flowkin("export", kind, str(link)).status == 0
+    assert link.is_symlink() and target.stat().st_size > 100
+    assert target.read_bytes()[:4] == (b"PAR1" if kind == "--parquet" else b'{"ev')
+    assert list(folder.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/fd/1", "fifo", "."])
+def test_parquet_is_written_whole_or_not_at_all(engine, flowkin, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    got = flowkin("export", "--parquet", name)
+    assert (got.status, got.out, got.err.count("\n")) == (2, "", 1) and f"{name} is no plain file" in got.err
+    assert sorted(os.listdir()) == ["fifo", "run"]
+
+
+def test_an_export_that_fails_leaves_what_was_there(engine, flowkin, tmp_path, monkeypatch):
+    def broken(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.export._flat", broken)
+    path = tmp_path / "out.parquet"
+    path.write_text("old")
+    got = flowkin("export", "--parquet", str(path))
+    assert (got.status, got.err) == (1, f"flowkin: {path}: no space left on device\n")
+    assert path.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["out.parquet", "run"]
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------
