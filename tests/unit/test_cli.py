@@ -233,6 +233,42 @@ def test_a_purge_that_is_refused_at_the_question_says_so(engine, flowkin, monkey
     assert [asked.dry_run for asked in engine.seen] == [True]
 
 
+def test_an_end_of_input_at_the_question_removes_nothing(engine, flowkin, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    got = flowkin("purge", "e1")
+    assert got.status == 1 and got.err.splitlines()[-1] == "flowkin: nothing was removed"
+    assert [asked.dry_run for asked in engine.seen] == [True]
+
+
+@pytest.mark.parametrize("lines", ["", "e1\n"])
+def test_ids_from_stdin_and_a_filter_purge_nothing(engine, flowkin, monkeypatch, lines):
+    """Also where none came: what is left would be the filter alone."""
+    stdin = io.StringIO(lines)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    got = flowkin("purge", "-", "--family", "C2", "--yes")
+    assert got.status == 2 and "name the events" in got.err
+    assert engine.seen == [] and stdin.tell() == 0
+
+
+def test_a_purge_of_ids_from_stdin_takes_yes_for_nobody_can_be_asked(engine, flowkin, monkeypatch):
+    stdin = io.StringIO("e1\n\ne2\n")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    got = flowkin("purge", "-")
+    assert got.status == 2 and "--yes or --dry-run" in got.err
+    assert engine.seen == [] and stdin.tell() == 0
+    assert flowkin("purge", "-", "--yes", "--json").json()["events"] == 3
+    assert [(asked.ids, asked.dry_run) for asked in engine.seen] == [(["e1", "e2"], False)]
+
+
+@pytest.mark.parametrize("how", ["--yes", "--dry-run"])
+def test_a_purge_of_no_id_from_stdin_removes_nothing_and_says_so(engine, flowkin, monkeypatch, tmp_path, how):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    got = flowkin("purge", "-", how, "--backups", str(tmp_path / "nowhere"))
+    assert (got.status, got.out) == (0, "0 events purged: no id came from stdin\n")
+    assert flowkin("purge", "-", how, "--json").json() == {"generation": 7, "events": 0}
+    assert not any(isinstance(asked, Purge) for asked in engine.seen)
+
+
 def test_ids_from_stdin(engine, flowkin, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("e1\n\n e2 \n"))
     assert len(flowkin("query_similar", "-", "--json").json()) == 2
