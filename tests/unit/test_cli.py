@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from cli import options as cli_options
 from cli.group import FILES
+from cli.main import flowkin as PROGRAM
 from cli.process import _why as why
 from cli.run import run
 from cli.session import Session
@@ -224,6 +225,12 @@ def test_several_ids_are_a_list_in_json_and_lines_in_ndjson(engine, flowkin):
     assert len(flowkin("query_similar", "e1", "e2", "e3", "--json").json()) == 3
     assert len(flowkin("query_similar", "e1", "e2", "--ndjson").out.splitlines()) == 2
     assert flowkin("query_similar", "e1", "--ndjson").out.count("\n") == 1
+
+
+@pytest.mark.parametrize(("ids", "answered"), [(["e1", "e2", "missing"], 2), (["missing", "e1"], 0)])
+def test_a_list_in_json_that_an_error_ends_is_json(engine, flowkin, ids, answered):
+    got = flowkin("query_similar", *ids, "--json")
+    assert got.status == 3 and "missing" in got.err and len(got.json()) == answered
 
 
 def test_a_purge_that_is_refused_at_the_question_says_so(engine, flowkin, monkeypatch):
@@ -709,6 +716,11 @@ def test_every_command_has_help_with_an_example():
         shown = CliRunner().invoke(command, ["--help"])
         assert shown.exit_code == 0, name
         assert "Example" in shown.output and "flowkin " in shown.output, name
+
+
+def test_watch_does_not_promise_one_document():
+    shown = CliRunner().invoke(PROGRAM, ["watch", "--help"])
+    assert "one line for each, as --ndjson" in shown.output and "one JSON document" not in shown.output
 
 
 def test_limits_are_those_of_the_messages():
