@@ -803,6 +803,48 @@ def test_hits_by_number(engine, tmp_path, monkeypatch, capsys):
     assert "no hit #4" in capsys.readouterr().err
 
 
+def test_a_number_of_thousands_of_digits_ends_its_line_only(engine, tmp_path, monkeypatch, capsys):
+    number = "#" + "1" * 5_000
+    assert shell_of(tmp_path, f"show {number}\nstats --json\n", monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["version"] == "0" and err == f"there is no hit {number}; the last answer had none\n"
+    asked = "similar e9 --json\nsimilar #003 --json\nsimilar #0000000000002 --json\n"
+    assert shell_of(tmp_path, asked + "similar #10000000000 --json\n", monkeypatch) == 3
+    assert [r.id for r in engine.seen if isinstance(r, QuerySimilar)] == ["e9", "lab/e3", "lab/e2"]
+
+
+def test_what_no_command_foresaw_ends_its_line_only(engine, tmp_path, monkeypatch, capsys):
+    def broken(self: Shell, line: str) -> bool:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(Shell, "_backslash", broken)
+    assert shell_of(tmp_path, "stats --json\n\\timing\n", monkeypatch) == 1
+    assert shell_of(tmp_path, "\\timing\nstats --json\n", monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["version"] for line in out.splitlines()] == ["0", "0"]
+    assert err.splitlines() == ["flowkin: internal error, ZeroDivisionError: oh; --debug shows where"] * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "lines", "status"),
+    [
+        ("shell", b"show e\xff\nstats --json\n", 0),
+        ("shell", b"stats --json\n-- \xff\nshow e\xff\n", 2),
+        ("query_similar - --ndjson", b"e1\ne\xff\n", 2),
+    ],
+)
+def test_a_byte_of_stdin_that_is_no_utf8_costs_its_line_only(engine, tmp_path, command, lines, status):
+    environment = os.environ | {"FLOWKIN_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0",
+                                "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *command.split()], input=lines, capture_output=True, env=environment, timeout=30
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr == b"flowkin: 'e\\udcff' is not UTF-8\n"
+    if command == "shell":
+        assert json.loads(done.stdout)["version"] == "0"
+
+
 def test_shell_words(engine, tmp_path, monkeypatch, capsys):
     text = "\\timing\nstats --json\n\\timing\n\\?\nhelp query_similar\n\\frob\nshell\nexit\nstats\n"
     assert shell_of(tmp_path, text, monkeypatch) == 2
