@@ -352,6 +352,16 @@ def test_label_says_who(engine, flowkin):
     assert (engine.seen[-1].id, engine.seen[-1].label, engine.seen[-1].by) == ("lab/e1", "true positive", "ana")
 
 
+def test_a_label_is_by_a_number_where_the_user_has_no_name(engine, flowkin, monkeypatch):
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert flowkin("label", "lab/e1", "x", "--json").json()["labelled_by"] == f"uid {os.getuid()}"
+
+
 def test_facts_are_passed_through(engine, flowkin):
     assert flowkin("status", "--json").json()["running"] is True
     assert flowkin("models", "show", "v2", "--json").json()["seed"] == 4
