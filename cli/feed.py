@@ -271,11 +271,13 @@ def _bounded(reject: Reject) -> Reject:
 
 
 def events(paths: Sequence[Path], how: How) -> Iterator[FeaturedEvent]:
-    """The events alone; what could not be read is counted on stderr at the end."""
-    rejected = 0
+    """The events alone; at the end what could not be read is counted on stderr, and said that there was no event."""
+    read = rejected = 0
     for part in parts(paths, how):
-        rejected += len(part.rejects)
+        read, rejected = read + len(part.events), rejected + len(part.rejects)
         yield from part.events
+    if not read:
+        sys.stderr.write(clean(f"no event in {', '.join(map(str, paths))}") + "\n")
     if rejected:
         sys.stderr.write(f"{rejected:,} records could not be read; `flowkin ingest` would put them into dead letters\n")
 

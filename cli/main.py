@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -48,6 +49,8 @@ def main() -> int:
     """The program; its exit status."""
     from cli.run import run
 
+    if isinstance(sys.stdin, io.TextIOWrapper):  # as arguments are: ids and lines that are no UTF-8 get their own error
+        sys.stdin.reconfigure(errors="surrogateescape")
     session = Session()
     try:
         return run(sys.argv[1:], session)

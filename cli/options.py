@@ -211,7 +211,7 @@ def located(*, socket: bool = True) -> Callable[[F], F]:
 
 
 # ---- how to print -------------------------------------------------------------------------------------------------
-def printed(function: F) -> F:
+def printed(function: F, *, json_help: str = "Print one JSON document.") -> F:
     """--json and --ndjson; gives `out`."""
 
     @wraps(function)
@@ -226,7 +226,7 @@ def printed(function: F) -> F:
     return _stack(
         inner,
         [
-            click.option("--json", is_flag=True, help="Print one JSON document."),
+            click.option("--json", is_flag=True, help=json_help),
             click.option("--ndjson", is_flag=True, help="Print JSON, one line for each."),
         ],
     )  # type: ignore[return-value]

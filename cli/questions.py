@@ -50,17 +50,33 @@ def ids_of(ids: Sequence[str], stdin: TextIO) -> tuple[bool, Iterator[str]]:
     return len(ids) > 1 or "-" in ids, each()
 
 
+def to_purge(ids: Sequence[str], filter: Filter | None, asked: bool, stdin: TextIO) -> list[str]:
+    """The ids, '-' read; none where the filter says what, or where stdin named none. Raises UsageError."""
+    import click
+
+    if (filter is None) == (not ids):  # by what was asked for: stdin that turns out empty leaves no filter alone
+        raise click.UsageError("name the events to purge: by filter flags, or by ids")
+    if "-" in ids and asked:
+        raise click.UsageError("where ids come from stdin nobody can be asked: give --yes or --dry-run")
+    return list(ids_of(ids, stdin)[1])
+
+
 def purged(
     client: Client, filter: Filter | None, wanted: list[str], dry_run: bool, yes: bool, timeout_ms: int
 ) -> tuple[dict[str, Any], int]:
     """What a purge removed, or would, and the generation; a person is asked first."""
     import click
 
-    if (filter is None) == (not wanted):
-        raise click.UsageError("name the events to purge: by filter flags, or by ids")
     if not dry_run and not yes:
         would = client.purge(filter=filter, ids=wanted, dry_run=True, timeout_ms=timeout_ms).facts["events"]
-        if not click.confirm(f"Remove {would:,} events for good?", err=True):
+        try:
+            sure = click.confirm(f"Remove {would:,} events for good?", err=True)
+        except click.Abort as e:
+            if not isinstance(e.__context__, EOFError):  # Ctrl-C
+                raise
+            click.echo(err=True)  # the question's line has no end yet
+            sure = False
+        if not sure:
             raise CommandError("nothing was removed", FAILED)
     done = client.purge(filter=filter, ids=wanted, dry_run=dry_run, timeout_ms=timeout_ms)
     return done.facts, done.generation

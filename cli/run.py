@@ -62,10 +62,23 @@ def _reason(error: BaseException, session: Session) -> tuple[str, int]:
         return f"{PROGRAM}: {text}", status if OK <= status <= 7 else FAILED
     if isinstance(error, OSError):
         return _foreign(error)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":  # bytes of an argument, or of stdin
+        return f"{PROGRAM}: {error.object!r} is not UTF-8", USAGE
     if isinstance(error, ModuleNotFoundError):
         return f"{PROGRAM}: {error.name} is not installed, which this command needs", FAILED
     hint = "" if session.debug else "; --debug shows where"
     return f"{PROGRAM}: internal error, {type(error).__name__}: {' '.join(str(error).split())}{hint}", FAILED
+
+
+def failed(error: Exception, session: Session) -> int:
+    """Says what went wrong; the status."""
+    if session.debug and not isinstance(error, click.ClickException | CommandError):
+        import traceback
+
+        traceback.print_exception(error)
+    text, status = _reason(error, session)
+    say(text)
+    return status
 
 
 def _close_stdout() -> None:
@@ -83,9 +96,9 @@ def _ended(status: int, session: Session) -> int:
         _close_stdout()
     except OSError as e:
         _close_stdout()
-        text, failed = _reason(e, session)
+        text, of_error = _reason(e, session)
         say(text)
-        return status or failed
+        return status or of_error
     return status
 
 
@@ -110,10 +123,4 @@ def run(args: Sequence[str], session: Session) -> int:
         _close_stdout()
         return OK
     except Exception as e:
-        if session.debug and not isinstance(e, click.ClickException | CommandError):
-            import traceback
-
-            traceback.print_exc()
-        text, status = _reason(e, session)
-        say(text)
-        return status
+        return failed(e, session)

@@ -21,7 +21,7 @@ import click
 
 from cli.errors import NOT_FOUND, OK, USAGE
 from cli.group import ALIASES
-from cli.run import run, say
+from cli.run import failed, run, say
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -37,7 +37,7 @@ HELP = r"""A line is what would follow `flowkin`: recent, query_similar ID --exp
   exit  \q  Ctrl-D     leave;  Ctrl-C ends a request and stays"""
 WORDS = ("help", "exit", "quit", r"\timing", r"\?", r"\q")
 TAKES_PATHS = ("ingest", "query_event", "query-event", "event", "classify", "fit")
-_HIT = re.compile(r"#(\d+)")
+_HIT = re.compile(r"#0*(\d{1,9})\d*")  # so long a number is beyond all hits by its first digits; int() takes no 5,000
 RECENT_S = 15.0
 RECENT_TIMEOUT_MS = 250
 
@@ -69,6 +69,8 @@ class Shell:
                 self.status = 130
                 if prompt is None:
                     raise
+            except Exception as e:
+                self.status = failed(e, self.session)
 
     def one(self, line: str) -> bool:
         """Do one line; False to leave."""

@@ -3,7 +3,8 @@
 Always true
   - NDJSON and Parquet come from a running engine through its query socket; the legacy files are read from the data
     directory itself. Nothing of the store is changed.
-  - An output appears under its name only when it is whole.
+  - NDJSON and Parquet are written to an open file; that it is there whole or not at all is its owner's business. The
+    legacy files appear under their names only when they are whole.
   - Legacy: position i of chronos.faiss, sbert.faiss and attack.faiss is the event with faiss_idx i in metadata.db.
 """
 
@@ -86,7 +87,7 @@ def export_ndjson(
 
 
 def export_parquet(
-    client: Client, path: Path, wanted: Filter | None = None, advance: Callable[[int], None] = lambda n: None
+    client: Client, file: IO[bytes], wanted: Filter | None = None, advance: Callable[[int], None] = lambda n: None
 ) -> int:  # fmt: skip
     """One row an event: its fields, a column for each feature, label and firewall action. Returns how many."""
     import pyarrow as pa
@@ -102,31 +103,26 @@ def export_parquet(
         "firewall_action": text,
     }  # fmt: skip
     schema = pa.schema([*fields.items(), *((name, pa.float32()) for name in NAMES)])
-    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     n = 0
-    try:
-        with pq.ParquetWriter(tmp, schema, compression="zstd") as writer:
-            page: list[Stored] = []
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        page: list[Stored] = []
 
-            def flush() -> None:
-                rows = [_flat(stored) for stored in page]
-                columns: list[Any] = [pa.array([row[name] for row in rows], kind) for name, kind in fields.items()]
-                features = unpack([stored.features for stored in page])
-                columns += [pa.array(features[:, i]) for i in range(len(NAMES))]
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-                page.clear()
+        def flush() -> None:
+            rows = [_flat(stored) for stored in page]
+            columns: list[Any] = [pa.array([row[name] for row in rows], kind) for name, kind in fields.items()]
+            features = unpack([stored.features for stored in page])
+            columns += [pa.array(features[:, i]) for i in range(len(NAMES))]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            page.clear()
 
-            for stored in stored_events(client, wanted):
-                page.append(stored)
-                n += 1
-                advance(1)
-                if len(page) == PAGE_EVENTS:
-                    flush()
-            if page:
+        for stored in stored_events(client, wanted):
+            page.append(stored)
+            n += 1
+            advance(1)
+            if len(page) == PAGE_EVENTS:
                 flush()
-        tmp.rename(path)
-    finally:
-        tmp.unlink(missing_ok=True)
+        if page:
+            flush()
     return n
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -223,7 +224,7 @@ def show(session: Session, out: Out, event_id: str, raw: bool, timeout_ms: int |
 @group.command("watch")
 @filtered
 @located()
-@printed
+@partial(printed, json_help="Print JSON, one line for each, as --ndjson: there is no end.")
 def watch(session: Session, out: Out, filter: Filter | None) -> None:
     """New events as they come, until Ctrl-C.
 

@@ -42,6 +42,8 @@ def purge(
     A backup that holds some of it is taken anew without them, under its name; that takes room for two copies of it.
     Exit status 7 where one is left as it is. --dry-run does not look into backups.
 
+    With - as an ID they are read from stdin, which takes --yes or --dry-run; where none comes nothing is removed.
+
     \b
     Examples:
       flowkin purge --addr 203.0.113.7 --dry-run --data-dir ./data
@@ -56,7 +58,11 @@ def purge(
     from cli.render import progress
     from cli.text import plural
 
-    wanted = list(questions.ids_of(ids, sys.stdin)[1])
+    wanted = questions.to_purge(ids, filter, not (yes or dry_run), sys.stdin)
+    if ids and not wanted:
+        said = "0 events purged: no id came from stdin"
+        out.done({"generation": session.client().ping().generation, "events": 0}, said)
+        return
     facts, generation = questions.purged(session.client(), filter, wanted, dry_run, yes, round(timeout * 1000))
     would = "would be purged" if dry_run else "purged"
     said, left = f"{facts['events']:,} events {would}", []
@@ -130,6 +136,6 @@ def export(
         raise click.UsageError("--legacy writes all events: it takes no filter")
     with progress("export") as meter:
         exported = files.export(session, kind, target, filter, meter)
-    if str(target) != "-":
+    if not files.is_stdout(target):
         out = Out("json" if json else "text")
         out.done(exported, f"{exported['events']:,} events in {target}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -62,8 +63,17 @@ def generate(out: Out, events: int, seed: int, file: Path) -> None:
 
     with progress("generate", events) as meter:
         written = files.generate(events, seed, file, meter)
-    if str(file) != "-":
+    if not files.is_stdout(file):
         out.done({"events": written, "file": str(file), "seed": seed}, f"{written:,} events in {file}")
+
+
+def _me() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in containers: the uid has no name; OSError since Python 3.13
+        return f"uid {os.getuid()}"
 
 
 @group.command("label")
@@ -81,9 +91,7 @@ def label(session: Session, out: Out, event_id: str, label: str, by: str, timeou
       flowkin label synthetic/synthetic_000042 true_positive --by ana --data-dir ./data
       flowkin label ID 'false positive: backup job' --data-dir ./data
     """
-    import getpass
-
-    by = by or getpass.getuser()
+    by = by or _me()
     done = session.client().label(event_id, label, by=by, timeout_ms=timeout_ms)
     facts = {"generation": done.generation, "event_id": event_id, "label": label or None, "labelled_by": by}
     sentence = f"{event_id} is labelled {label!r} by {by}" if label else f"{event_id} has no label now"

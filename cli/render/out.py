@@ -2,6 +2,7 @@
 
 Always true
   - `Out` is made once for each command. "json" prints exactly one document, "ndjson" one line for each thing.
+    What has no end (watch) is a line for each thing in both.
 """
 
 from __future__ import annotations
@@ -54,16 +55,18 @@ class Out:
         self.to.raw(text + "\n")
 
     def documents(self, documents: Iterable[Document]) -> None:
-        """ndjson: lines as they come; json: one list, written as it comes."""
+        """ndjson: lines as they come; json: one list, written as it comes, and closed also where an error ends it."""
         if self.format == "ndjson":
             for document in documents:
                 self.to.raw(json_line(document) + "\n")
                 self.to.stream.flush()
             return
         self.to.raw("[")
-        for i, document in enumerate(documents):
-            self.to.raw(("," if i else "") + "\n" + json_line(document))
-        self.to.raw("\n]\n")
+        try:
+            for i, document in enumerate(documents):
+                self.to.raw(("," if i else "") + "\n" + json_line(document))
+        finally:
+            self.to.raw("\n]\n")
 
     def answers(
         self, answers: Iterable[tuple[Answer, int]], *, several: bool, brief: bool = False, plan: bool = False
@@ -125,7 +128,7 @@ class Out:
         self.to.line(Span(f"{plural(len(events), 'event')} · generation {generation}{more}", DIM))
 
     def passing(self, stored: Sequence[Stored]) -> None:
-        """watch: a line for each new event, at once."""
+        """watch: a line for each new event, at once; in JSON, too: a list would never end."""
         for one in stored:
             if not self.text:
                 self.to.raw(json_line(stored_document(one)) + "\n")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from click.testing import CliRunner
 
 from cli import options as cli_options
 from cli.group import FILES
+from cli.main import flowkin as PROGRAM
 from cli.process import _why as why
 from cli.run import run
 from cli.session import Session
@@ -225,11 +227,53 @@ def test_several_ids_are_a_list_in_json_and_lines_in_ndjson(engine, flowkin):
     assert flowkin("query_similar", "e1", "--ndjson").out.count("\n") == 1
 
 
+@pytest.mark.parametrize(("ids", "answered"), [(["e1", "e2", "missing"], 2), (["missing", "e1"], 0)])
+def test_a_list_in_json_that_an_error_ends_is_json(engine, flowkin, ids, answered):
+    got = flowkin("query_similar", *ids, "--json")
+    assert got.status == 3 and "missing" in got.err and len(got.json()) == answered
+
+
 def test_a_purge_that_is_refused_at_the_question_says_so(engine, flowkin, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     got = flowkin("purge", "--addr", "203.0.113.7")
     assert got.status == 1 and "Remove 3 events" in got.err and "nothing was removed" in got.err
     assert [asked.dry_run for asked in engine.seen] == [True]
+
+
+def test_an_end_of_input_at_the_question_removes_nothing(engine, flowkin, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    got = flowkin("purge", "e1")
+    assert got.status == 1 and got.err.splitlines()[-1] == "flowkin: nothing was removed"
+    assert [asked.dry_run for asked in engine.seen] == [True]
+
+
+@pytest.mark.parametrize("lines", ["", "e1\n"])
+def test_ids_from_stdin_and_a_filter_purge_nothing(engine, flowkin, monkeypatch, lines):
+    """Also where none came: what is left would be the filter alone."""
+    stdin = io.StringIO(lines)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    got = flowkin("purge", "-", "--family", "C2", "--yes")
+    assert got.status == 2 and "name the events" in got.err
+    assert engine.seen == [] and stdin.tell() == 0
+
+
+def test_a_purge_of_ids_from_stdin_takes_yes_for_nobody_can_be_asked(engine, flowkin, monkeypatch):
+    stdin = io.StringIO("e1\n\ne2\n")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    got = flowkin("purge", "-")
+    assert got.status == 2 and "--yes or --dry-run" in got.err
+    assert engine.seen == [] and stdin.tell() == 0
+    assert flowkin("purge", "-", "--yes", "--json").json()["events"] == 3
+    assert [(asked.ids, asked.dry_run) for asked in engine.seen] == [(["e1", "e2"], False)]
+
+
+@pytest.mark.parametrize("how", ["--yes", "--dry-run"])
+def test_a_purge_of_no_id_from_stdin_removes_nothing_and_says_so(engine, flowkin, monkeypatch, tmp_path, how):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    got = flowkin("purge", "-", how, "--backups", str(tmp_path / "nowhere"))
+    assert (got.status, got.out) == (0, "0 events purged: no id came from stdin\n")
+    assert flowkin("purge", "-", how, "--json").json() == {"generation": 7, "events": 0}
+    assert not any(isinstance(asked, Purge) for asked in engine.seen)
 
 
 def test_ids_from_stdin(engine, flowkin, monkeypatch):
@@ -306,6 +350,16 @@ def test_label_says_who(engine, flowkin):
     got = flowkin("label", "lab/e1", "true positive", "--by", "ana", "--json").json()
     assert got == {"generation": 8, "event_id": "lab/e1", "label": "true positive", "labelled_by": "ana"}
     assert (engine.seen[-1].id, engine.seen[-1].label, engine.seen[-1].by) == ("lab/e1", "true positive", "ana")
+
+
+def test_a_label_is_by_a_number_where_the_user_has_no_name(engine, flowkin, monkeypatch):
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert flowkin("label", "lab/e1", "x", "--json").json()["labelled_by"] == f"uid {os.getuid()}"
 
 
 def test_facts_are_passed_through(engine, flowkin):
@@ -386,6 +440,90 @@ def test_a_configured_socket_is_found(engine, flowkin, tmp_path):
     other.mkdir()
     (other / "flowkin.toml").write_text(f'[sockets]\nquery = "{tmp_path}/run/query.sock"\n')
     assert flowkin("stats", "--json", "--data-dir", str(other), where=False).status == 0
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+def test_a_device_is_written_and_stays_one(engine, flowkin, tmp_path):
+    """A terminal of our own, by a link: beside it no file can be made, whoever runs this."""
+    ours, theirs = os.openpty()
+    try:
+        tty.setraw(theirs)
+        link = tmp_path / "device"
+        link.symlink_to(os.ttyname(theirs))
+        got = flowkin("export", "--ndjson", str(link), "--dst", "10.0.0.2")
+        assert (got.status, got.out) == (0, f"6 events in {link}\n"), got.err
+        assert link.is_symlink() and link.is_char_device() and os.read(ours, 8) == b'{"event_'
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_fifo_gets_all_of_it_and_stays_one(engine, flowkin, tmp_path):
+    fifo, got = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
+    reader.start()
+    done = flowkin("generate", "--events", "300", "--out", str(fifo), where=False)
+    assert done.status == 0 and fifo.is_fifo()
+    reader.join()
+    assert len(got[0].splitlines()) == 300
+
+
+def test_a_fifo_whose_reader_leaves_is_an_error(engine, flowkin, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: fifo.open("rb").close(), daemon=True)
+    reader.start()
+    done = flowkin("generate", "--events", "300", "--out", str(fifo), where=False)
+    assert done.status == 1 and "left before the end" in done.err and fifo.is_fifo()
+    reader.join()
+
+
+def test_stdout_by_its_other_name_is_stdout(tmp_path):
+    """Opened anew it would be cut, or replaced; and what is said of it would stand among the events."""
+    log = tmp_path / "log"
+    log.write_text("kept\n")
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "cli", "generate", "--events", "2", "--out", "/dev/fd/1"]
+        assert subprocess.run(command, cwd=ROOT, stdout=file, timeout=30).returncode == 0
+    kept, *events = log.read_text().splitlines()
+    assert kept == "kept" and [bool(json.loads(line)["event_id"]) for line in events] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["--ndjson", "--parquet"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_points_to_is_replaced(engine, flowkin, tmp_path, kind, there):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    link, target = tmp_path / "link", folder / "target"
+    link.symlink_to("folder/target")
+    if there:
+        target.write_text("old")
+    assert flowkin("export", kind, str(link)).status == 0
+    assert link.is_symlink() and target.stat().st_size > 100
+    assert target.read_bytes()[:4] == (b"PAR1" if kind == "--parquet" else b'{"ev')
+    assert list(folder.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/fd/1", "fifo", "."])
+def test_parquet_is_written_whole_or_not_at_all(engine, flowkin, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    got = flowkin("export", "--parquet", name)
+    assert (got.status, got.out, got.err.count("\n")) == (2, "", 1) and f"{name} is no plain file" in got.err
+    assert sorted(os.listdir()) == ["fifo", "run"]
+
+
+def test_an_export_that_fails_leaves_what_was_there(engine, flowkin, tmp_path, monkeypatch):
+    def broken(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.export._flat", broken)
+    path = tmp_path / "out.parquet"
+    path.write_text("old")
+    got = flowkin("export", "--parquet", str(path))
+    assert (got.status, got.err) == (1, f"flowkin: {path}: no space left on device\n")
+    assert path.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["out.parquet", "run"]
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------
@@ -590,6 +728,11 @@ def test_every_command_has_help_with_an_example():
         assert "Example" in shown.output and "flowkin " in shown.output, name
 
 
+def test_watch_does_not_promise_one_document():
+    shown = CliRunner().invoke(PROGRAM, ["watch", "--help"])
+    assert "one line for each, as --ndjson" in shown.output and "one JSON document" not in shown.output
+
+
 def test_limits_are_those_of_the_messages():
     assert cli_options.TOP_K_MAX == TOP_K_MAX
 
@@ -668,6 +811,48 @@ def test_hits_by_number(engine, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert shell_of(tmp_path, "similar e9 --json\nshow #4\n", monkeypatch) == 3
     assert "no hit #4" in capsys.readouterr().err
+
+
+def test_a_number_of_thousands_of_digits_ends_its_line_only(engine, tmp_path, monkeypatch, capsys):
+    number = "#" + "1" * 5_000
+    assert shell_of(tmp_path, f"show {number}\nstats --json\n", monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["version"] == "0" and err == f"there is no hit {number}; the last answer had none\n"
+    asked = "similar e9 --json\nsimilar #003 --json\nsimilar #0000000000002 --json\n"
+    assert shell_of(tmp_path, asked + "similar #10000000000 --json\n", monkeypatch) == 3
+    assert [r.id for r in engine.seen if isinstance(r, QuerySimilar)] == ["e9", "lab/e3", "lab/e2"]
+
+
+def test_what_no_command_foresaw_ends_its_line_only(engine, tmp_path, monkeypatch, capsys):
+    def broken(self: Shell, line: str) -> bool:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(Shell, "_backslash", broken)
+    assert shell_of(tmp_path, "stats --json\n\\timing\n", monkeypatch) == 1
+    assert shell_of(tmp_path, "\\timing\nstats --json\n", monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["version"] for line in out.splitlines()] == ["0", "0"]
+    assert err.splitlines() == ["flowkin: internal error, ZeroDivisionError: oh; --debug shows where"] * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "lines", "status"),
+    [
+        ("shell", b"show e\xff\nstats --json\n", 0),
+        ("shell", b"stats --json\n-- \xff\nshow e\xff\n", 2),
+        ("query_similar - --ndjson", b"e1\ne\xff\n", 2),
+    ],
+)
+def test_a_byte_of_stdin_that_is_no_utf8_costs_its_line_only(engine, tmp_path, command, lines, status):
+    environment = os.environ | {"FLOWKIN_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0",
+                                "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *command.split()], input=lines, capture_output=True, env=environment, timeout=30
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr == b"flowkin: 'e\\udcff' is not UTF-8\n"
+    if command == "shell":
+        assert json.loads(done.stdout)["version"] == "0"
 
 
 def test_shell_words(engine, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cli.files import whole
 from engine.embed.base import SPACES
 from engine.errors import CorruptionError, SourceError
 from engine.export import PAGE_EVENTS, export_legacy, export_ndjson, export_parquet, stored_events
@@ -59,7 +60,8 @@ def test_a_filter_leaves_out_what_does_not_pass(filled: Engine, tmp_path: Path) 
 def test_parquet_has_a_row_an_event_and_a_column_a_feature(filled: Engine, tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     advanced: list[int] = []
-    assert export_parquet(filled.client(), path, advance=advanced.append) == FILLED == sum(advanced)
+    with whole(path) as file:
+        assert export_parquet(filled.client(), file, advance=advanced.append) == FILLED == sum(advanced)
     table = pq.read_table(path)
     assert table.num_rows == FILLED
     assert set(NAMES) <= set(table.column_names)

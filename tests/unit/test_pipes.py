@@ -21,6 +21,7 @@ import zstandard
 from cli import feed
 from cli.training import hashed
 from engine.errors import SourceError
+from tests.unit.test_binetflow import HEADER
 from tests.wait import eventually
 
 COUNT = 3_000
@@ -123,6 +124,19 @@ def test_what_is_empty_is_said(format: str, piped: Piped, tmp_path: Path, capsys
     packed.write_bytes(gzip.compress(b""))
     assert read(pipe, file, piped(lines(EVE[0])), packed, format=format) == ["s 0"]
     assert capsys.readouterr().err == "".join(f"left out: {path}: it is empty\n" for path in (pipe, file, packed))
+
+
+def test_a_file_without_an_event_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A header alone: nobody is asked about anything, and no answer would look like none that was found."""
+    header, other = tmp_path / "header.binetflow", tmp_path / "other.binetflow"
+    for path in (header, other):
+        path.write_text(f"{HEADER}\n")
+    assert list(feed.events([header, other], feed.How())) == []
+    assert capsys.readouterr().err == f"no event in {header}, {other}\n"
+    whole = tmp_path / "eve.json"
+    whole.write_bytes(lines(EVE[0]))
+    assert len(list(feed.events([whole], feed.How()))) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_an_archive_that_gives_nothing_is_said(

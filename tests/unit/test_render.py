@@ -127,6 +127,13 @@ def test_json_is_one_line_in_a_pipe_and_ndjson_one_line_each():
     assert json.loads(text_of(lambda out: out.answers([], several=True), "json")) == []
 
 
+@pytest.mark.parametrize("format", ["json", "ndjson"])
+def test_what_passes_is_a_line_each_for_it_has_no_end(format):
+    stream = io.StringIO()
+    Out(format, Writer(stream)).passing([Stored(n, event(n)) for n in (1, 2)])
+    assert [json.loads(line)["seq"] for line in stream.getvalue().splitlines()] == [1, 2]
+
+
 def test_a_judgement_in_words_and_as_json():
     given = [(judgement(event(1)), 42)]
     text = text_of(lambda out: out.judgements(given, several=False, listed=False))
