@@ -38,7 +38,7 @@ import lmdb
 import msgspec
 import xxhash
 
-from engine.errors import BadRequestError, BootError, CorruptionError, NoSpaceError, OverloadedError
+from engine.errors import BadRequestError, BootError, CorruptionError, OverloadedError
 from engine.files import TMP_SUFFIX, sync_directory, write_new
 from engine.store.cipher import Cipher, NoKey, fitting
 from engine.store.counters import Counters, Names
@@ -535,7 +535,8 @@ class View:
 
 
 class Batch(View):
-    """The write transaction. Leaving the `with` block commits; an error inside aborts and nothing has changed."""
+    """The write transaction. Leaving the `with` block commits; an error inside aborts and nothing has changed. A full
+    map is a NoSpaceError, whatever met it: a deletion, too, takes pages."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
@@ -545,32 +546,26 @@ class Batch(View):
                 raise refused(e, self.catalog.path) from e
         else:
             self.txn.abort()
+            if isinstance(error, lmdb.MapFullError):
+                raise refused(error, self.catalog.path) from error
 
     def put(self, table: str, key: bytes, payload: bytes, *, append: bool = False, overwrite: bool = True) -> bool:
-        """False where the key is there and overwrite is False. Raises NoSpaceError."""
+        """False where the key is there and overwrite is False."""
         if self.catalog.changed is not None:
             self.catalog.changed.add((table, key))
-        try:
-            done: bool = self.txn.put(
-                key, self.catalog.seal(table, key, payload), db=self._tables[table], append=append,
-                overwrite=overwrite,
-            )  # fmt: skip
-        except lmdb.MapFullError as e:
-            raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
+        sealed = self.catalog.seal(table, key, payload)
+        done: bool = self.txn.put(key, sealed, db=self._tables[table], append=append, overwrite=overwrite)
         return done
 
     def put_new(self, table: str, items: Sequence[tuple[bytes, bytes]], *, append: bool = False) -> None:
         """Many (key, payload) in order of keys, none of which is there; append: all lie behind those that are. Raises
-        NoSpaceError, and AssertionError where a key is there: two processes publish."""
+        AssertionError where a key is there: two processes publish."""
         seal = self.catalog.seal
         if self.catalog.changed is not None:
             self.catalog.changed.update((table, key) for key, _ in items)
         sealed = [(key, seal(table, key, payload)) for key, payload in items]
-        try:
-            with self.txn.cursor(self._tables[table]) as cursor:
-                _, added = cursor.putmulti(sealed, overwrite=False, append=append)
-        except lmdb.MapFullError as e:
-            raise NoSpaceError("the catalog's map is full; the batch was not stored") from e
+        with self.txn.cursor(self._tables[table]) as cursor:
+            _, added = cursor.putmulti(sealed, overwrite=False, append=append)
         if added != len(sealed):
             raise AssertionError(f"{table}: {len(sealed) - added} keys appeared while the only writer was publishing")
 

@@ -183,6 +183,25 @@ def test_a_full_map_is_no_space_and_the_next_batch_goes_on(tmp_path: Path) -> No
     catalog.close()
 
 
+def test_a_full_map_is_no_space_for_a_deletion_too(tmp_path: Path) -> None:
+    """It takes pages for those that it changes, as does a value that a compaction writes again."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    catalog = Catalog(folder, write=True, map_size=1 << 20)
+    with pytest.raises(NoSpaceError):
+        for i in range(10_000):
+            with catalog.write() as batch:
+                batch.put("texts", seq_key(i), bytes(900))
+    with catalog.read() as view:
+        stored = list(view.scan("texts"))
+    with pytest.raises(NoSpaceError, match="not stored"), catalog.write() as batch:
+        for key, _ in stored[::2]:
+            batch.delete("texts", key)
+    with catalog.read() as view:
+        assert list(view.scan("texts")) == stored
+    catalog.close()
+
+
 def test_a_commit_that_the_disk_refuses_is_an_oserror(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """EIO at the commit: nothing may be assumed any more, the worker has to leave; but LMDB says that, too, where the
     disk took a part of a write for want of room."""
