@@ -123,6 +123,7 @@ def main() -> int:
     for kind, of in (("alone", alone), ("beside", with_bad)):
         figures[kind] = {name: statistics.median(one[name] for one in of) for name in ("p50_ms", "p99_ms", "qps")}
         figures[kind] |= {name: sum(one[name] for one in of) for name in ("failures", "lost", "unanswered")}
+        figures[kind]["p99s_ms"] = [one["p99_ms"] for one in of]
     return report("slow", args, figures)
 
 
