@@ -1,15 +1,18 @@
 """What moved between two commits' result lines: `python -m bench.compare A B [--all]`.
 
 A and B are commits (the beginning of one, as the lines have it, + and all) or files of result lines. Lines of one bench
-and one configuration are compared. With several lines on a side its figures are a range, and a figure has moved where
-the ranges lie apart; with one line on either side nothing is known of the noise, and it is said to have moved from
---single on (30 %: these machines are not quiet). Lines taken at other load averages are marked.
+and one configuration are compared. The lines of a side give a figure a range, and it may have moved where the ranges
+lie apart. They do so by chance, though nothing moved, in 2 of C(a + b, a) cases with a against b lines: of two against
+two in 1 of 3, of three in 1 of 10, of four in 1 of 35, figure by figure. Below 5 % (four against four, three against
+five) it is sure; with fewer lines it is said to have moved from --single on (30 %: these machines are not quiet). Lines
+taken at other load averages are marked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,12 +22,14 @@ from bench.harness import RESULTS, flat
 
 NOT_FIGURES = ("bench", "at", "commit", "machine", "config")
 LOAD_APART = 1.0  # of the load averages before the runs
+CHANCE_MAX = 0.05  # that ranges lie apart though nothing moved, and it is sure nevertheless
 
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # by bench and configuration
 
 
 class Moved(NamedTuple):
-    """One figure on both sides. ratio: of the middles, b over a; infinite where a was 0."""
+    """One figure on both sides. ratio: of the middles, b over a; infinite where a was 0. chance: that ranges of so many
+    lines lie apart though nothing moved; sure: it is small."""
 
     figure: str
     a: tuple[float, float]
@@ -32,6 +37,7 @@ class Moved(NamedTuple):
     ratio: float
     moved: bool
     sure: bool
+    chance: float
 
 
 def runs_of(what: str) -> Runs:
@@ -64,10 +70,16 @@ def ranges(lines: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     return {path: (min(of), max(of)) for path, of in values.items()}
 
 
+def chance(a: int, b: int) -> float:
+    """That all of a values lie on one side of all of b others, in any order alike; ties apart."""
+    return 2 / math.comb(a + b, a)
+
+
 def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], single: float) -> list[Moved]:
     """Figures that both sides have."""
     of_a, of_b = ranges(a), ranges(b)
-    sure = len(a) > 1 and len(b) > 1
+    by_chance = chance(len(a), len(b))
+    sure = by_chance < CHANCE_MAX
     out = []
     for figure in sorted(of_a.keys() & of_b.keys()):
         (a_lo, a_hi), (b_lo, b_hi) = of_a[figure], of_b[figure]
@@ -75,7 +87,7 @@ def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], single: float) -> 
         ratio = middle_b / middle_a if middle_a else (1.0 if middle_b == middle_a else float("inf"))
         apart = a_hi < b_lo or b_hi < a_lo
         moved = apart and (sure or abs(ratio - 1) >= single)
-        out.append(Moved(figure, (a_lo, a_hi), (b_lo, b_hi), ratio, moved, sure))
+        out.append(Moved(figure, (a_lo, a_hi), (b_lo, b_hi), ratio, moved, sure, by_chance))
     return out
 
 
@@ -93,7 +105,7 @@ def main() -> int:
     parse.add_argument("a")
     parse.add_argument("b")
     parse.add_argument("--all", action="store_true", help="also what did not move")
-    parse.add_argument("--single", type=float, default=0.3, help="share from which a single run's figure has moved")
+    parse.add_argument("--single", type=float, default=0.3, help="share from which a figure of few runs has moved")
     parse.add_argument("--json", action="store_true")
     args = parse.parse_args()
     runs_a, runs_b = runs_of(args.a), runs_of(args.b)
@@ -110,10 +122,11 @@ def main() -> int:
             continue
         load_a, load_b = _load(a), _load(b)
         print(f"== {key[0]} {key[1]}: {len(a)} against {len(b)} runs, {len(shown)} of {len(moved)} figures shown")
+        print(f"   ranges of so many runs lie apart by chance in 1 of {1 / chance(len(a), len(b)):g} figures")
         if abs(load_a - load_b) > LOAD_APART:
             print(f"   the load averages differ ({load_a} and {load_b}): times do not compare")
         for m in shown:
-            doubt = "" if m.sure or not m.moved else "  (single run: noise unknown)"
+            doubt = "" if m.sure or not m.moved else f"  (not sure: chance {m.chance:.0%})"
             print(f"   {m.figure:48} {_text(*m.a):>20} -> {_text(*m.b):>20}  x{m.ratio:.2f}{doubt}")
     if args.json:
         print(json.dumps(out))

@@ -131,7 +131,7 @@ def main() -> int:
     parse.add_argument("--picture", action="store_true")
     args = parse.parse_args()
     if args.picture:
-        line = newest("scale")
+        line = newest("scale", {})
         if line is None:
             sys.exit("no line of bench.scale is kept yet")
         (ROOT / "docs" / "scale.svg").write_text(picture(line))
