@@ -128,7 +128,8 @@ class Retention(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0, le=1 << 60,
-            description="The oldest leave while row files, indexes and used catalog pages take more; 0: no limit.",
+            description="The oldest leave while row files and indexes of the model in use and used catalog pages take "
+            "more; 0: no limit.",
         ),
     ] = 0  # fmt: skip
 

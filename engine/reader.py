@@ -160,6 +160,7 @@ class Reader:
         snapshot = self.snapshots.refresh(view)
         if self.models is None or self.models.version != snapshot.manifest.model:
             path = self.worker.layout.model(snapshot.manifest.model)
+            self.worker.heartbeat.put(questions=0, novel=0)  # no close precedent is by the bound of a version
             self.models = load_models(path, self.catalog, self.config.network.internal)
         return snapshot, self.models
 

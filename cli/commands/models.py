@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import PATH, PATH_OR_DASH, located, printed, reading, timed
+from cli.options import PATH, PATH_OR_DASH, Network, located, printed, reading, timed
 
 if TYPE_CHECKING:
     from cli.feed import How
@@ -195,7 +195,7 @@ def fit(session: Session, out: Out, paths: tuple[Path, ...], how: How, name: str
 @reading()
 @click.option("--name", metavar="VERSION", default="", help="Name of the new version.  [default: from the time]")
 @click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same bytes.")
-@click.option("--internal", metavar="CIDR", multiple=True,
+@click.option("--internal", metavar="CIDR", multiple=True, type=Network(),
               help="Networks that count as inside.  [default: private ones]")  # fmt: skip
 @printed
 def train(

@@ -292,10 +292,16 @@ def vetted(files: Mapping[str, bytes]) -> ModelSet:
     """The model version made of files that came from outside: its networks are looked through and tried, too. Raises
     ModelError."""
     models = from_files(files)
+    prove(models)
+    return models
+
+
+def prove(models: ModelSet) -> None:
+    """Look through the networks of a version that came from outside, before anything else runs them. Raises
+    ModelError."""
     for embedder in models.embedders.values():
         if isinstance(embedder, NeuralEmbedder):
             embedder.network.prove()
-    return models
 
 
 def to_files(

@@ -100,6 +100,9 @@ def compare(
         assert manifest is not None
         sample = drawn(layout, catalog, manifest, count, seed)
         loaded = [load_models(path, catalog, internal) for path in paths]
+        for models, name in zip(loaded, names, strict=True):
+            if "/" in name:  # it may be anybody's
+                embed_models.prove(models)
         text = loaded[0].embedders["sbert"].embed(sample.events, sample.features)  # the same in all versions
         a, b = (_side(models, sample, text) for models in loaded)
         asked = _asked(sample)

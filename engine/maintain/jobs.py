@@ -66,7 +66,7 @@ class Jobs:
             if self._called_off:
                 return None
             self.failures += 1
-            pause_s = min(RETRY_S_MAX, 2.0**self.failures)
+            pause_s = min(RETRY_S_MAX, 2.0 ** min(self.failures, 32))
             log.error(
                 "%s failed with status %s after %.1f s (%d in a row); again in %.0f s",
                 self.running, self._child.returncode, time.monotonic() - start, self.failures, pause_s,

@@ -69,17 +69,16 @@ def filled_ns(layout: Layout, manifest: Manifest, number: int) -> int:
 
 
 def taken_bytes(layout: Layout, view: View, manifest: Manifest) -> int:
-    """By what is there to stay: row files and indexes that the manifest names, and the pages of the catalog that hold
+    """By what is there to stay: row files and indexes of the model in use, and the pages of the catalog that hold
     something, without the share in them of what left already and is only being removed: it would cost events that are
-    to stay. Nor does what is being built count, which takes the place of something."""
-    names, taken = gc.named(layout, manifest), 0
+    to stay. Nor does what is being built count, which takes the place of something, nor the rows of another model."""
+    names, taken = gc.named(layout, msgspec.structs.replace(manifest, kept=None, switch=None)), 0
     for path in (folder / name for folder in (layout.rows, layout.indexes) for name in names):
         with contextlib.suppress(FileNotFoundError):
             taken += path.lstat().st_blocks * 512
     first_seq = manifest.first_seq
-    for one in (manifest, manifest.kept, manifest.switch and manifest.switch.to):
-        for index in one.indexes if one else ():
-            taken -= index.size * max(0, first_seq - index.lo) // (index.hi - index.lo)
+    for index in manifest.indexes:
+        taken -= index.size * max(0, first_seq - index.lo) // (index.hi - index.lo)
     left, used = max(0, first_seq - view.oldest()), view.used_bytes()
     return taken + used - used * left // max(1, left + manifest.events)
 

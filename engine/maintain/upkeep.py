@@ -62,6 +62,7 @@ class Upkeep:
         self._retaining = True  # at every start
         self._leaving, self._swept = asyncio.Event(), asyncio.Event()
         self._leaving.set()
+        self._merged_files_max = tiers.FILES[0]
         self.rewriting = asyncio.Lock()  # held by who writes stored row files of the version in use anew
         self._switched: list[Switched] = []  # who waits for the end of the switch
         self._early: tuple[int, int] | None = None  # seqs that shall have an index before their file is full
@@ -302,7 +303,7 @@ class Upkeep:
         self._mergeable.clear()
         manifest = self.publisher.manifest
         ranges = [] if manifest.switch else tiers.split(manifest)
-        if not ranges and not manifest.switch and (numbers := tiers.mergeable(manifest)):
+        if not ranges and not manifest.switch and (numbers := tiers.mergeable(manifest, self._merged_files_max)):
             ranges = [numbers]
         if not ranges:
             self._collect()  # what a release could not unlink
@@ -315,6 +316,10 @@ class Upkeep:
             await self._mergeable.wait()
         else:
             self._mergeable.set()
+        files = max(map(len, ranges))
+        if self.merges.failures >= FAILURES_MAX and files > tiers.FILES[-1]:  # there may be no memory for so many
+            self._merged_files_max = min(self._merged_files_max, files // 2)
+            log.error("indexes are over %d row files at most until the next start", self._merged_files_max)
 
     async def _index(self, numbers: Sequence[int]) -> None:
         """An index in each space over these row files."""

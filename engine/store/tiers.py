@@ -41,10 +41,11 @@ def early(manifest: Manifest) -> tuple[int, int] | None:
     return None
 
 
-def mergeable(manifest: Manifest) -> range | None:
-    """Numbers of row files over which one index in each space shall take the place of several; None where no."""
+def mergeable(manifest: Manifest, files_max: int = FILES[0]) -> range | None:
+    """Numbers of row files, files_max at most, over which one index in each space shall take the place of several; None
+    where no."""
     covered = [_covered(manifest, space) for space in SPACES]
-    for files in FILES:
+    for files in (files for files in FILES if files <= files_max):
         begin = -(-manifest.first // files) * files
         for first in range(begin, manifest.count // manifest.row_file_rows - files + 1, files):
             numbers = range(first, first + files)

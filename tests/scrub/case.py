@@ -139,7 +139,7 @@ def mend(data_dir: Path) -> Mended:
                 try:
                     at_once = partial(_at_once, store.publisher)
                     with patch.object(upkeep.jobs, "run", at_once), patch.object(upkeep.merges, "run", at_once):
-                        _, out.left = asyncio.run(_mend_all(upkeep))
+                        _, _, out.left = asyncio.run(_mend_all(upkeep))
                 except EngineError as e:
                     out.left = [str(e)]
                 out.frozen = store.catalog.damage

@@ -612,6 +612,13 @@ def test_without_saying_where(flowkin, command):
     assert got.status == 2 and "--data-dir" in got.err
 
 
+def test_networks_to_train_with_are_looked_at_before_anything_is_read(capsys, tmp_path):
+    words = ["train", "--data", str(tmp_path / "x.csv"), "--out", str(tmp_path / "out"), "--internal", "foo"]
+    assert run(words, Session()) == 2
+    assert "'foo' is neither an address nor a network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_socket_that_may_not_be_reached_is_denied(flowkin, monkeypatch):
     def refused(self: Any, *args: Any, **kw: Any) -> None:
         raise ConnectError("/x/query.sock", "no engine") from PermissionError(13, "Permission denied")

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from engine.maintain import compare
 from engine.sources.synthetic import generate
 from tests.events import make
 from tests.store_fixture import OTHER, Store, other_model
+from tests.unit.test_contrast import foreign, rewritten
 
 SHIPPED = models.shipped().name
 
@@ -125,6 +127,18 @@ def test_versions_are_found_by_name_as_shipped_and_by_path(stored: Layout, tmp_p
     (tmp_path / "bad" / "card.json").write_bytes(b"{}")
     with pytest.raises(ModelError):
         compared(stored, str(tmp_path / "bad"))
+
+
+def test_a_network_of_somebody_else_is_looked_through_before_it_runs(stored: Layout, tmp_path: Path) -> None:
+    files = rewritten(models.read(models.shipped()), foreign)
+    card = msgspec.json.decode(files[models.CARD], type=models.Card)
+    files[models.CARD] = msgspec.json.encode(msgspec.structs.replace(card, version="theirs"))
+    path = tmp_path / "theirs"
+    path.mkdir()
+    for name, blob in files.items():
+        (path / name).write_bytes(blob)
+    with pytest.raises(ModelError, match="not of the form that ours have"):
+        compared(stored, str(path))
 
 
 @pytest.mark.parametrize("events", [0, 12])

@@ -53,6 +53,22 @@ def test_a_child_makes_way_as_it_was_told(
     assert seen == [(policy, min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness))]
 
 
+def test_the_pause_stays_the_same_however_often_it_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that grows without end ended the scrub for good after some days."""
+    paused: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+
+    monkeypatch.setattr(jobs.asyncio, "sleep", pause)
+    failing = jobs.Jobs()
+    failing.failures = 5_000
+    job = a_job(store)
+    job.rows = 0
+    assert asyncio.run(failing.run(job)) is None
+    assert paused == [jobs.RETRY_S_MAX] and failing.failures == 5_001
+
+
 def test_a_child_that_never_found_a_free_core_begins_again_niced(
     store: Store, seen: list[tuple[int, int]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,20 @@ def test_what_is_on_its_way_out_or_in_costs_no_other_event(store: Store) -> None
     assert due(store, bytes_max=wanted) <= first + 1
 
 
+def test_the_rows_of_another_model_cost_no_event(store: Store) -> None:
+    """A switch takes as much again while it runs, and the version before stays for a way back."""
+    store.publish(several(6 * ROWS))
+    store.index()
+    with store.catalog.read() as view:
+        wanted = retention.taken_bytes(store.layout, view, store.publisher.manifest)
+    store.begin_switch()
+    while store.go_on():
+        assert due(store, bytes_max=wanted * 11 // 10) == 0
+    switch.finish(store.publisher)
+    assert store.publisher.manifest.kept is not None
+    assert due(store, bytes_max=wanted * 11 // 10) == 0
+
+
 # ---- what leaves
 
 

@@ -57,6 +57,13 @@ def test_indexes_become_one_where_they_lie_side_by_side(
     assert mergeable(manifest(files * ROWS + 3, *covered)) == due
 
 
+def test_where_so_many_cannot_be_merged_fewer_are() -> None:
+    each = manifest(64 * ROWS, *((n, n + 1) for n in range(64)))
+    assert mergeable(each) == range(64)
+    assert mergeable(each, 32) == range(32)
+    assert mergeable(manifest(64 * ROWS, (0, 32), (32, 64)), 32) is None
+
+
 def test_nothing_is_merged_that_one_space_searches_exactly() -> None:
     whole = manifest(2 * ROWS, (0, 1), (1, 2))
     whole.indexes.pop()

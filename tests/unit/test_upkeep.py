@@ -67,6 +67,32 @@ def test_who_ends_first_leaves_the_files_of_the_other_alone(store: Store, first:
     assert not named & replaced
 
 
+def test_a_merge_that_fails_time_and_again_holds_up_no_smaller_one(store: Store) -> None:
+    """As of a child that is killed for its memory."""
+
+    class Large(Jobs):
+        async def run(self, job: Job, **how: float) -> Built | None:
+            assert isinstance(job, IndexJob)
+            if len(job.row_files) > 2:
+                self.failures += 1
+                return None
+            self.failures = 0
+            return build_indexes(store.layout, job.row_files, job.rows, job.part)
+
+    store.publish(several(4 * 64))
+    store.index()
+    config: Any = SimpleNamespace(network=Network(), store=store.config.store)
+    keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+    keeper.merges = Large()
+
+    async def merge() -> None:
+        for _ in range(upkeep.FAILURES_MAX + 2):
+            await keeper._merge()
+
+    asyncio.run(merge())
+    assert {(index.lo, index.hi) for index in store.publisher.manifest.indexes} == {(0, 128), (128, 256)}
+
+
 def test_a_row_file_that_was_purged_before_the_child_opened_it_costs_no_failure(store: Store) -> None:
     """It is told as one that is not there, and the manifest of now names another."""
     store.publish(several(150))
