@@ -302,6 +302,7 @@ class IngestWorker:
         if self.purging.locked():
             raise OverloadedError("a purge is under way; try again")
         async with self.purging, self.upkeep.rewriting:
+            self.upkeep.remove_abandoned()
             try:
                 told = await purge.purge(
                     self.publisher, request.filter, request.ids, dry_run=request.dry_run, alive=self.worker.stamp

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 # Written again in one commit while events are stored, and at last before the next event: more than a turn of the loop
 # adds, where the most events in a commit bring a record, an identity and perhaps a sentence each.
 KEYS_AN_EVENT = 8
+KEYS_AT_ONCE_MIN = 2_048  # a slice of what retention deletes is 276
 LOOK_S = 0.05
 READERS_S = 30.0  # for all of them to follow, and for a new one to be ready; one that hangs is killed long before
 
@@ -123,7 +124,8 @@ class Compacting:
     async def _catch_up(self, opened: Any) -> Manifest:
         """Write again what was written meanwhile. What is written after this returns would be lost, so nobody may write
         before the new file is in use: from the last round on nothing is awaited."""
-        changed, at_once = self.publisher.catalog.changed, KEYS_AN_EVENT * self.worker.config.ingest.commit_events
+        changed = self.publisher.catalog.changed
+        at_once = max(KEYS_AT_ONCE_MIN, KEYS_AN_EVENT * self.worker.config.ingest.commit_events)
         assert changed is not None
         while len(changed) > at_once:
             some = sorted(changed)

@@ -96,8 +96,9 @@ async def _mend_all(upkeep: Upkeep) -> tuple[scrub.Report, int, list[str]]:
         report = scrub.run(upkeep.layout, upkeep.publisher.catalog, scrub.Pace())
         mended, left = await upkeep.mend(report)
         if not (upkeep.publisher.catalog.damage or await upkeep.settled()):
-            left.append("rows without an index: it could not be built, and is at the next start")
+            left.append("indexes or retention, which fail: the log says why, the next start tries again")
     finally:
+        upkeep.kill()
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
     return report, mended, left

@@ -197,7 +197,7 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
             fd = open_plain(*_place(layout, path))
         except FileNotFoundError:
             continue
-        except CorruptionError:
+        except (CorruptionError, PermissionError):
             left_out.append(path)
             continue
         try:
@@ -220,11 +220,12 @@ def _take(taking: _Taking, catalog: Catalog, at: datetime) -> Backup:
 
 
 def _place(layout: Layout, path: str) -> tuple[Path, str]:
-    """Where a file is read from. Its owner reads the settings through a link, as the engine does."""
+    """Where a file is read from. Settings are read through a link, as the engine does, if root or we made it."""
     link = layout.data_dir / path
-    if path == "flowkin.toml" and link.is_symlink() and link.lstat().st_uid == os.geteuid():
-        target = link.resolve()
-        return target.parent, target.name
+    if path == "flowkin.toml" and link.is_symlink() and link.lstat().st_uid in (0, os.geteuid()):
+        with suppress(RuntimeError):  # a link to itself
+            target = link.resolve()
+            return target.parent, target.name
     return layout.data_dir, path
 
 

@@ -62,7 +62,7 @@ class Upkeep:
         self._retaining = True  # at every start
         self._leaving, self._swept = asyncio.Event(), asyncio.Event()
         self._leaving.set()
-        self._merged_files_max = tiers.FILES[0]
+        self._merged_files_max, self._failures = tiers.FILES[0], 0
         self.rewriting = asyncio.Lock()  # held by who writes stored row files of the version in use anew
         self._switched: list[Switched] = []  # who waits for the end of the switch
         self._early: tuple[int, int] | None = None  # seqs that shall have an index before their file is full
@@ -203,12 +203,20 @@ class Upkeep:
     async def settled(self) -> bool:
         """As idle; False where something fails time and again."""
         waiting = asyncio.create_task(self.idle())
+        self.jobs.failures = self.merges.failures = self._failures = 0
         try:
-            while not waiting.done() and max(self.jobs.failures, self.merges.failures) < FAILURES_MAX:
+            while not waiting.done():
+                if max(self.jobs.failures, self.merges.failures, self._failures) >= FAILURES_MAX:
+                    return False
                 await asyncio.wait({waiting}, timeout=LOOK_S)
-            return waiting.done()
+            return True
         finally:
             waiting.cancel()
+
+    def remove_abandoned(self) -> None:
+        """Files of a switch that was given up, unless they are still being made; a merge need not end for that."""
+        if self.publisher.other is None and self.jobs.running != FillJob.__name__:
+            gc.remove(self.layout, gc.abandoned(self.layout, self.publisher.manifest))
 
     def kill(self) -> None:
         self.jobs.kill()
@@ -229,6 +237,7 @@ class Upkeep:
             try:
                 await work()
             except Exception as e:
+                self._failures += 1
                 log.error("upkeep: %r; again in %.0f s", e, AGAIN_S, exc_info=e)
                 await asyncio.sleep(AGAIN_S)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 
 from engine.embed.models import SCRATCH_PREFIX
 from engine.files import TMP_SUFFIX, sync_directory
@@ -64,6 +65,15 @@ def abandoned(layout: Layout, manifest: Manifest) -> list[str]:
     known = {f"{one.epoch:04d}" for one in (manifest, manifest.kept, manifest.switch and manifest.switch.to) if one}
     names = [path.name for folder in (layout.rows, layout.indexes) for path in folder.iterdir()]
     return [name for name in names if (ours := OURS.fullmatch(name)) and ours["epoch"] not in known]
+
+
+def remove(layout: Layout, names: Sequence[str]) -> None:
+    """Row files and indexes of these names, for good."""
+    for path in (folder / name for folder in (layout.rows, layout.indexes) for name in names):
+        path.unlink(missing_ok=True)
+    if names:
+        sync_directory(layout.rows)
+        sync_directory(layout.indexes)
 
 
 def catalogs(layout: Layout) -> list[str]:

@@ -43,7 +43,10 @@ def commits_of(compacting: compaction.Compacting, events: int) -> Iterator[None]
     """With that setting."""
     config = compacting.worker.config
     small = replace(config.ingest, save_events=1, commit_events=events)
-    with patch.object(compacting.worker, "config", replace(config, ingest=small)):
+    with (
+        patch.object(compacting.worker, "config", replace(config, ingest=small)),
+        patch.object(compaction, "KEYS_AT_ONCE_MIN", 0),
+    ):
         yield
 
 

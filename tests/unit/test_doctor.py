@@ -178,7 +178,7 @@ def test_an_index_that_cannot_be_built_ends_it(layout: Layout, monkeypatch: pyte
 
     monkeypatch.setattr(Jobs, "run", fails)
     *_, found = fixed(layout)
-    assert found.severity == "problem" and "left: rows without an index" in found.detail
+    assert found.severity == "problem" and "left: indexes or retention, which fail" in found.detail
     os.close(hold(layout.writer_lock))  # nobody has it
 
 

@@ -93,6 +93,45 @@ def test_a_merge_that_fails_time_and_again_holds_up_no_smaller_one(store: Store)
     assert {(index.lo, index.hi) for index in store.publisher.manifest.indexes} == {(0, 128), (128, 256)}
 
 
+def test_files_of_a_switch_that_was_given_up_wait_for_no_merge(store: Store) -> None:
+    """A purge does: they hold what it is to remove."""
+    store.publish(several(10))
+    config: Any = SimpleNamespace(network=Network(), store=store.config.store)
+    keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+    names = {"0007-00000000": store.layout.rows, "sbert-0007-000000000000-000000000064-0badcafe": store.layout.indexes}
+    for name, folder in names.items():
+        (folder / name).write_bytes(b"old")
+    keeper.merges.running, keeper.jobs.running = "IndexJob", "FillJob"
+    keeper.remove_abandoned()
+    assert all((folder / name).exists() for name, folder in names.items())
+    keeper.jobs.running = ""
+    keeper.remove_abandoned()
+    assert not any((folder / name).exists() for name, folder in names.items())
+    store.check()
+
+
+def test_what_fails_without_a_child_ends_the_wait_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "AGAIN_S", 0.0)
+
+    class Refused(Jobs):
+        async def run(self, job: Job, **how: float) -> Built | None:
+            raise OSError("no process can be started")
+
+    async def waited() -> bool:
+        config: Any = SimpleNamespace(network=Network(), store=store.config.store, retention=store.config.retention)
+        keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+        keeper.jobs = keeper.merges = Refused()
+        working = asyncio.create_task(keeper.run())
+        try:
+            return await keeper.settled()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    store.publish(several(150))
+    assert not asyncio.run(waited())
+
+
 def test_a_row_file_that_was_purged_before_the_child_opened_it_costs_no_failure(store: Store) -> None:
     """It is told as one that is not there, and the manifest of now names another."""
     store.publish(several(150))
