@@ -2,7 +2,8 @@
 
 Always true
   - The child dies with the ingest worker. It publishes nothing: what it made is named by the worker's next commit.
-  - A failed job is tried again later, each time after twice as long, and reported every time; one called off is not.
+  - However a child ends, nothing half written of its stays: it may hold what a purge is to remove.
+  - A failure is reported every time. Who tries again by itself pauses before it, each time twice as long.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
+from engine.layout import Layout
 from engine.maintain.build import Built, Job
+from engine.store import gc
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +32,15 @@ RETRY_S_MAX = 300.0
 class Jobs:
     def __init__(self) -> None:
         self.running: str = ""
-        self.failures = 0
+        self.failures, self._pause_s = 0, 0.0
         self._child: asyncio.subprocess.Process | None = None
         self._called_off = self._killed = False
 
     async def run(self, job: Job, *, niceness: int = NICENESS, idle_s: float = 0.0) -> Built | None:
-        """What the child built; None where it failed, after a pause that grows, and where it was called off. idle_s: it
-        has only what no other process wants of the cores, and is killed after so long, as it may not raise itself:
-        raises TimeoutError."""
+        """What the child built; None where it failed or was called off. idle_s: it has only what no other process
+        wants of the cores, and is killed after so long, as it may not raise itself: raises TimeoutError."""
         self.running, self._called_off, self._killed = type(job).__name__, False, False
-        start = time.monotonic()
+        start, self._pause_s = time.monotonic(), 0.0
         try:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "engine.maintain.build", msgspec.json.encode(job).decode(),
@@ -66,15 +69,22 @@ class Jobs:
             if self._called_off:
                 return None
             self.failures += 1
-            pause_s = min(RETRY_S_MAX, 2.0 ** min(self.failures, 32))
+            self._pause_s = min(RETRY_S_MAX, 2.0 ** min(self.failures, 32))
             log.error(
-                "%s failed with status %s after %.1f s (%d in a row); again in %.0f s",
-                self.running, self._child.returncode, time.monotonic() - start, self.failures, pause_s,
+                "%s failed with status %s after %.1f s (%d in a row)",
+                self.running, self._child.returncode, time.monotonic() - start, self.failures,
             )  # fmt: skip
-            await asyncio.sleep(pause_s)
             return None
         finally:
+            if self._child is not None and self._child.returncode:
+                gc.remove_half(Layout(Path(job.data_dir)), self._child.pid)
             self.running, self._child = "", None
+
+    async def pause(self) -> None:
+        """Before the next try, where the last one failed."""
+        if self._pause_s:
+            log.info("it is tried again in %.0f s", self._pause_s)
+        await asyncio.sleep(self._pause_s)
 
     def call_off(self, kind: type[Job]) -> None:
         """Nobody wants it any more, if that is what runs. Its files stay for who waits for it."""

@@ -121,7 +121,7 @@ class Upkeep:
         values = mend.values(self.publisher, report.bad_values, self.alive)
         left += [f"catalog {table}[{key!r}]" for table, key in values]
         while bad := [of for of in report.bad_rows if self._named(of)]:
-            if max(self._rows_failures, self.jobs.failures) >= FAILURES_MAX:  # also others, whose pauses delay it
+            if max(self._rows_failures, self.jobs.failures) >= FAILURES_MAX:  # also others, which it waits for
                 break
             self._rows_tried.clear()
             await self._rows_tried.wait()
@@ -388,7 +388,9 @@ class Upkeep:
             for path in self.layout.indexes.glob(f"*-{mark}*"):  # what it had made
                 path.unlink(missing_ok=True)
             built = await (jobs.run(job, niceness=0) if self._hurry(jobs) else jobs.run(job))
-        if built is not None:
+        if built is None:
+            await jobs.pause()
+        else:
             self.publisher.stages.add("index", int(built.seconds * 1e9), int(built.cpu_s * 1e9))
         return built
 
@@ -506,9 +508,13 @@ class Upkeep:
             self._collect()
             return True
         if built is None:
+            await self.jobs.pause()
             return False
         if built.bad_rows:
-            raise EngineError(f"rows of {self.layout.row_file(*file)} disagree with their checksums")
+            raise EngineError(
+                f"rows of {self.layout.row_file(*file)} disagree with their checksums; the model was not changed; "
+                f"`flowkin models gc` removes what is kept of {to.model}, `flowkin models use` then embeds all anew"
+            )
         switch.advance(
             self.publisher, end, built.seconds, [SealedRows(*s) for s in built.sealed],
             [IndexFile(*i) for i in built.indexes],

@@ -76,6 +76,13 @@ def remove(layout: Layout, names: Sequence[str]) -> None:
         sync_directory(layout.indexes)
 
 
+def remove_half(layout: Layout, pid: int) -> None:
+    """What a process that has ended was writing: `files.write_new` and `rebuild` put its pid into the name."""
+    for folder in (layout.rows, layout.indexes, layout.catalog):
+        for path in folder.glob(f"*.{pid}.*{TMP_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+
 def catalogs(layout: Layout) -> list[str]:
     """Remove every catalog but the one that CURRENT names, and what is half written of one; nobody may have another
     open to write to it. Raises BootError, OSError."""

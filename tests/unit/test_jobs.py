@@ -54,19 +54,50 @@ def test_a_child_makes_way_as_it_was_told(
 
 
 def test_the_pause_stays_the_same_however_often_it_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number that grows without end ended the scrub for good after some days."""
+    """A number that grows without end ended the scrub for good after some days. Who asked for the job hears of it at
+    once: only who tries again by itself pauses."""
     paused: list[float] = []
 
     async def pause(seconds: float) -> None:
         paused.append(seconds)
 
-    monkeypatch.setattr(jobs.asyncio, "sleep", pause)
     failing = jobs.Jobs()
     failing.failures = 5_000
     job = a_job(store)
     job.rows = 0
-    assert asyncio.run(failing.run(job)) is None
-    assert paused == [jobs.RETRY_S_MAX] and failing.failures == 5_001
+
+    async def fail() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs.asyncio, "sleep", pause)
+            assert await failing.run(job) is None
+            assert paused == [] and failing.failures == 5_001
+            await failing.pause()
+            failing.call_off(IndexJob)  # nothing runs: nothing changes
+            assert await failing.run(a_job(store)) is not None
+            await failing.pause()
+
+    asyncio.run(fail())
+    assert paused == [jobs.RETRY_S_MAX, 0.0] and failing.failures == 0
+
+
+def test_what_a_child_had_half_written_goes_with_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stayed until the next start, and could hold what a purge had removed everywhere else."""
+    job = a_job(store)
+    job.rows = 0
+    others = store.layout.rows / "0000-00000001.1.0badcafe.tmp"  # of a process that lives
+    others.write_bytes(b"half")
+    step_back, half = jobs._step_back, []
+
+    def writes(pid: int, niceness: int, *, idle: bool) -> None:
+        step_back(pid, niceness, idle=idle)
+        for folder in (store.layout.rows, store.layout.indexes, store.layout.catalog):
+            half.append(folder / f"new.{pid}.0badcafe.tmp")
+            half[-1].write_bytes(b"half")
+
+    monkeypatch.setattr(jobs, "_step_back", writes)
+    assert asyncio.run(jobs.Jobs().run(job)) is None
+    assert len(half) == 3 and not any(path.exists() for path in half)
+    assert others.exists()
 
 
 def test_a_child_that_never_found_a_free_core_begins_again_niced(
