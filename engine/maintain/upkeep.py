@@ -260,9 +260,9 @@ class Upkeep:
             self._early, number = None, early[0] // self.publisher.manifest.row_file_rows
             if early == tiers.early(self.publisher.manifest) and not self._bad(number):  # nothing else came between
                 await self._indexed([[number]], self.jobs, early)
-            self.look()
         else:
             self._wanted.clear()
+            self.look()  # at rows of the file that is being filled: there may be no further event to do it
             self._idle.set()
             await self._wanted.wait()
             self._idle.clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import Network
+from engine.config import Network, Retention
 from engine.errors import NoSpaceError
 from engine.files import free_bytes
 from engine.maintain import upkeep
@@ -19,7 +19,7 @@ from engine.maintain.scrub import Report
 from engine.maintain.upkeep import Upkeep
 from engine.store import tiers
 from tests.events import several
-from tests.store_fixture import Store, flip
+from tests.store_fixture import ROWS, Store, flip
 
 
 class Slow(Jobs):
@@ -91,6 +91,35 @@ def test_a_merge_that_fails_time_and_again_holds_up_no_smaller_one(store: Store)
 
     asyncio.run(merge())
     assert {(index.lo, index.hi) for index in store.publisher.manifest.indexes} == {(0, 128), (128, 256)}
+
+
+def test_rows_of_a_file_that_is_being_filled_are_indexed_after_the_last_event(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were not where the last event came before the full row files had their indexes."""
+
+    class Here(Jobs):
+        async def run(self, job: Job, **how: float) -> Built | None:
+            assert isinstance(job, IndexJob)
+            return build_indexes(store.layout, job.row_files, job.rows, job.part)
+
+    monkeypatch.setattr(tiers, "EARLY_ROWS", 16)
+    monkeypatch.setattr(upkeep, "EARLY_WAIT_S", 0.0)
+    store.publish(several(ROWS + 40))
+    config: Any = SimpleNamespace(network=Network(), store=store.config.store, retention=Retention())
+    keeper = Upkeep(store.layout, config, store.publisher, lambda: None)
+    keeper.jobs, keeper.merges = Here(), Here()
+
+    async def until_indexed() -> None:
+        running = asyncio.create_task(keeper.run())
+        async with asyncio.timeout(60):
+            while not store.publisher.manifest.indexes or tiers.early(store.publisher.manifest):
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(until_indexed())
+    covered = {(index.lo, index.hi) for index in store.publisher.manifest.indexes}
+    assert covered == {(0, ROWS), (ROWS, ROWS + 16), (ROWS + 16, ROWS + 32)}
 
 
 def test_files_of_a_switch_that_was_given_up_wait_for_no_merge(store: Store) -> None:
