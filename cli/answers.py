@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from cli.text import iso
-from engine.limits import AGREE_Z_MAX
 from ipc.event import Annotation, Event, Hit, Verdict
 from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
 
@@ -310,10 +309,10 @@ def split(e: Explanation, most: int = 6) -> Split:
         pushing = [c for c in e.contributions if c.contribution > 0 and c.feature not in taken]
         disagree = sorted(pushing, key=lambda c: -c.contribution)[:most]
     if not agree:
+        from engine.features import agree as agrees  # the table of features, loaded only when one is shown
+
         taken = {c.feature for c in disagree}
-        known = [
-            c for c in e.contributions
-            if c.feature not in taken and c.query is not None and c.hit is not None and abs(c.z or 0.0) <= AGREE_Z_MAX
-        ]  # fmt: skip
+        both = [c for c in e.contributions if c.feature not in taken and None not in (c.query, c.hit)]
+        known = [c for c in both if c.z is None or agrees(c.query, c.hit, c.z)]  # of a word there is no deviation
         agree = sorted(known, key=lambda c: (c.contribution >= 0, abs(c.z or 0.0), -abs(c.query or 0.0)))[:most]
     return Split(agree, disagree)

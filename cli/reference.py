@@ -38,7 +38,7 @@ SIMILAR = """## What `--json` holds
 | same_family | float or null | share of the hits of the query's family |
 | no_close_precedent | bool | the nearest hit is beyond the calibrated bound |
 | explain | list | with `--explain`, one for each hit: `event_id`, `space`, `distance`, `percentile`, `contributions` [{`feature`, `query`, `hit`, `z`, `contribution`}], `agree`, `disagree`; `words` (sbert), `spaces` and `parts` (fused) |
-| counter_example | object or null | the nearest event of another family, and the contributions that set it apart |
+| counter_example | object or null | the nearest event of another known family than the query's or that of most hits, and the contributions that set it apart |
 | outcome | object | of the hits: `labels`, `unlabelled`, `decisions`, `firewall_actions`, `families`, `classifications`, `first_seen`, `last_seen`, `events` |
 | weights, plan | object, str | only where there are any |
 

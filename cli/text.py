@@ -165,10 +165,16 @@ def quantity(value: float | None, unit: str = "-") -> str:
     if unit == "us" and abs(value) >= 1_000:
         value, suffix = (value / 1e6, " s") if abs(value) >= 1e6 else (value / 1e3, " ms")
     if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}{suffix}"
+        return f"{int(value):,}{_of_one(suffix) if value == 1 else suffix}"
     if abs(value) >= 1_000_000 or 0 < abs(value) < 0.0001:
         return f"{value:.3g}{suffix}"
     return f"{value:,.{1 if abs(value) >= 1000 else 2 if abs(value) >= 10 else 4}f}".rstrip("0").rstrip(".") + suffix
+
+
+def _of_one(suffix: str) -> str:
+    """' packet' of ' packets', ' byte/s' of ' bytes/s'; ' s' and ' us' are no plurals."""
+    what, slash, per = suffix.partition("/")
+    return (what.removesuffix("s") if len(what) > 3 else what) + slash + per
 
 
 def number(value: float | None, digits: int = 4) -> str:

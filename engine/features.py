@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.limits import AGREE_SHARE_MAX, AGREE_Z_MAX
 from ipc.event import FEATURE_BYTES, FEATURE_COUNT
 
 if TYPE_CHECKING:
@@ -150,6 +151,15 @@ INDEX = {f.name: f.column for f in FEATURES}
 CONTEXT_INDEXES = tuple(f.column for f in FEATURES if f.scope.endswith(("window", "history")))
 
 assert len(FEATURES) == FEATURE_COUNT and all(f.column == i for i, f in enumerate(FEATURES))
+
+
+def agree(query: float | None, hit: float | None, z: float | None) -> bool:
+    """Are two values of a feature about the same? z: how far apart they are, in robust deviations. The values are held
+    against each other, too: one deviation of what spans orders of magnitude is a large factor, and what lies beyond the
+    scale was cut to its end."""
+    if query is None or hit is None or z is None or abs(z) > AGREE_Z_MAX:
+        return False
+    return abs(query - hit) <= AGREE_SHARE_MAX * max(abs(query), abs(hit))
 
 
 def empty(n: int) -> F32:

@@ -36,7 +36,8 @@ YOUNG_OBJECTS_MAX = 50_000
 
 COLLAPSE_FETCH_MAX = 1_024  # candidates looked at to fill an answer with distinct hits
 KNOWN_MIN = 8  # features; an event with fewer (a bare alert) says nothing of behaviour: two such are not alike in it
-AGREE_Z_MAX = 0.25  # robust deviations; nearer values of a feature agree
+AGREE_Z_MAX = 0.25  # robust deviations; nearer values of a feature agree, if they differ
+AGREE_SHARE_MAX = 0.1  # by no more than this share of the larger one
 OTHER_EPISODE_S = 600
 
 ACTIONS_WAITING_MAX = 65_536  # firewall actions that events to come are held against

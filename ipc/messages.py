@@ -131,7 +131,8 @@ class Contribution(Struct, array_like=True, frozen=True, gc=False):
 
 
 class CounterExample(Struct, array_like=True):
-    """The nearest event of another family than the query's, and what sets it apart from the query."""
+    """The nearest event of another known family than the query's or, where it has none, than that of most hits (none
+    where they have none), and what sets it apart from the query."""
 
     seq: int
     distance: float
@@ -140,7 +141,8 @@ class CounterExample(Struct, array_like=True):
 
 
 class Explanation(Struct, omit_defaults=True, kw_only=True):
-    """Why a hit is near. contributions: largest absolute first, all of them; agree, disagree: the leading features' names.
+    """Why a hit is near. contributions: largest absolute first, all of them. agree, disagree: the leading features' names,
+    first those of the flow itself, then those of what was around it; none is in both.
 
     words: [word, weight] that match (sbert). spaces: for a fused hit the distance, percentile and weight in each space.
     """

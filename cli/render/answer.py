@@ -55,7 +55,9 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         units = units_of_features() if answer.counter_example.contributions else {}
         to.line()
         words = answer.space == "sbert" or answer.weights.keys() == {"sbert"}
-        reason.counter_example(to, answer.counter_example, units, words=words)
+        ranks = {hit.seq: rank for rank, hit in enumerate(answer.hits, 1)}
+        seq = answer.counter_example.seq
+        reason.counter_example(to, answer.counter_example, units, words=words, rank=ranks.get(seq))
     if answer.hits:
         to.line()
         _outcome(to, answer.hits)

@@ -11,16 +11,16 @@ from cli.text import number, plural, quantity, when
 from ipc.messages import Contribution, CounterExample, Explanation
 
 STOP_WORDS = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"])
+NO_UNIT = Unit("", "-")
 UNDIVIDED_MIN = 0.0005  # of a distance; less is rounding
 
 
 def explanation(to: Writer, rank: int, given: Explanation, units: Mapping[str, Unit]) -> None:
-    nearer = max(0.0, 100.0 - given.percentile)
     to.line(
         Span(f"#{rank} ", DIM),
         Span(given.event_id, BOLD),
         f"  {given.space} distance {number(given.distance)}",
-        Span(f"  nearer than {nearer:.2f} % of random pairs", DIM),
+        Span(f"  {_how_near(given)}", DIM),
     )
     if given.spaces:
         to.table(
@@ -48,6 +48,13 @@ def explanation(to: Writer, rank: int, given: Explanation, units: Mapping[str, U
             _parts_of(to, part, units, 5)
 
 
+def _how_near(given: Explanation) -> str:
+    if given.spaces:  # no rank among pairs: of each space there is one
+        return "the mean of these percentiles"
+    nearer = max(0.0, 100.0 - given.percentile)
+    return f"nearer than {'over 99.99' if 99.995 <= nearer < 100 else f'{nearer:.2f}'} % of random pairs"
+
+
 def _parts_of(to: Writer, explanation: Explanation, units: Mapping[str, Unit], indent: int) -> None:
     if explanation.words:
         said = [(word, weight) for word, weight in explanation.words if word not in STOP_WORDS] or explanation.words
@@ -57,11 +64,18 @@ def _parts_of(to: Writer, explanation: Explanation, units: Mapping[str, Unit], i
         _alike(to, explanation.contributions, "word" if explanation.words else "feature", indent)
         return
     parts = split(explanation)
+    if explanation.words:
+        parts = parts._replace(agree=_spoken(parts.agree), disagree=_spoken(parts.disagree))
     most = max((abs(c.contribution) for c in (*parts.agree, *parts.disagree)), default=0.0)
     rows = _contributions(to, "agree", GOOD, parts.agree, most, units)
     rows += _contributions(to, "disagree", BAD, parts.disagree, most, units)
     rows += _sums(explanation.contributions, [*parts.agree, *parts.disagree], explanation.distance)
     to.table(_columns("HIT"), rows, indent=indent)
+
+
+def _spoken(words: Sequence[Contribution]) -> list[Contribution]:
+    """Without those that say nothing; all of them where nothing else is said."""
+    return [c for c in words if c.feature not in STOP_WORDS] or list(words)
 
 
 def _alike(to: Writer, contributions: Sequence[Contribution], what: str, indent: int) -> None:
@@ -74,22 +88,31 @@ def _alike(to: Writer, contributions: Sequence[Contribution], what: str, indent:
 def _contributions(
     to: Writer, title: str, style: str, contributions: Sequence[Contribution], most: float, units: Mapping[str, Unit]
 ) -> list[list[Cell]]:
+    """First what is of the flow itself, then what was around it; each under its title."""
     rows: list[list[Cell]] = []
-    for i, c in enumerate(contributions):
-        unit = units.get(c.feature, Unit("", "-")).unit
-        rows.append(
-            [
-                Span(title if i == 0 else "", style),
-                c.feature,
-                quantity(c.query, unit),
-                quantity(c.hit, unit),
-                "" if c.z is None else f"{c.z:+.1f}",
-                f"{c.contribution:+.4f}",
-                bar(c.contribution, most) if to.terminal else "",
-                Span("pulls together", DIM) if c.contribution < 0 else "",
-            ]
-        )
+    of = [(c, units.get(c.feature, NO_UNIT)) for c in contributions]
+    for context, said in ((False, title), (True, f"{title}, around")):
+        for c, unit in (one for one in of if one[1].context is context):
+            rows.append(
+                [
+                    Span(said, style),
+                    c.feature,
+                    quantity(c.query, unit.unit),
+                    quantity(c.hit, unit.unit),
+                    "" if c.z is None else f"{c.z:+.1f}",
+                    f"{c.contribution:+.4f}",
+                    bar(c.contribution, most) if to.terminal else "",
+                    Span(_remark(c), DIM),
+                ]
+            )
+            said = ""
     return rows
+
+
+def _remark(c: Contribution) -> str:
+    if (c.query is None) != (c.hit is None):
+        return "told of the query only" if c.hit is None else "told of the hit only"
+    return "pulls together" if c.contribution < 0 else ""
 
 
 def _sums(every: Sequence[Contribution], shown: Sequence[Contribution], distance: float) -> list[list[Cell]]:
@@ -120,9 +143,15 @@ def legend(to: Writer, given: Sequence[Explanation], units: Mapping[str, Unit]) 
         to.table([Column("", keep=True), Column("")], rows, indent=3)
 
 
-def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit], *, words: bool) -> None:
-    """words: it is nearest by its text."""
+def counter_example(to: Writer, c: CounterExample, units: Mapping[str, Unit], *, words: bool, rank: int | None) -> None:
+    """words: it is nearest by its text. rank: that of the hit that it is, if it is one that was explained above."""
     event = event_of(c.event)
+    if rank is not None:
+        to.line(
+            Span("counter-example  ", DIM), f"nearest of another family: hit #{rank}, above  ",
+            family_span(event.family), f"  distance {number(c.distance)}",
+        )  # fmt: skip
+        return
     to.line(
         Span("counter-example  ", DIM),
         "nearest of another family: ",

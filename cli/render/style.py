@@ -23,16 +23,19 @@ BAR = "█▉▊▋▌▍▎▏"
 
 
 class Unit(NamedTuple):
+    """context: it is of what was around the flow, not of the flow itself."""
+
     group: str
     unit: str
     definition: str = ""
+    context: bool = False
 
 
 def units_of_features() -> dict[str, Unit]:
-    """Group and unit of each feature (the table of features, loaded only when one is shown to a person)."""
-    from engine.features import FEATURES
+    """Unit of each feature (the table of features, loaded only when one is shown to a person)."""
+    from engine.features import CONTEXT_INDEXES, FEATURES
 
-    return {f.name: Unit(f.group, f.unit, f.definition) for f in FEATURES}
+    return {f.name: Unit(f.group, f.unit, f.definition, f.column in CONTEXT_INDEXES) for f in FEATURES}
 
 
 def class_span(word: str) -> Span:

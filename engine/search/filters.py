@@ -127,7 +127,8 @@ def before(event: Event) -> Test:
 
 
 def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False) -> Test:
-    """Not the same pair of hosts (either way round) and family within OTHER_EPISODE_S; or the same pair alone."""
+    """Not what the same two hosts (either way round) did within OTHER_EPISODE_S, unless both are known to be of
+    different families; never the same connection, whatever it was taken for. any_family: the same two hosts alone."""
     (src_hi, src_lo), (dst_hi, dst_lo) = address(event.src_ip), address(event.dst_ip)
     names = snapshot.names.families
     family = names.index(event.family) if event.family in names else -1
@@ -137,11 +138,17 @@ def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False
         def at(end: str, hi: int, lo: int) -> Mask:
             return np.asarray((c[f"{end}_hi"] == np.uint64(hi)) & (c[f"{end}_lo"] == np.uint64(lo)))
 
-        same_pair = (at("src", src_hi, src_lo) & at("dst", dst_hi, dst_lo)) | (
-            at("src", dst_hi, dst_lo) & at("dst", src_hi, src_lo)
-        )
+        def ports(source: int | None, destination: int | None) -> Mask:
+            if source is None or destination is None:
+                return np.zeros(len(c), np.bool_)
+            return np.asarray((c["src_port"] == source) & (c["dst_port"] == destination))
+
+        there = at("src", src_hi, src_lo) & at("dst", dst_hi, dst_lo)
+        back = at("src", dst_hi, dst_lo) & at("dst", src_hi, src_lo)
+        same = np.full(len(c), any_family or family == 0) | (c["family"] == family) | (c["family"] == 0)
+        same |= (there & ports(event.src_port, event.dst_port)) | (back & ports(event.dst_port, event.src_port))
         near = np.abs(c["ts"] - event.ts) <= span
-        return np.asarray(~(same_pair & (any_family | (c["family"] == family)) & near))
+        return np.asarray(~((there | back) & same & near))
 
     return test
 
@@ -151,11 +158,9 @@ def nothing(c: Columns) -> Mask:
     return np.zeros(len(c), np.bool_)
 
 
-def other_family(event: Event, snapshot: Snapshot) -> Test:
-    """Events of a known family that is not the event's."""
-    names = snapshot.names.families
-    own = [0, names.index(event.family)] if event.family in names else [0]
-    return lambda c: ~np.isin(c["family"], own)
+def other_family(family: int) -> Test:
+    """Events of a known family that is not this number."""
+    return lambda c: ~np.isin(c["family"], [0, family])
 
 
 def marks(wanted: Filter | None) -> Marks:

@@ -29,8 +29,8 @@ from engine.embed.linear import LinearEmbedder
 from engine.embed.text import TextEmbedder
 from engine.embed.vote import places, within
 from engine.errors import BadRequestError, CorruptionError, NotFoundError, UnknownSpaceError
-from engine.features import F32, unpack
-from engine.limits import AGREE_Z_MAX, COLLAPSE_FETCH_MAX, KNOWN_MIN
+from engine.features import CONTEXT_INDEXES, F32, FEATURES, agree, unpack
+from engine.limits import COLLAPSE_FETCH_MAX, KNOWN_MIN
 from engine.search import filters
 from engine.search.snapshot import Candidates, Snapshot
 from engine.store.catalog import View
@@ -43,7 +43,11 @@ log = logging.getLogger(__name__)
 PLACE_NUMBERS = 65_536  # of candidates' vectors; with more it pays to look only at those that can be in a place
 PLACE_ROWS = 128  # compared at once then: larger blocks of memory are slow (DISTANCE_NUMBERS in snapshot.py)
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
-LEADING = 5  # features named as agreeing and disagreeing
+LEADING = 6  # features that are named as agreeing, and as disagreeing
+LEADING_CONTEXT = 3  # of them, where there are so many of the flow itself
+NOTES_MAX = 64  # of the near-duplicates of a hit are looked at for what was said of them
+LEADING_SHARE_MIN = 0.01  # of the distance; less is not worth a line
+CONTEXT = frozenset(FEATURES[i].fact for i in CONTEXT_INDEXES)
 
 A = TypeVar("A", Answer, Judgement)
 T = TypeVar("T")
@@ -235,7 +239,7 @@ class Answering:
             weights=plan.weights if options.space == FUSED else {}, plan=self._describe(sought),
         )  # fmt: skip
         if options.explain:
-            answer.explain, answer.counter_example = self._explain(question, plan, hits)
+            answer.explain, answer.counter_example = self._explain(question, plan, hits, own or _most(families))
         return answer
 
     def _sought(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Sought:
@@ -345,6 +349,8 @@ class Answering:
                 family = snapshot.checked_family(seq, spaces)
                 head = view.stored(seq)
                 note = view.annotation_bytes(seq)
+                if note is None and len(group.seqs) > 1:
+                    note = self._note_of_like(group)
             except CorruptionError as e:
                 log.error("left out of an answer: %s", e)
                 continue
@@ -352,6 +358,11 @@ class Answering:
             hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
             families.append(family)
         return hits, families
+
+    def _note_of_like(self, group: Group) -> bytes | None:
+        """What was said of a near-duplicate that the hit stands for, the first there is. Raises CorruptionError."""
+        notes = (self.view.annotation_bytes(seq) for seq in group.seqs[1:NOTES_MAX])
+        return next((note for note in notes if note is not None), None)
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])
@@ -418,7 +429,7 @@ class Answering:
         return features
 
     def _explain(
-        self, question: Question, plan: Plan, hits: Sequence[Hit]
+        self, question: Question, plan: Plan, hits: Sequence[Hit], family: int
     ) -> tuple[list[Explanation], CounterExample | None]:
         if question.event is None:
             space = question.options.space
@@ -426,7 +437,7 @@ class Answering:
                 return [], None
         features = self._features(question) if question.event is not None else np.full(105, np.nan, np.float32)
         explanations = [self._explain_hit(question, features, h.seq, question.options.space, plan) for h in hits]
-        return explanations, self._counter_example(question, features, plan) if question.event is not None else None
+        return explanations, self._counter_example(question, features, plan, family) if question.event else None
 
     def _explain_hit(self, question: Question, features: F32, seq: int, space: str, plan: Plan | None) -> Explanation:
         record = self.view.record(seq)
@@ -452,11 +463,12 @@ class Answering:
             percentile = self._percentile(part, distance)
             if space == FUSED:
                 percentile = float(self._fused_percentiles(part, np.array([distance]), known)[0])
+            apart = _disagree(contributions, distance)
             parts.append(
                 Explanation(
                     event_id=event.event_id, space=part, distance=distance, percentile=percentile,
-                    contributions=contributions, agree=_agree(contributions, unusual),
-                    disagree=_disagree(contributions), words=words,
+                    contributions=contributions, agree=_agree(contributions, unusual, apart),
+                    disagree=apart, words=words,
                 )
             )  # fmt: skip
         if space != FUSED or plan is None:
@@ -469,16 +481,17 @@ class Answering:
             disagree=next((p.disagree for p in parts if p.space == "attack"), []),
         )  # fmt: skip
 
-    def _counter_example(self, question: Question, features: F32, plan: Plan) -> CounterExample | None:
-        """The nearest event of another known family; in the attack space where the answer is fused."""
-        event = question.event
-        assert event is not None
+    def _counter_example(self, question: Question, features: F32, plan: Plan, family: int) -> CounterExample | None:
+        """The nearest event of another known family than `family`, the question's or, where it has none, that of most
+        hits; none where they have none either (0). In the attack space where the answer is fused."""
+        if not family:
+            return None
         space = question.options.space
         if space == FUSED:
             space = "attack" if "attack" in plan.weights else next(iter(plan.weights))
         if space not in question.vectors:
             return None
-        allowed = filters.mask(self.snapshot, [filters.other_family(event, self.snapshot)])
+        allowed = filters.mask(self.snapshot, [filters.other_family(family)])
         if plan.allowed is not None:
             allowed &= plan.allowed
         found = self.snapshot.search(space, question.vectors[space][None, :], 1, allowed)[0]
@@ -501,12 +514,27 @@ def _tried(call: Callable[..., T], *args: Any) -> T | Exception:
         return e
 
 
-def _agree(contributions: Sequence[Contribution], unusual: dict[str, float]) -> list[str]:
+def _most(families: Sequence[int]) -> int:
+    """The known family that most of them are, the first of equals; 0 where none is known."""
+    known = [family for family in families if family]
+    return max(known, key=known.count, default=0)
+
+
+def _agree(contributions: Sequence[Contribution], unusual: dict[str, float], apart: Sequence[str]) -> list[str]:
     """Features known on both sides that hardly differ, the most unusual first: that both are TCP says little, that both
-    have a value that few others have says much."""
-    near = [c for c in contributions if c.z is not None and abs(c.z) <= AGREE_Z_MAX]
-    return [c.feature for c in sorted(near, key=lambda c: (-unusual.get(c.feature, 0.0), c.feature))[:LEADING]]
+    have a value that few others have says much. apart: those that disagree."""
+    near = [c for c in contributions if c.feature not in apart and agree(c.query, c.hit, c.z)]
+    return _leading(sorted(near, key=lambda c: (-unusual.get(c.feature, 0.0), c.feature)))
 
 
-def _disagree(contributions: Sequence[Contribution]) -> list[str]:
-    return [c.feature for c in contributions if c.contribution > 0 and c.query != c.hit][:LEADING]
+def _disagree(contributions: Sequence[Contribution], distance: float) -> list[str]:
+    least = LEADING_SHARE_MIN * distance
+    return _leading([c for c in contributions if c.contribution > least and c.query != c.hit])
+
+
+def _leading(contributions: Sequence[Contribution]) -> list[str]:
+    """The first few names of the flow itself, then those of its context, which would crowd them out."""
+    names = [c.feature for c in contributions]
+    own, context = [n for n in names if n not in CONTEXT], [n for n in names if n in CONTEXT]
+    own = own[: LEADING - min(len(context), LEADING_CONTEXT)]
+    return own + context[: LEADING - len(own)]

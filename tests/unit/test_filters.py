@@ -151,7 +151,31 @@ def test_before_episodes_and_families(full: Store) -> None:
         assert passing(filters.other_episodes(asked, snapshot)) == [i for i in range(FILLED) if i not in same]
     later = make(100, ts=event.ts + 3600 * S).event
     assert passing(filters.other_episodes(later, snapshot)) == list(range(FILLED))
-    unknown = make(100, family="Never seen").event
-    assert passing(filters.other_episodes(unknown, snapshot)) == list(range(FILLED))
+    other = make(100, family="Never seen").event
+    assert passing(filters.other_episodes(other, snapshot)) == [i for i in range(FILLED) if i != 100]  # the connection
     others = [i for i, e in enumerate(EVENTS) if e.family != event.family]
-    assert passing(filters.other_family(event, snapshot)) == others
+    assert passing(filters.other_family(snapshot.names.families.index(event.family))) == others
+
+
+def test_another_episode_is_not_the_same_one_as_another_detector_saw_it(store: Store) -> None:
+    """A flow record without a family beside a flow with one was named the first precedent of itself."""
+    ends = {"src_ip": "10.0.0.5", "dst_ip": "192.0.2.80", "src_port": 40_000, "dst_port": 8_443}
+    back = {"src_ip": "192.0.2.80", "dst_ip": "10.0.0.5", "src_port": 8_443, "dst_port": 40_000}
+    later, much_later = T0 + 60 * S, T0 + 3_600 * S
+    events = [
+        make(0, ts=T0, family="C2", **ends),
+        make(1, ts=T0, family="Unknown", **ends),
+        make(2, ts=T0, family="Exfiltration", **back),
+        make(3, ts=later, family="Unknown", **(ends | {"src_port": 40_001})),
+        make(4, ts=later, family="Exfiltration", **(ends | {"src_port": 40_001})),
+        make(5, ts=much_later, family="C2", **ends),
+    ]  # fmt: skip
+    store.publish(events)
+    snapshot = store.snapshot()
+
+    def left(event: Any) -> list[int]:
+        return np.flatnonzero(filters.mask(snapshot, [filters.other_episodes(event, snapshot)])).tolist()
+
+    assert left(events[0].event) == [4, 5]
+    assert left(events[1].event) == [5]  # of nobody knows what: all that the two hosts did
+    assert left(make(9, ts=T0, family="C2", src_ip="10.0.0.6", dst_ip="192.0.2.80").event) == [0, 1, 2, 3, 4, 5]

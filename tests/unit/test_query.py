@@ -7,6 +7,7 @@ import pytest
 from msgspec import Raw
 from msgspec.msgpack import Decoder
 from msgspec.msgpack import encode as pack
+from msgspec.structs import replace
 
 from engine.embed.base import SPACES
 from engine.embed.vote import places
@@ -15,8 +16,8 @@ from engine.features import CONTEXT_INDEXES, unpack
 from engine.limits import KNOWN_MIN
 from engine.normalize import complete
 from engine.search.context_query import SESSION_IDLE_S, QueryContext
-from engine.search.query import Answering, Question
-from ipc.event import Event, FeaturedEvent
+from engine.search.query import CONTEXT, LEADING, LEADING_CONTEXT, Answering, Question
+from ipc.event import Annotation, Event, FeaturedEvent
 from ipc.messages import Answer, Filter, Options
 from tests.conftest import FILLED
 from tests.events import T0, S, make, several
@@ -82,6 +83,59 @@ def test_nothing_behaves_like_an_event_of_which_too_little_is_known(store: Store
     assert (fused.counter_example.seq, fused.counter_example.distance) == (
         text.counter_example.seq, text.counter_example.distance,
     )  # fmt: skip
+
+
+def test_an_event_of_no_family_is_held_against_what_its_hits_are(store: Store) -> None:
+    """Its nearest event of any family, which is its strongest precedent, was named as the counter-example."""
+    store.publish([make(i, family="C2" if i < 30 else "DDoS") for i in range(60)])
+    store.publish([make(70, family="Unknown")])
+    asked = store.ask("e000070", space="attack", explain=True, filter=Filter(families=["C2", "Unknown"]))
+    assert asked.hits and asked.counter_example is None  # the filter leaves no other
+    asked = store.ask("e000070", space="attack", explain=True)
+    said = [hit.event.family for hit in asked.hits if isinstance(hit.event, Event)]
+    most = max(("C2", "DDoS"), key=said.count)
+    other = asked.counter_example
+    assert other is not None and isinstance(other.event, Event) and other.event.family in {"C2", "DDoS"} - {most}
+    store.publish([make(80 + i, family="Unknown") for i in range(3)])
+    alone = store.ask("e000080", space="attack", explain=True, filter=Filter(families=["Unknown"]))
+    assert alone.hits and alone.counter_example is None
+
+
+@pytest.mark.parametrize("space", ["chronos", "attack"])
+def test_what_is_named_as_agreeing_agrees_and_the_flow_itself_is_named_beside_what_was_around_it(
+    full: Store, space: str
+) -> None:
+    """Features twice as large, or cut to the end of the scale, were said to agree; some were in both lists, and context
+    filled them."""
+    named = 0
+    for i in range(0, FILLED, 37):
+        for why in full.ask(f"e{i:06d}", space=space, explain=True).explain:
+            by_name = {c.feature: c for c in why.contributions}
+            assert not set(why.agree) & set(why.disagree)
+            for c in (by_name[name] for name in why.agree):
+                assert c.query is not None and c.hit is not None
+                assert abs(c.query - c.hit) <= 0.1 * max(abs(c.query), abs(c.hit))
+            assert all(by_name[name].contribution > 0.01 * why.distance for name in why.disagree)
+            for names in (why.agree, why.disagree):
+                around = [name in CONTEXT for name in names]
+                assert len(names) <= LEADING and around == sorted(around)
+                named += len(names)
+            own = [c for c in why.contributions if c.feature not in CONTEXT and c.contribution > 0.01 * why.distance]
+            own = [c for c in own if c.query != c.hit]
+            assert sum(name not in CONTEXT for name in why.disagree) >= min(LEADING - LEADING_CONTEXT, len(own))
+    assert named > 100
+
+
+def test_what_was_said_of_a_near_duplicate_is_told_of_the_hit_that_stands_for_it(store: Store) -> None:
+    one = make(0)
+    store.publish([FeaturedEvent(replace(one.event, event_id=f"e{i:06d}"), one.features) for i in range(5)])
+    (hit,) = store.ask("e000000", space="attack").hits
+    assert hit.count == 4 and hit.annotation is None
+    other = next(seq for seq in (2, 3) if seq != hit.seq)
+    store.publisher.annotate(f"e{other:06d}", "false_positive", "ann")
+    (hit,) = store.ask("e000000", space="attack").hits
+    assert hit.seq != other and isinstance(hit.annotation, Annotation)
+    assert hit.annotation.label == "false_positive"
 
 
 def test_a_fused_explanation_adds_up_to_its_hit_also_where_that_is_a_bare_alert(store: Store) -> None:

@@ -70,7 +70,7 @@ def answer(explain: bool = True) -> Answer:
         )
         for h in hits
     ]
-    other = CounterExample(4, 0.55, event(4, family="Normal", classification="BENIGN"), contributions())
+    other = CounterExample(9, 0.55, event(9, family="Normal", classification="BENIGN"), contributions())
     return Answer(
         "attack", "lab-1", "l2", True, 12_345, 12_000, 3_210, event(1, text=EVIL), hits, 2 / 3, True,
         explanations if explain else [], other if explain else None, plan="exact over 12345 rows",
@@ -238,6 +238,44 @@ def test_the_human_answer_says_all_that_was_promised():
         "plan: exact over 12345 rows",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_a_counter_example_that_is_a_hit_is_told_by_its_number():
+    given = answer()
+    assert given.counter_example is not None
+    given.counter_example.seq = given.hits[2].seq
+    text = text_of(lambda out: out.answers([(given, 42)], several=False))
+    assert "nearest of another family: hit #3, above  Normal" in text and "set apart by" not in text
+
+
+def test_a_fused_percentile_is_no_rank_among_pairs_and_none_is_rounded_to_all():
+    given = answer()
+    given.explain = given.explain[:2]
+    given.explain[0].spaces = {"attack": (0.4, 0.8, 0.6), "sbert": (0.1, 5.0, 0.4)}
+    given.explain[1].percentile = 0.001
+    text = text_of(lambda out: out.answers([(given, 42)], several=False))
+    assert "the mean of these percentiles" in text and "nearer than over 99.99 % of random pairs" in text
+
+
+def test_what_is_of_the_flow_comes_before_what_was_around_it_and_what_one_side_lacks_is_said():
+    given = answer()
+    given.explain = given.explain[:1]
+    given.explain[0].disagree = ["traffic_amplification_factor", "access_frequency", "syn_flag_count"]
+    given.explain[0].contributions.append(Contribution("access_frequency", 0.2, 0.1, 0.4, 0.02))
+    text = text_of(lambda out: out.answers([(given, 42)], several=False))
+    lines = [line for line in text.splitlines() if "+0." in line or "-0." in line]
+    at = {name: next(i for i, line in enumerate(lines) if name in line) for name in given.explain[0].disagree}
+    assert at["traffic_amplification_factor"] < at["syn_flag_count"] < at["access_frequency"]
+    assert "told of the hit only" in lines[at["traffic_amplification_factor"]]
+    assert "disagree, around" in lines[at["access_frequency"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [(1.0, "packets", "1 packet"), (1.0, "packets/s", "1 packet/s"), (1.0, "s", "1 s"), (2.0, "packets", "2 packets")],
+)
+def test_one_is_one(value, unit, said):
+    assert quantity(value, unit) == said
 
 
 def test_names_that_say_little_are_explained_once():
