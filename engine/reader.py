@@ -86,6 +86,7 @@ log = logging.getLogger(__name__)
 
 BATCH_REQUESTS_MAX = 64  # answered in one read transaction
 BATCH_QUESTIONS_MAX = 64  # searched together
+BATCH_HITS_MAX = 8_192  # of them; between two such batches the reader gives a sign of life
 WATCH_S = 0.020
 KEEP_UP_S = 0.25  # how often an idle reader looks for a new generation, so that it holds nothing that is gone
 WAIT_S = 0.002  # how often a request for a later generation looks again
@@ -395,9 +396,12 @@ class Reader:
     def _in_slices(
         self, answer: Callable[[list[Question]], list[A | Exception]], questions: list[Question]
     ) -> Iterator[A | Exception]:
-        """A message may ask a thousand questions, and each holds a mask over all events until it is answered."""
-        for start in range(0, len(questions), BATCH_QUESTIONS_MAX):
-            yield from answer(questions[start : start + BATCH_QUESTIONS_MAX])
+        """A message may ask a thousand questions, and each holds a mask over all events until it is answered; or for a
+        thousand hits of each."""
+        most = max((question.options.top_k for question in questions), default=1)
+        step = max(1, min(BATCH_QUESTIONS_MAX, BATCH_HITS_MAX // most))
+        for start in range(0, len(questions), step):
+            yield from answer(questions[start : start + step])
             self.worker.stamp()
 
     def _questions(self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View) -> list[Question] | None:
@@ -452,7 +456,7 @@ class Reader:
                 connection.reply(Explained(request.request_id, generation, why))
             case Watch():
                 self.watchers[connection, request.request_id] = request.after_generation
-                self._watch()
+                self._watch([(connection, request.request_id)])
             case _:
                 raise BadRequestError(f"{type(request).__name__} is not for the query socket")
 
@@ -480,18 +484,18 @@ class Reader:
         if self.waiting:
             self.worker.loop.call_later(WAIT_S, self._look_again)
 
-    def _watch(self) -> None:
-        """Tell watchers of each new generation; runs only while there are any."""
+    def _watch(self, some: list[tuple[Connection, int]] | None = None) -> None:
+        """Tell watchers, or some of them, of a generation that they have not seen; again and again while there are
+        any."""
         generation = self.counter.value
-        for (connection, request_id), seen in list(self.watchers.items()):
+        for connection, request_id in some or list(self.watchers):
             if not connection.wants(request_id):
                 del self.watchers[connection, request_id]
-            elif generation > seen:
+            elif generation > self.watchers[connection, request_id]:
                 self.watchers[connection, request_id] = generation
                 connection.reply(Generation(request_id, generation), more=True)
-        if self.watching is not None:
-            self.watching.cancel()
-        self.watching = self.worker.loop.call_later(WATCH_S, self._watch) if self.watchers else None
+        if some is None or self.watching is None:
+            self.watching = self.worker.loop.call_later(WATCH_S, self._watch) if self.watchers else None
 
 
 def _told(error: Exception) -> Exception:

@@ -15,7 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from threading import Lock
@@ -42,6 +42,7 @@ REST = "(other)"  # in explanations: what belongs to no word (start, end and com
 _SIDE_BY_SIDE = 2  # runs at a time; more would leave a machine that ingests no core for its readers
 _KNOWN_MAX = 16_384  # sentences in memory, 1.5 KiB each
 _FRESH_MAX = 4_096
+_DIVIDED_MAX = 64  # sentences divided among their words: of an answer's hits many say the same
 
 
 class TextCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +183,7 @@ class TextEmbedder:
         self.internal = tuple(internal)
         self.alive: Callable[[], None] = lambda: None
         self._lock = Lock()
+        self._words = lru_cache(_DIVIDED_MAX)(self._divided)
         self._known: OrderedDict[bytes, F32] = OrderedDict()
         self._fresh: dict[bytes, bytes] = {}
 
@@ -266,8 +268,8 @@ class TextEmbedder:
         weights = {word: float(np.dot(ours[word], v) + np.dot(theirs[word], u)) / 2 for word in both}
         return sorted(weights.items(), key=lambda item: (-item[1], item[0]))
 
-    def _words(self, text: str) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
-        """What each word adds to the unit vector of the text, and how often it stands there."""
+    def _divided(self, text: str) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+        """What each word adds to the unit vector of the text, and how often it stands there; a run of the model."""
         offsets, tokens = self.model.tokens(text)
         shares = tokens.astype(np.float64) / len(tokens)
         shares /= np.linalg.norm(shares.sum(axis=0))

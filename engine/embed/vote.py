@@ -47,15 +47,22 @@ def places(
     different kinds are never in one place.
     """
     out: list[NDArray[np.int64]] = []
+    spaces = sorted(vectors, key=lambda space: space[0].shape[1])  # what costs least to compare decides first
+    bounds = [(of, near, np.sqrt(np.einsum("ij,ij->i", of, of, dtype=np.float64))) for of, near in spaces]
     left = np.arange(len(vectors[0][0]))  # in order of distance; each round takes the first and all that are like it
+    taken = np.zeros(len(left), np.bool_)
     while len(left) and len(out) < most:
-        like = np.ones(len(left), np.bool_) if kinds is None else kinds[left] == kinds[left[0]]
-        for of, near in vectors:
-            difference = of[left] - of[left[0]]
-            like &= np.einsum("ij,ij->i", difference, difference) <= near * near
-        like[0] = True
-        out.append(left[like])
-        left = left[~like]
+        first, like = left[0], left[1:]
+        if kinds is not None:
+            like = like[kinds[like] == kinds[first]]
+        for _, near, length in bounds:  # vectors whose lengths are farther apart than that are, too; rounding apart
+            like = like[np.abs(length[like] - length[first]) <= near * (1 + 1e-3) + length[first] * 1e-6]
+        for of, near, _ in bounds:
+            difference = of[like] - of[first]
+            like = like[np.einsum("ij,ij->i", difference, difference) <= near * near]
+        out.append(np.concatenate((left[:1], like)))
+        taken[out[-1]] = True
+        left = left[~taken[left]]
     return out
 
 

@@ -91,6 +91,10 @@ class Classifying(Answering):
         return out
 
     @cached_property
+    def _labelled(self) -> NDArray[np.int64]:
+        return np.array(list(self.labels), np.int64)
+
+    @cached_property
     def voters(self) -> Mask:
         out = filters.mask(self.snapshot, [lambda c: c["family"] != 0])
         for seq, family in self.labels.items():
@@ -107,7 +111,7 @@ class Classifying(Answering):
         allowed = self.voters.copy() if plan.allowed is None else plan.allowed & self.voters
         if question.seq >= 0:
             allowed[question.seq - self.snapshot.first_seq] = False
-        return plan._replace(allowed=allowed, matched=int(allowed.sum()))
+        return plan._replace(allowed=allowed, matched=int(np.count_nonzero(allowed)))
 
     def _other_episodes(self, event: Event) -> filters.Test:
         return filters.other_episodes(event, self.snapshot, any_family=True)
@@ -119,7 +123,7 @@ class Classifying(Answering):
         ranked = super()._rank(question, plan, found)
         assert plan.allowed is not None
         first = self.snapshot.first_seq
-        seqs = np.array([seq for seq in self.labels if plan.allowed[seq - first]], np.int64)
+        seqs = self._labelled[plan.allowed[self._labelled - first]]
         if not len(seqs) or not len(ranked.seqs):
             return ranked
         (space,) = plan.weights

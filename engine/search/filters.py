@@ -53,8 +53,12 @@ def _networks(given: Sequence[str], ends: Sequence[str]) -> Test:
     def test(c: Columns) -> Mask:
         out = np.zeros(len(c), np.bool_)
         for end in ends:
-            hi, lo = c[f"{end}_hi"], c[f"{end}_lo"]
+            hi, lo = np.ascontiguousarray(c[f"{end}_hi"]), np.ascontiguousarray(c[f"{end}_lo"])  # compared many times
             for first, last in ranges:
+                if first >> 64 == last >> 64:
+                    here = (lo >= np.uint64(first & _U64)) & (lo <= np.uint64(last & _U64))
+                    out |= here & (hi == np.uint64(first >> 64))
+                    continue
                 above = (hi > first >> 64) | ((hi == first >> 64) & (lo >= np.uint64(first & _U64)))
                 below = (hi < last >> 64) | ((hi == last >> 64) & (lo <= np.uint64(last & _U64)))
                 out |= above & below
@@ -135,6 +139,10 @@ def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False
     span = OTHER_EPISODE_S * 1_000_000_000
 
     def test(c: Columns) -> Mask:
+        near = np.abs(c["ts"] - event.ts) <= span
+        if not near.any():
+            return np.ones(len(c), np.bool_)
+
         def at(end: str, hi: int, lo: int) -> Mask:
             return np.asarray((c[f"{end}_hi"] == np.uint64(hi)) & (c[f"{end}_lo"] == np.uint64(lo)))
 
@@ -147,7 +155,6 @@ def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False
         back = at("src", dst_hi, dst_lo) & at("dst", src_hi, src_lo)
         same = np.full(len(c), any_family or family == 0) | (c["family"] == family) | (c["family"] == 0)
         same |= (there & ports(event.src_port, event.dst_port)) | (back & ports(event.dst_port, event.src_port))
-        near = np.abs(c["ts"] - event.ts) <= span
         return np.asarray(~((there | back) & same & near))
 
     return test

@@ -74,12 +74,10 @@ def _matching(wanted: Filter | None, snapshot: Snapshot, view: View) -> np.ndarr
 
 def _stored(seq: int, view: View, features: bool, raw: bool) -> Stored:
     """An event for a reply. Raises CorruptionError."""
-    head, note = view.stored(seq), view.annotation_bytes(seq)
+    record, note = view.record(seq) if features or raw else None, view.annotation_bytes(seq)
     annotation = None if note is None else Raw(note)
-    if not features and not raw:
-        return Stored(seq, Raw(head), annotation)
-    record = view.record(seq)
-    assert record is not None
+    if record is None:
+        return Stored(seq, Raw(view.stored(seq)), annotation)
     return Stored(seq, Raw(record.head), annotation, record.features if features else b"", record.raw if raw else b"")
 
 

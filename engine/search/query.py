@@ -191,7 +191,7 @@ class Answering:
         allowed = filters.mask(snapshot, wanted, said, self.view) if wanted or said else None
         if allowed is not None and snapshot.has(question.seq):
             allowed[question.seq - snapshot.first_seq] = False
-        matched = int(allowed.sum()) if allowed is not None else snapshot.events - (question.seq >= 0)
+        matched = int(np.count_nonzero(allowed)) if allowed is not None else snapshot.events - (question.seq >= 0)
         fetch = options.top_k * (4 if options.collapse else 1) + (question.seq >= 0)
         return Plan(allowed, matched, max(fetch, FUSED_FETCH_MIN if options.space == FUSED else 0), weights)
 
@@ -315,21 +315,26 @@ class Answering:
         """As engine/embed/vote.py's `places`, which compares all rows with each place. Rows so near to each other
         are about as near to the query, so only those are looked at."""
         out: list[NDArray[np.int64]] = []
-        left = np.arange(len(ranked.seqs))
+        left, taken = np.arange(len(ranked.seqs)), np.zeros(len(ranked.seqs), np.bool_)
+        rows, fetched = np.empty((len(left), DIMS[space]), np.float32), 0  # as far as they were looked at
         while len(left) and len(out) < most:
             first = left[0]
             farthest = ranked.distances[first] * (1 + 1e-6) + near * (1 + 1e-3)  # more than rounding comes to
             ahead = left[: np.searchsorted(ranked.distances[left], farthest, "right")]
             if kinds is not None:
                 ahead = ahead[kinds[ahead] == kinds[first]]
-            like = [np.array([first])]
-            vector = self.snapshot.vectors(space, ranked.seqs[[first]])
+            while len(ahead) > 1 and fetched <= ahead[-1]:
+                some = slice(fetched, fetched + PLACE_ROWS)
+                rows[some] = self.snapshot.vectors(space, ranked.seqs[some])
+                fetched += PLACE_ROWS
+            like = [ahead[:1]]
             for at in range(1, len(ahead), PLACE_ROWS):
-                some = ahead[at : at + PLACE_ROWS]
-                difference = self.snapshot.vectors(space, ranked.seqs[some]) - vector
-                like.append(some[np.einsum("ij,ij->i", difference, difference) <= near * near])
+                others = ahead[at : at + PLACE_ROWS]
+                difference = rows[others] - rows[first]
+                like.append(others[np.einsum("ij,ij->i", difference, difference) <= near * near])
             out.append(np.concatenate(like))
-            left = left[~np.isin(left, out[-1], assume_unique=True)]
+            taken[out[-1]] = True
+            left = left[~taken[left]]
         return out
 
     def _kinds(self, seqs: NDArray[np.int64]) -> NDArray[np.int64] | None:

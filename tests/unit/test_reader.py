@@ -5,19 +5,28 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from engine.reader import BATCH_QUESTIONS_MAX, Reader
+import pytest
+
+from engine.reader import BATCH_HITS_MAX, BATCH_QUESTIONS_MAX, Reader
+from engine.search.query import Question
+from ipc.messages import Options
 
 
-def test_a_thousand_questions_of_one_message_are_answered_in_order_and_not_all_at_once() -> None:
-    """Each holds a mask over all events until it is answered, and between two slices the reader says that it lives."""
+@pytest.mark.parametrize(
+    ("top_k", "most"), [(10, BATCH_QUESTIONS_MAX), (1_000, BATCH_HITS_MAX // 1_000)], ids=["few hits", "many"]
+)
+def test_a_thousand_questions_of_one_message_are_answered_in_order_and_not_all_at_once(top_k: int, most: int) -> None:
+    """Each holds a mask over all events until it is answered, and between two slices the reader says that it lives:
+    one that answered 64 questions for 1,000 hits each at once was killed as hung."""
     happened: list[int | str] = []
 
-    def answer(questions: list[int]) -> list[int]:
+    def answer(questions: list[Question]) -> list[int]:
         happened.append(len(questions))
-        return [-question for question in questions]
+        return [-question.seq for question in questions]
 
     reader = SimpleNamespace(worker=SimpleNamespace(stamp=lambda: happened.append("alive")))
-    answers = list(Reader._in_slices(cast(Any, reader), cast(Any, answer), cast(Any, list(range(150)))))
+    questions = [Question(Options(top_k=top_k), {}, seq) for seq in range(150)]
+    answers = list(Reader._in_slices(cast(Any, reader), cast(Any, answer), questions))
     assert answers == [-n for n in range(150)]
-    most = BATCH_QUESTIONS_MAX
-    assert happened == [most, "alive", most, "alive", 150 - 2 * most, "alive"]
+    slices = [most] * (150 // most) + [150 % most] * (150 % most > 0)
+    assert happened == [word for size in slices for word in (size, "alive")]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.embed import fit as fitting
@@ -105,6 +105,34 @@ def test_most_known_events_have_a_twin() -> None:
     twins = Calibration(PAIRS, 1.8, 0.05, quantiles)
     assert twins.novelty(0.0) <= 0.51
     assert twins.novelty(0.01) >= 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 40), st.booleans())
+def test_places_are_those_that_comparing_every_row_with_each_of_them_gives(
+    seed: int, n: int, most: int, of_kinds: bool
+) -> None:
+    """Most rows are left out by their length, or by another space, before they are compared."""
+    rng = np.random.default_rng(seed)
+    floods = rng.integers(0, max(1, n // 4), n)
+    spaces = []
+    for dim, scale in ((8, 1.0), (3, 1e4), (16, 1e-3)):
+        centers = scale * rng.standard_normal((n, dim)) * rng.choice([0.0, 1.0, 30.0], (n, 1))
+        near = scale * float(rng.choice([0.0, 0.1, 1.0]))
+        rows = centers[floods] + near / dim * rng.standard_normal((n, dim)) * rng.choice([0.0, 1.0, 2.0], (n, 1))
+        spaces.append((rows.astype(np.float32), near))
+    kinds = rng.integers(0, 3, n) if of_kinds else None
+    expected: list[list[int]] = []
+    left = np.arange(n)
+    while len(left) and len(expected) < most:
+        like = np.ones(len(left), np.bool_) if kinds is None else kinds[left] == kinds[left[0]]
+        for of, near in spaces:
+            difference = of[left] - of[left[0]]
+            like &= np.einsum("ij,ij->i", difference, difference) <= near * near
+        like[0] = True
+        expected.append(left[like].tolist())
+        left = left[~like]
+    assert [place.tolist() for place in places(spaces, most, kinds)] == expected
 
 
 def test_places_are_of_near_rows_and_of_one_kind() -> None:
