@@ -1,7 +1,8 @@
 """Events that come in while something else is measured: single ones, by the clock.
 
 Open loop: each event is sent when it is due, whatever has become of those before, and its latency runs from then. The
-feed has a thread and a loop of its own; what is measured beside it belongs into another process.
+feed has a thread and a loop of its own; what is measured beside it belongs into another process. The first event that
+is refused, or not acknowledged in a minute, ends it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what ended the feed, if something did."""
         if self.error is not None:
             raise self.error
 
@@ -47,22 +52,23 @@ class Feed:
     def _work(self) -> None:
         try:
             uvloop.run(self._feed())
+        except BaseExceptionGroup as e:
+            self.error = e.exceptions[0]
         except BaseException as e:
             self.error = e
 
     async def _feed(self) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-        async with AsyncClient.for_data_dir(str(self.running.data_dir), timeout_ms=60_000) as client:
+        async with (
+            AsyncClient.for_data_dir(str(self.running.data_dir), timeout_ms=60_000) as client,
+            asyncio.TaskGroup() as group,
+        ):
             start_s = time.perf_counter()
             for sent, event in enumerate(self.events):
                 due_s = start_s + sent / self.rate_eps
                 await asyncio.sleep(max(0.0, due_s - time.perf_counter()))  # late or not, replies are read
                 if self._stopping.is_set():
                     break
-                task = asyncio.create_task(self._one(client, event, due_s))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
+                group.create_task(self._one(client, event, due_s))
 
     async def _one(self, client: AsyncClient, event: FeaturedEvent, due_s: float) -> None:
         await client.ingest("synthetic", [event])

@@ -223,6 +223,7 @@ def main() -> int:
         beside = Child("bench.soak", job)
         for i in range(samples):
             time.sleep(max(0.0, start_s + (i + 1) * every_s - time.monotonic()))
+            feed.check()  # a machine that cannot keep up says so now
             taken.append(look(running, dead) | {"hours": (time.monotonic() - start_s) / 3600})
         asked = beside.stop()
     for sample, of in zip(taken, asked.pop("figures"), strict=True):
