@@ -33,6 +33,7 @@ from bench.targets import newest
 from engine.layout import Layout
 
 RECALL_NAMES = 50
+COMPARED_WITH = 100_000  # events: queries/s of more over those of so many
 FEED_EPS = 500
 SETTLE_S_MAX = 1_200.0
 REFRESH_S = 5.0
@@ -91,7 +92,10 @@ def measure(data_dir: Path, args: Any) -> dict[str, Any]:
             kill_all(running)
         with engine(2, data_dir=data_dir) as running:
             of["start_s"]["killed"] = round(running.started_s, 3)
+        of["fed_p99_ratio"] = round(of["half_fed"]["p99_ms"] / of["half"]["p99_ms"], 3)
         figures[f"events_{n}"] = of
+        if n > COMPARED_WITH and f"events_{COMPARED_WITH}" in figures:
+            of["qps_share"] = round(of["qps"] / figures[f"events_{COMPARED_WITH}"]["qps"], 3)
         print(f"{n}: {of}", file=sys.stderr, flush=True)
     return figures
 

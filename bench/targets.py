@@ -47,6 +47,7 @@ WHOLE = {"only": {"cic", "eve"}, "runs": 1}
 LOAD = {"events": 20_000, "connections": 32, "rate": 0, "ingest_rate": 0, "space": "chronos", "seconds": 5}
 # A million events: in a store of 10,000 the row file that is made ahead is a third of the bytes of an event.
 SCALE = {"events": {1_000_000}, "connections": 32, "seconds": 3}
+SCALE_SHARE = SCALE | {"events": {100_000, 1_000_000}}
 SELECTIVITY = {"events": 100_000, "queries": 40}
 SLOW = {"events": 10_000, "connections": 32, "rate": 400, "bad": 20, "asks": 4, "seconds": 12, "rounds": 3}
 
@@ -81,6 +82,8 @@ TARGETS = (
     Target("scale", "events_*.acknowledged.p99_ms", 60, SCALE), Target("scale", "events_*.private.*", 60, SCALE),
     Target("scale", "events_1000000.disk.all", 6_500, SCALE), Target("scale", "events_*.start_s.killed", 3, SCALE),
     Target("scale", "events_*.recall_at_10", 0.99, SCALE, at_least=True),
+    Target("scale", "events_1000000.qps_share", 0.5, SCALE_SHARE, at_least=True),
+    Target("scale", "events_*.fed_p99_ratio", 2, SCALE),
     Target("selectivity", "*.short", 0, SELECTIVITY),
     Target("selectivity", "*.recall_at_10", 0.99, SELECTIVITY, at_least=True),
     Target("slow", "p99_ratio", 1.2, SLOW), Target("slow", "*.lost", 0, SLOW), Target("slow", "*.unanswered", 0, SLOW),

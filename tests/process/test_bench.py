@@ -15,6 +15,7 @@ from bench import harness
 from bench.feed import Feed
 from bench.harness import synthetic
 from bench.whole import FILES
+from ipc.errors import ClientError
 from tests.engine_fixture import ROOT, Engine, environment, processes
 from tests.wait import eventually
 
@@ -62,3 +63,13 @@ def test_a_feed_that_cannot_keep_its_rate_reads_what_is_acknowledged(engine: Eng
     running = harness.Engine(engine.data_dir, cast(Any, engine.process), 0.0)
     with Feed(running, synthetic(1 << 40, 1, texts=False), 1e6) as feed:
         eventually(lambda: len(feed.acknowledged_s) > 20)
+
+
+def test_a_feed_whose_engine_is_gone_ends_and_says_why(engine: Engine) -> None:
+    """It went on for an hour, each event with an error of its own in the log."""
+    running = harness.Engine(engine.data_dir, cast(Any, engine.process), 0.0)
+    with pytest.raises(ClientError), Feed(running, synthetic(1 << 40, 1, texts=False), 200.0) as feed:
+        eventually(lambda: len(feed.acknowledged_s) > 20)
+        engine.kill()
+        eventually(lambda: feed.error is not None)
+        feed.check()
