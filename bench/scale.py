@@ -5,7 +5,8 @@ One data directory that grows, 2 readers. At each size, when all is indexed and 
   settle_s, parts     seconds after it until the last merge; indexes of a space then. index_cpu_s: of all builds so far
   qps, p99_ms         closed loop, --connections, chronos by id, no collapse; recall_at_10: 50 of these questions
   half                open loop at half of that rate: p50, p99, p99.9
-  half_fed            the same while 500 single events a second come in; acknowledged: those
+  half_fed            the same while 500 single events a second come in; acknowledged: those. fed_p99_ratio: of the p99
+  qps_share           over that at 100,000, of more events
   refresh             taking over a generation (bench/reload.py)
   private, pss        MiB of each reader after all that, and of the ingest worker
   disk                bytes an event of catalog, rows, indexes
