@@ -117,8 +117,7 @@ class Annotation(Struct, omit_defaults=True, kw_only=True):
 
 class Hit(Struct, array_like=True):
     """One answer: distance (L2 in the space's own unit; fused: weighted percentile), percentile of that distance among
-    random pairs (0..100), how many near-identical events it stands for, the stored event, and its annotation, or
-    that of one of these where it has none."""
+    random pairs (0..100), how many near-identical events it stands for, the stored event, and its annotation."""
 
     seq: int
     distance: float

@@ -45,7 +45,6 @@ PLACE_ROWS = 128  # compared at once then: larger blocks of memory are slow (DIS
 FUSED_FETCH_MIN = 64  # candidates from each space, so that one space's favourites are seen by the others
 LEADING = 6  # features that are named as agreeing, and as disagreeing
 LEADING_CONTEXT = 3  # of them, where there are so many of the flow itself
-NOTES_MAX = 64  # of the near-duplicates of a hit are looked at for what was said of them
 LEADING_SHARE_MIN = 0.01  # of the distance; less is not worth a line
 CONTEXT = frozenset(FEATURES[i].fact for i in CONTEXT_INDEXES)
 
@@ -354,8 +353,6 @@ class Answering:
                 family = snapshot.checked_family(seq, spaces)
                 head = view.stored(seq)
                 note = view.annotation_bytes(seq)
-                if note is None and len(group.seqs) > 1:
-                    note = self._note_of_like(group)
             except CorruptionError as e:
                 log.error("left out of an answer: %s", e)
                 continue
@@ -363,11 +360,6 @@ class Answering:
             hits.append(Hit(seq, group.distance, percentile, len(group.seqs), Raw(head), annotation))
             families.append(family)
         return hits, families
-
-    def _note_of_like(self, group: Group) -> bytes | None:
-        """What was said of a near-duplicate that the hit stands for, the first there is. Raises CorruptionError."""
-        notes = (self.view.annotation_bytes(seq) for seq in group.seqs[1:NOTES_MAX])
-        return next((note for note in notes if note is not None), None)
 
     def _percentile(self, space: str, distance: float) -> float:
         return float(self.models.embedders[space].calibration.percentile(np.array([distance]))[0])

@@ -70,6 +70,6 @@ def test_a_feed_whose_engine_is_gone_ends_and_says_why(engine: Engine) -> None:
     running = harness.Engine(engine.data_dir, cast(Any, engine.process), 0.0)
     with pytest.raises(ClientError), Feed(running, synthetic(1 << 40, 1, texts=False), 200.0) as feed:
         eventually(lambda: len(feed.acknowledged_s) > 20)
-        engine.kill()
+        assert engine.stop() == 0
         eventually(lambda: feed.error is not None)
         feed.check()

@@ -7,7 +7,6 @@ import pytest
 from msgspec import Raw
 from msgspec.msgpack import Decoder
 from msgspec.msgpack import encode as pack
-from msgspec.structs import replace
 
 from engine.embed.base import SPACES
 from engine.embed.vote import places
@@ -17,7 +16,7 @@ from engine.limits import KNOWN_MIN
 from engine.normalize import complete
 from engine.search.context_query import SESSION_IDLE_S, QueryContext
 from engine.search.query import CONTEXT, LEADING, LEADING_CONTEXT, Answering, Question
-from ipc.event import Annotation, Event, FeaturedEvent
+from ipc.event import Event, FeaturedEvent
 from ipc.messages import Answer, Filter, Options
 from tests.conftest import FILLED
 from tests.events import T0, S, make, several
@@ -124,18 +123,6 @@ def test_what_is_named_as_agreeing_agrees_and_the_flow_itself_is_named_beside_wh
             own = [c for c in own if c.query != c.hit]
             assert sum(name not in CONTEXT for name in why.disagree) >= min(LEADING - LEADING_CONTEXT, len(own))
     assert named > 100
-
-
-def test_what_was_said_of_a_near_duplicate_is_told_of_the_hit_that_stands_for_it(store: Store) -> None:
-    one = make(0)
-    store.publish([FeaturedEvent(replace(one.event, event_id=f"e{i:06d}"), one.features) for i in range(5)])
-    (hit,) = store.ask("e000000", space="attack").hits
-    assert hit.count == 4 and hit.annotation is None
-    other = next(seq for seq in (2, 3) if seq != hit.seq)
-    store.publisher.annotate(f"e{other:06d}", "false_positive", "ann")
-    (hit,) = store.ask("e000000", space="attack").hits
-    assert hit.seq != other and isinstance(hit.annotation, Annotation)
-    assert hit.annotation.label == "false_positive"
 
 
 def test_a_fused_explanation_adds_up_to_its_hit_also_where_that_is_a_bare_alert(store: Store) -> None:
