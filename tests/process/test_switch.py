@@ -37,6 +37,26 @@ def under_way(engine: Engine) -> dict[str, Any] | None:
         return found
 
 
+def filler(engine: Engine) -> int:
+    """The child that embeds stored events anew, stopped before it has opened a file; found by what it was told."""
+    ingest = engine.pid("ingest")
+    for child in Path(f"/proc/{ingest}/task/{ingest}/children").read_text().split():
+        if b'"job":"fill"' in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGSTOP)
+            if not any("/rows/" in os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()):
+                return int(child)
+            os.kill(int(child), signal.SIGCONT)
+    return 0
+
+
+def held(engine: Engine, events_done: int) -> int:
+    """filler() once so many events are done: the switch goes no further however slow the machine is."""
+    return eventually(
+        lambda: (under_way(engine) or {}).get("events_done", 0) >= events_done and filler(engine),
+        within_s=60, every_s=0.001,
+    )  # fmt: skip
+
+
 def through(engine: Engine, first: int) -> tuple[int, list[int]]:
     """Ask and ingest until OTHER is in use: how many events were sent, and what the progress was."""
     sent, seen = 0, []
@@ -84,7 +104,7 @@ def test_a_switch_outlives_the_engine_and_is_rolled_back(start: Starter, other: 
     engine.ingest(several(500))
     given = engine.cli("models", "use", other, "--timeout", "0.3")
     assert given.returncode == 6, given.stderr  # it goes on
-    eventually(lambda: (under_way(engine) or {}).get("events_done", 0) >= 128, within_s=60)
+    child = held(engine, 128)
     assert engine.json("stats")["switch"]["version"] == engine.json("info")["switch"]["version"] == OTHER
     refused = engine.cli("models", "rollback")
     assert refused.returncode == 6
@@ -92,6 +112,7 @@ def test_a_switch_outlives_the_engine_and_is_rolled_back(start: Starter, other: 
     text = engine.cli("models", "list").stdout
     assert "coming" in text and f"switch to {OTHER}: " in text
     engine.kill()
+    eventually(lambda: not Path(f"/proc/{child}").exists())
     engine.start()
     assert (under_way(engine) or {"events_done": 500})["events_done"] >= 128
     assert engine.json("models", "use", OTHER, timeout_s=120.0)["version"] == OTHER  # waits for the same one
@@ -126,27 +147,14 @@ def test_a_switch_outlives_the_engine_and_is_rolled_back(start: Starter, other: 
         store.check()
 
 
-def filler(engine: Engine) -> int:
-    """The child that embeds stored events anew, stopped before it has opened a file; found by what it was told."""
-    ingest = engine.pid("ingest")
-    for child in Path(f"/proc/{ingest}/task/{ingest}/children").read_text().split():
-        if b'"job":"fill"' in Path(f"/proc/{child}/cmdline").read_bytes():
-            os.kill(int(child), signal.SIGSTOP)
-            if not any("/rows/" in os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()):
-                return int(child)
-            os.kill(int(child), signal.SIGCONT)
-    return 0
-
-
 def test_a_switch_is_given_up_by_using_what_is_in_use(start: Starter, other: Path) -> None:
     engine = start()
     engine.ingest(several(500))
     engine.indexed(7)  # nothing else will tidy up
     engine.cli("models", "use", other, "--timeout", "0.3")
-    eventually(lambda: (under_way(engine) or {}).get("events_done", 0) >= 64, within_s=60)
+    child = held(engine, 64)
     third = engine.cli("models", "use", OTHER, "--timeout", "0.1")
     assert third.returncode == 6
-    child = eventually(lambda: filler(engine), within_s=30, every_s=0.001)
     assert engine.json("models", "use", SHIPPED)["version"] == SHIPPED
     assert under_way(engine) is None
     with suppress(ProcessLookupError):  # it was killed; one that was not goes on and leaves a file
