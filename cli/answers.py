@@ -15,7 +15,7 @@ import msgspec
 
 from cli.text import iso
 from ipc.event import Annotation, Event, Hit, Verdict
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
+from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
 
 if TYPE_CHECKING:
     from engine.store.dead_letters import Letter
@@ -41,6 +41,11 @@ def annotation_of(annotation: Annotation | msgspec.Raw | None) -> Annotation:
 def identity(event: Event) -> str:
     """source/id: names this event and no other."""
     return f"{event.source}/{event.event_id}"
+
+
+def said(event: Event) -> str:
+    """The signature of an alert, the note of a notice."""
+    return event.text.partition(" | ")[0] or event.kind
 
 
 def event_document(event: Event | msgspec.Raw, annotation: Annotation | msgspec.Raw | None = None) -> Document:
@@ -120,6 +125,12 @@ def counter_example_document(c: CounterExample | None) -> Document | None:
     }
 
 
+def alert_document(alert: Alert) -> Document:
+    event = event_of(alert.event)
+    words = ("event_id", "source", "kind", "classification", "family", "text")
+    return {name: getattr(event, name) for name in words} | {"ts": iso(event.ts), "count": alert.count}
+
+
 def stats_document(facts: Mapping[str, Any], generation: int) -> Document:
     """The figures. Where features were asked for: of the sources that have events, each with its list."""
     document: Document = {"generation": generation} | dict(facts)
@@ -193,6 +204,7 @@ class Outcome(NamedTuple):
     unlabelled: int
     decisions: dict[str, int]
     firewall_actions: dict[str, int]
+    alerts: dict[str, int]  # hits of whose connection this was said, by what it was
     first_seen: int | None  # ns
     last_seen: int | None  # ns
 
@@ -202,11 +214,12 @@ def _tally(words: Iterable[str]) -> dict[str, int]:
     return dict(Counter(word for word in words if word).most_common())
 
 
-def outcome(hits: Sequence[Hit]) -> Outcome:
+def outcome(hits: Sequence[Hit], alerts: Sequence[Sequence[Alert]] = ()) -> Outcome:
+    """alerts: of each hit's connection, where they were asked for."""
     events = [event_of(hit.event) for hit in hits]
     times = [event.ts for event in events if event.ts]  # some tables have none
-    said = [annotation_of(hit.annotation) for hit in hits]
-    labels = _tally(a.label for a in said)
+    notes = [annotation_of(hit.annotation) for hit in hits]
+    labels = _tally(a.label for a in notes)
     return Outcome(
         hits=len(hits),
         events=sum(hit.count for hit in hits),
@@ -215,7 +228,8 @@ def outcome(hits: Sequence[Hit]) -> Outcome:
         labels=labels,
         unlabelled=len(hits) - sum(labels.values()),
         decisions=_tally(e.decision for e in events),
-        firewall_actions=_tally(a.firewall_action for a in said),
+        firewall_actions=_tally(a.firewall_action for a in notes),
+        alerts=_tally(words for of_hit in alerts for words in {said(event_of(alert.event)) for alert in of_hit}),
         first_seen=min(times, default=None),
         last_seen=max(times, default=None),
     )
@@ -244,7 +258,9 @@ def answer_document(answer: Answer, generation: int) -> Document:
         "no_close_precedent": answer.no_close_precedent,
         "explain": [explanation_document(e) for e in answer.explain],
         "counter_example": counter_example_document(answer.counter_example),
-        "outcome": outcome_document(outcome(answer.hits)),
+        "query_alerts": [alert_document(alert) for alert in answer.query_alerts],
+        "alerts": [[alert_document(alert) for alert in of_hit] for of_hit in answer.alerts],
+        "outcome": outcome_document(outcome(answer.hits, answer.alerts)),
     }
     if answer.weights:
         document["weights"] = answer.weights

@@ -159,6 +159,15 @@ class Explanation(Struct, omit_defaults=True, kw_only=True):
     parts: list[Explanation] = []  # fused: one for each space
 
 
+class Alert(Struct, array_like=True):
+    """What a detector said of a connection: the first of `count` alerts or notices with the same first text. Of a
+    connection 64 are counted, the first in time."""
+
+    seq: int
+    event: Event | Raw
+    count: int
+
+
 class Answer(Struct, array_like=True):
     """Hits for one query event, all from one generation. query: the event asked about, as stored or as sent."""
 
@@ -177,6 +186,8 @@ class Answer(Struct, array_like=True):
     counter_example: CounterExample | None = None
     weights: dict[str, float] = {}  # fused: as used
     plan: str = ""
+    query_alerts: list[Alert] = []  # explain: what was said of the very connection asked about, at most 8 things
+    alerts: list[list[Alert]] = []  # explain: of that of each hit, in order; not of the events that a hit stands for
 
 
 class Precedent(Struct, array_like=True):

@@ -29,13 +29,18 @@ from cli.tables import Cell, Column, Piece, Span, Writer
 from cli.text import count, duration, number, plural, protocol, when
 from engine.limits import KNOWN_MIN
 from ipc.event import Event, Hit
-from ipc.messages import Answer
+from ipc.messages import Alert, Answer
+
+ALERTS = 5  # lines of them
+RANKS = 10  # hits that are named in a line
 
 
 def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) -> None:
     query = None if answer.query is None else event_of(answer.query)
     if query is not None:
         headline(to, query)
+        for alert in answer.query_alerts:
+            _alert(to, alert)
         to.line()
     if answer.hits:
         hits(to, answer.hits)
@@ -60,7 +65,7 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         reason.counter_example(to, answer.counter_example, units, words=words, rank=ranks.get(seq))
     if answer.hits:
         to.line()
-        _outcome(to, answer.hits)
+        _outcome(to, answer)
     _footer(to, answer, generation, plan)
 
 
@@ -133,14 +138,42 @@ def _verdict(to: Writer, answer: Answer, query: Event | None) -> None:
         )
 
 
-def _outcome(to: Writer, hits: Sequence[Hit]) -> None:
-    o = outcome(hits)
+def _alert(to: Writer, alert: Alert) -> None:
+    event = event_of(alert.event)
+    times = f"  x{alert.count}" if alert.count > 1 else ""
+    to.line(Span(f"{event.kind}: ", DIM), gist(event), f"  from {event.source}{times}", indent=7)
+
+
+def _alerts(alerts: Sequence[Sequence[Alert]]) -> list[list[Cell]]:
+    """A line for each thing that was said of the hits' connections, that of most hits first."""
+    ranks: dict[tuple[str, str], list[str]] = {}
+    for rank, of_hit in enumerate(alerts, 1):
+        for event in (event_of(alert.event) for alert in of_hit):
+            ranks.setdefault((gist(event).text, event.source), []).append(f"#{rank}")
+    most = sorted(ranks.items(), key=lambda item: -len(item[1]))
+    rows: list[list[Cell]] = [
+        ["", Span("" if i else "alerts", DIM), f"{words}  from {source}: {_some(of)}"]
+        for i, ((words, source), of) in enumerate(most[:ALERTS])
+    ]
+    if len(most) > ALERTS:
+        rows.append(["", "", f"and {len(most) - ALERTS} others"])
+    return rows
+
+
+def _some(ranks: Sequence[str]) -> str:
+    shown = " ".join(ranks[:RANKS])
+    return shown if len(ranks) <= RANKS else f"{shown} and {len(ranks) - RANKS} more"
+
+
+def _outcome(to: Writer, answer: Answer) -> None:
+    o = outcome(answer.hits)
     judged = f"{tally(o.labels)} (of {o.hits})" if o.labels else f"none of {o.hits} labelled"
     rows: list[list[Cell]] = [[Span("what became of them", DIM), Span("labels", DIM), judged]]
     if o.decisions:
         rows.append(["", Span("decisions", DIM), tally(o.decisions)])
     if o.firewall_actions:
         rows.append(["", Span("firewall", DIM), tally(o.firewall_actions)])
+    rows += _alerts(answer.alerts)
     if o.first_seen is not None and o.last_seen is not None:
         span = duration((o.last_seen - o.first_seen) / 1e9) if o.last_seen > o.first_seen else "at once"
         rows.append(["", Span("first seen", DIM), when(o.first_seen)])

@@ -130,10 +130,22 @@ def before(event: Event) -> Test:
     return lambda c: c["ts"] < event.ts if event.ts else np.ones(len(c), np.bool_)
 
 
+def hosts(c: Columns, src: tuple[int, int], dst: tuple[int, int]) -> Mask:
+    """From one address to the other, each as `address` gives it."""
+    ends = (("src", src), ("dst", dst))
+    src_is, dst_is = ((c[f"{end}_hi"] == np.uint64(hi)) & (c[f"{end}_lo"] == np.uint64(lo)) for end, (hi, lo) in ends)
+    return np.asarray(src_is & dst_is)
+
+
+def ports(c: Columns, src: int, dst: int) -> Mask:
+    """From one port to the other; -1: none."""
+    return np.asarray((c["src_port"] == src) & (c["dst_port"] == dst))
+
+
 def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False) -> Test:
     """Not what the same two hosts (either way round) did within OTHER_EPISODE_S, unless both are known to be of
     different families; never the same connection, whatever it was taken for. any_family: the same two hosts alone."""
-    (src_hi, src_lo), (dst_hi, dst_lo) = address(event.src_ip), address(event.dst_ip)
+    src, dst = address(event.src_ip), address(event.dst_ip)
     names = snapshot.names.families
     family = names.index(event.family) if event.family in names else -1
     span = OTHER_EPISODE_S * 1_000_000_000
@@ -143,18 +155,11 @@ def other_episodes(event: Event, snapshot: Snapshot, *, any_family: bool = False
         if not near.any():
             return np.ones(len(c), np.bool_)
 
-        def at(end: str, hi: int, lo: int) -> Mask:
-            return np.asarray((c[f"{end}_hi"] == np.uint64(hi)) & (c[f"{end}_lo"] == np.uint64(lo)))
-
-        def ports(source: int | None, destination: int | None) -> Mask:
-            if source is None or destination is None:
-                return np.zeros(len(c), np.bool_)
-            return np.asarray((c["src_port"] == source) & (c["dst_port"] == destination))
-
-        there = at("src", src_hi, src_lo) & at("dst", dst_hi, dst_lo)
-        back = at("src", dst_hi, dst_lo) & at("dst", src_hi, src_lo)
+        there, back = hosts(c, src, dst), hosts(c, dst, src)
         same = np.full(len(c), any_family or family == 0) | (c["family"] == family) | (c["family"] == 0)
-        same |= (there & ports(event.src_port, event.dst_port)) | (back & ports(event.dst_port, event.src_port))
+        if event.src_port is not None and event.dst_port is not None:
+            same |= there & ports(c, event.src_port, event.dst_port)
+            same |= back & ports(c, event.dst_port, event.src_port)
         return np.asarray(~((there | back) & same & near))
 
     return test

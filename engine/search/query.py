@@ -32,11 +32,12 @@ from engine.errors import BadRequestError, CorruptionError, NotFoundError, Unkno
 from engine.features import CONTEXT_INDEXES, F32, FEATURES, agree, unpack
 from engine.limits import COLLAPSE_FETCH_MAX, KNOWN_MIN
 from engine.search import filters
+from engine.search.alerts import alerts
 from engine.search.snapshot import Candidates, Snapshot
 from engine.store.catalog import View
 from engine.store.index import Mask
 from ipc.event import Event, Hit
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Options
+from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Judgement, Options
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +240,7 @@ class Answering:
         )  # fmt: skip
         if options.explain:
             answer.explain, answer.counter_example = self._explain(question, plan, hits, own or _most(families))
+            answer.query_alerts, *answer.alerts = self._alerts(question, hits)
         return answer
 
     def _sought(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Sought:
@@ -435,6 +437,14 @@ class Answering:
         features = self._features(question) if question.event is not None else np.full(105, np.nan, np.float32)
         explanations = [self._explain_hit(question, features, h.seq, question.options.space, plan) for h in hits]
         return explanations, self._counter_example(question, features, plan, family) if question.event else None
+
+    def _alerts(self, question: Question, hits: Sequence[Hit]) -> list[list[Alert]]:
+        """What was said of the query's connection, then of each hit's."""
+        events = [hit.event if isinstance(hit.event, Event) else _decode_event(hit.event) for hit in hits]
+        seqs = [hit.seq for hit in hits]
+        if question.event is None:
+            return [[], *alerts(events, seqs, self.snapshot, self.view)]
+        return alerts([question.event, *events], [question.seq, *seqs], self.snapshot, self.view)
 
     def _explain_hit(self, question: Question, features: F32, seq: int, space: str, plan: Plan | None) -> Explanation:
         record = self.view.record(seq)

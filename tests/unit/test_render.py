@@ -17,7 +17,7 @@ from cli.tables import Column, Span, Writer
 from cli.text import clean, duration, instant, iso, quantity, when
 from engine.features import FEATURES, INDEX
 from ipc.event import FEATURE_COUNT, Annotation, Event, Hit, Verdict
-from ipc.messages import Answer, Contribution, CounterExample, Explanation, Found, Judgement, Precedent, Stored
+from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Found, Judgement, Precedent, Stored
 
 T0 = 1_778_000_000_000_000_000  # 2026-05-05T16:53:20Z
 EVIL = "ET \x1b[31mred\x1b[0m \x00 \x07 \u202egnp.exe \u2066iso\u2069 \x9b2J \u200b end\nline\r"
@@ -77,6 +77,16 @@ def answer(explain: bool = True) -> Answer:
     )  # fmt: skip
 
 
+def alerted() -> Answer:
+    """Its first and third hit's connections were alerted on."""
+    said = [Alert(20 + i, event(20 + i, kind="alert", text=text, source="eve"), i + 1) for i, text in enumerate(
+        ("ET SCAN nmap | a.example", EVIL, "", *(f"rule {i}" for i in range(4)))
+    )]  # fmt: skip
+    given = answer()
+    given.query_alerts, given.alerts = said[1:2], [said, [], said[:1]]
+    return given
+
+
 def judgement(of: Event, **more: Any) -> Judgement:
     precedent = Precedent(Hit(2, 0.5, 0.25, 14, of, Annotation(label=of.family)), of.family, True, 0.75)
     given: dict[str, Any] = {
@@ -116,6 +126,31 @@ def test_json_of_an_answer_has_every_promised_key():
     }  # fmt: skip
     assert document["query"]["text"] == EVIL  # raw in JSON, which escapes on its own
     assert document["counter_example"]["event"]["family"] == "Normal"
+
+
+def test_json_tells_what_was_said_of_the_connections():
+    document = json.loads(text_of(lambda out: out.answers([(alerted(), 42)], several=False), "json"))
+    assert document["query_alerts"][0]["text"] == EVIL and document["query_alerts"][0]["count"] == 2
+    assert [len(of_hit) for of_hit in document["alerts"]] == [7, 0, 1]
+    first = document["alerts"][0][0]
+    assert (first["kind"], first["source"], first["text"]) == ("alert", "eve", "ET SCAN nmap | a.example")
+    assert document["outcome"]["alerts"]["ET SCAN nmap"] == 2 and document["outcome"]["alerts"]["alert"] == 1
+    none = json.loads(text_of(lambda out: out.answers([(answer(), 42)], several=False), "json"))
+    assert (none["query_alerts"], none["alerts"], none["outcome"]["alerts"]) == ([], [], {})
+
+
+def test_what_was_said_of_the_connections_stands_by_what_became_of_the_hits():
+    text = text_of(lambda out: out.answers([(alerted(), 42)], several=False))
+    lines = [line.strip() for line in text.splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith("alerts"))
+    assert lines[first].split(maxsplit=1)[1] == "ET SCAN nmap  from eve: #1 #3"
+    assert lines[first + 2] == "alert  from eve: #1" and lines[first + 5] == "and 2 others"
+    assert any(line.startswith("alert: ") and line.endswith("from eve  x2") for line in lines)
+    assert "\x1b" not in text
+    many = answer()
+    many.alerts = [[Alert(1, event(1, kind="alert", text="one"), 1)]] * 12
+    assert "#1 #2 #3 #4 #5 #6 #7 #8 #9 #10 and 2 more" in text_of(lambda out: out.answers([(many, 1)], several=False))
+    assert "alerts" not in text_of(lambda out: out.answers([(answer(), 42)], several=False))
 
 
 def test_json_is_one_line_in_a_pipe_and_ndjson_one_line_each():

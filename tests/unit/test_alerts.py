@@ -1,0 +1,98 @@
+"""What detectors said of the connections of an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.search.alerts import ALERTS_MAX, COUNTED_MAX, NEAR_NS
+from engine.store.catalog import seq_key
+from ipc.event import Event, FeaturedEvent
+from ipc.messages import Alert
+from tests.events import T0, S, make, several
+from tests.store_fixture import Store, damage
+
+ENDS = {"src_ip": "10.9.9.1", "dst_ip": "192.0.2.200", "src_port": 40_000, "dst_port": 443, "proto": 6}
+BACK = {"src_ip": "192.0.2.200", "dst_ip": "10.9.9.1", "src_port": 443, "dst_port": 40_000}
+
+
+def flow(number: int, **more: Any) -> FeaturedEvent:
+    """From T0 to 10 s later."""
+    return make(number, **(ENDS | {"kind": "flow", "ts_start": T0, "ts": T0 + 10 * S} | more))
+
+
+def alert(number: int, text: str, **more: Any) -> FeaturedEvent:
+    given = {"kind": "alert", "ts_start": T0 + 5 * S, "ts": T0 + 5 * S, "source": "eve", "text": text}
+    return FeaturedEvent(make(number, **(ENDS | given | more)).event)
+
+
+def said(alerts: list[Alert]) -> list[tuple[str, int]]:
+    return [(alert.event.text, alert.count) for alert in alerts if isinstance(alert.event, Event)]
+
+
+def test_an_explained_answer_tells_what_was_said_of_its_connections(store: Store) -> None:
+    store.publish([flow(0), flow(1, src_port=40_001), *several(20, 100)])
+    of_query = [
+        alert(200, "beacon | a.example", ts=T0 + 7 * S),
+        alert(201, "beacon | b.example", ts=T0 + 6 * S),
+        alert(202, "odd certificate", source="zeek", kind="notice"),
+        alert(203, "answer to it", **BACK, ts=T0 + 10 * S + NEAR_NS),
+        alert(204, "nobody knows the protocol", proto=None, ts=T0 + 9 * S),
+    ]
+    not_of_it = [
+        alert(210, "other port", src_port=40_001),
+        alert(211, "other protocol", proto=17),
+        alert(212, "too late", ts_start=T0 + 11 * S + NEAR_NS, ts=T0 + 11 * S + NEAR_NS),
+        alert(213, "too early", ts_start=T0 - 1 - NEAR_NS, ts=T0 - 1 - NEAR_NS),
+        alert(214, "turned hosts, not ports", src_ip=BACK["src_ip"], dst_ip=BACK["dst_ip"]),
+        make(215, **(ENDS | {"kind": "flow", "ts": T0 + 5 * S, "source": "eve"})),
+    ]
+    store.publish(of_query + not_of_it)
+    answer = store.ask("test/e000000", space="attack", explain=True, collapse=False, top_k=60)
+    assert said(answer.query_alerts) == [
+        ("odd certificate", 1), ("beacon | b.example", 2), ("nobody knows the protocol", 1), ("answer to it", 1),
+    ]  # fmt: skip
+    assert len(answer.alerts) == len(answer.hits) > 10
+    by_id = {hit.event.event_id: said(of) for hit, of in zip(answer.hits, answer.alerts, strict=True)}  # type: ignore[union-attr]
+    assert by_id["e000001"] == [("other port", 1)]
+    assert store.ask("test/e000000", space="attack").alerts == []  # it was not asked why
+
+
+def test_an_alert_says_nothing_of_itself_but_others_do(store: Store) -> None:
+    store.publish([alert(0, "one"), alert(1, "other"), *several(10, 100)])
+    answer = store.ask("eve/e000000", explain=True)
+    assert said(answer.query_alerts) == [("other", 1)]
+
+
+def test_connections_without_ports_are_those_of_the_same_hosts(store: Store) -> None:
+    bare = {"src_port": None, "dst_port": None, "proto": 1}
+    store.publish([flow(0, **bare), *several(10, 100), alert(1, "ping flood", **bare), alert(2, "tcp")])
+    assert said(store.ask("e000000", explain=True).query_alerts) == [("ping flood", 1)]
+
+
+@pytest.mark.parametrize("unknown", [{"ts": 0, "ts_start": 0}, {"src_ip": ""}, {"dst_ip": ""}])
+def test_nothing_is_said_of_a_connection_that_is_not_known(store: Store, unknown: dict[str, Any]) -> None:
+    store.publish([flow(0, **unknown), *several(10, 100), alert(1, "one", **unknown), alert(2, "other")])
+    answer = store.ask("e000000", space="attack", explain=True)
+    assert answer.query_alerts == []
+
+
+def test_a_flood_of_alerts_is_counted_to_an_end_and_told_in_few_lines(store: Store) -> None:
+    store.publish([flow(0), *several(10, 100)])
+    store.publish([alert(200 + i, f"signature {i}" if i >= 50 else "the same") for i in range(COUNTED_MAX + 20)])
+    told = said(store.ask("e000000", explain=True).query_alerts)
+    assert told[0] == ("the same", 50) and len(told) == ALERTS_MAX
+
+
+def test_a_damaged_alert_is_left_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.publish([flow(0), *several(10, 100), alert(1, "damaged"), alert(2, "whole")])
+    damage(store.catalog, "records", seq_key(11))
+    assert said(store.ask("e000000", explain=True).query_alerts) == [("whole", 1)]
+    assert "left out of an answer" in caplog.text
+
+
+def test_a_store_without_alerts_has_none_to_tell(store: Store) -> None:
+    store.publish([flow(i) for i in range(12)])
+    answer = store.ask("e000000", explain=True)
+    assert answer.query_alerts == [] and answer.alerts == [[] for _ in answer.hits]
