@@ -473,6 +473,22 @@ def test_explanations_add_up_to_the_distance(filled: Engine) -> None:
     assert told.event_id == "e000054"
 
 
+def test_what_another_detector_said_of_a_connection_is_told_with_it(start: Starter, tmp_path: Path) -> None:
+    engine = start()
+    engine.cli("ingest", write(tmp_path / "flows.ndjson", several(10)))
+    flow = make(1).event
+    turned = {"src_ip": flow.dst_ip, "dst_ip": flow.src_ip, "src_port": flow.dst_port, "dst_port": flow.src_port}
+    about = {"ts": flow.ts, "ts_start": flow.ts_start, "proto": flow.proto, "kind": "alert", "text": "ET SCAN | x"}
+    engine.cli("ingest", write(tmp_path / "alerts.ndjson", [make(90, source="eve", **turned, **about)]))
+    text = engine.cli("query_similar", "test/e000001", "--explain").stdout
+    assert "alert: ET SCAN  from eve" in text
+    text = engine.cli("query_similar", "test/e000005", "-k", "9", "--no-collapse", "--explain").stdout
+    (rank,) = re.findall(r"^(\d+) +e000001 ", text, re.M)
+    assert f"alerts      ET SCAN  from eve: #{rank}\n" in re.sub(" +\n", "\n", text)
+    asked = engine.json("query_event", tmp_path / "flows.ndjson", "--explain", timeout_s=30)
+    assert [len(one["query_alerts"]) for one in asked] == [0, 1, *[0] * 8]
+
+
 def test_pages_of_list_and_recent_cover_everything_once(filled: Engine) -> None:
     client = filled.client()
     assert stored_ids(client) == ids(several(FILLED))
