@@ -131,6 +131,12 @@ def alert_document(alert: Alert) -> Document:
     return {name: getattr(event, name) for name in words} | {"ts": iso(event.ts), "count": alert.count}
 
 
+def flow_document(stored: Stored) -> Document:
+    event = event_of(stored.event)
+    words = ("event_id", "source", "classification", "family", "coverage")
+    return {name: getattr(event, name) for name in words} | {"ts": iso(event.ts)}
+
+
 def stats_document(facts: Mapping[str, Any], generation: int) -> Document:
     """The figures. Where features were asked for: of the sources that have events, each with its list."""
     document: Document = {"generation": generation} | dict(facts)
@@ -258,6 +264,7 @@ def answer_document(answer: Answer, generation: int) -> Document:
         "no_close_precedent": answer.no_close_precedent,
         "explain": [explanation_document(e) for e in answer.explain],
         "counter_example": counter_example_document(answer.counter_example),
+        "query_flows": [flow_document(stored) for stored in answer.query_flows],
         "query_alerts": [alert_document(alert) for alert in answer.query_alerts],
         "alerts": [[alert_document(alert) for alert in of_hit] for of_hit in answer.alerts],
         "outcome": outcome_document(outcome(answer.hits, answer.alerts)),

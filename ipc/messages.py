@@ -188,6 +188,7 @@ class Answer(Struct, array_like=True):
     plan: str = ""
     query_alerts: list[Alert] = []  # explain: what was said of the very connection asked about, at most 8 things
     alerts: list[list[Alert]] = []  # explain: of that of each hit, in order; not of the events that a hit stands for
+    query_flows: list[Stored] = []  # as which its connection is stored, where an alert or notice was asked about
 
 
 class Precedent(Struct, array_like=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cli.answers import annotation_of, event_of, outcome
+from cli.answers import annotation_of, event_of, identity, outcome
 from cli.render import reason
 from cli.render.event import headline
 from cli.render.style import (
@@ -39,6 +39,8 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
     query = None if answer.query is None else event_of(answer.query)
     if query is not None:
         headline(to, query)
+        for stored in answer.query_flows:
+            _flow(to, event_of(stored.event))
         for alert in answer.query_alerts:
             _alert(to, alert)
         to.line()
@@ -47,6 +49,9 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
     elif query is not None and _unknown(answer, query):
         known = f"{plural(query.coverage, 'feature')} of 105"
         to.line(Span("too little is known of its behaviour", WARN), f" ({known}): --space sbert compares what is said")
+        if flows := [event_of(stored.event) for stored in answer.query_flows]:
+            most = max(flows, key=lambda flow: flow.coverage)
+            to.line("more is known of its connection: ", Span(f"flowkin query_similar {identity(most)}", BOLD))
     else:
         to.line(Span("no event matches", WARN))
     _verdict(to, answer, query)
@@ -136,6 +141,11 @@ def _verdict(to: Writer, answer: Answer, query: Event | None) -> None:
             Span("no close precedent", BAD),
             ": the nearest event is farther away than the calibrated bound",
         )
+
+
+def _flow(to: Writer, event: Event) -> None:
+    pieces: list[Piece] = [Span("flow: ", DIM), identity(event), "  ", family_span(event.family)]
+    to.line(*pieces, f"  {plural(event.coverage, 'feature')}", indent=7)
 
 
 def _alert(to: Writer, alert: Alert) -> None:

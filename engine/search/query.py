@@ -32,7 +32,7 @@ from engine.errors import BadRequestError, CorruptionError, NotFoundError, Unkno
 from engine.features import CONTEXT_INDEXES, F32, FEATURES, agree, unpack
 from engine.limits import COLLAPSE_FETCH_MAX, KNOWN_MIN
 from engine.search import filters
-from engine.search.alerts import alerts
+from engine.search.connection import alerts, flows
 from engine.search.snapshot import Candidates, Snapshot
 from engine.store.catalog import View
 from engine.store.index import Mask
@@ -241,6 +241,8 @@ class Answering:
         if options.explain:
             answer.explain, answer.counter_example = self._explain(question, plan, hits, own or _most(families))
             answer.query_alerts, *answer.alerts = self._alerts(question, hits)
+        if (options.explain or question.unknown) and question.event is not None and question.event.kind != "flow":
+            answer.query_flows = flows(question.event, question.seq, self.snapshot, self.view)
         return answer
 
     def _sought(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Sought:

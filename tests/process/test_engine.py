@@ -22,6 +22,7 @@ from engine.embed.base import SPACES
 from engine.layout import Layout
 from ipc.client import Client
 from ipc.errors import ClientError, ConnectError, NotReadyError
+from ipc.event import FeaturedEvent
 from ipc.messages import Filter, Options
 from tests.conftest import FILLED
 from tests.engine_fixture import Engine, Starter, all_events, answers, ask, cli, shape, stored_ids
@@ -487,6 +488,10 @@ def test_what_another_detector_said_of_a_connection_is_told_with_it(start: Start
     assert f"alerts      ET SCAN  from eve: #{rank}\n" in re.sub(" +\n", "\n", text)
     asked = engine.json("query_event", tmp_path / "flows.ndjson", "--explain", timeout_s=30)
     assert [len(one["query_alerts"]) for one in asked] == [0, 1, *[0] * 8]
+    bare = {**turned, **about, "event_id": "bare"}
+    engine.ingest([FeaturedEvent(make(91, source="zeek", **bare).event)])
+    text = engine.cli("query_similar", "zeek/bare", "--space", "attack").stdout
+    assert "too little is known" in text and "flowkin query_similar test/e000001" in text
 
 
 def test_pages_of_list_and_recent_cover_everything_once(filled: Engine) -> None:

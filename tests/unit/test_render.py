@@ -84,6 +84,7 @@ def alerted() -> Answer:
     )]  # fmt: skip
     given = answer()
     given.query_alerts, given.alerts = said[1:2], [said, [], said[:1]]
+    given.query_flows = [Stored(9, event(9, source="pcap", coverage=91))]
     return given
 
 
@@ -130,6 +131,7 @@ def test_json_of_an_answer_has_every_promised_key():
 
 def test_json_tells_what_was_said_of_the_connections():
     document = json.loads(text_of(lambda out: out.answers([(alerted(), 42)], several=False), "json"))
+    assert document["query_flows"][0]["coverage"] == 91
     assert document["query_alerts"][0]["text"] == EVIL and document["query_alerts"][0]["count"] == 2
     assert [len(of_hit) for of_hit in document["alerts"]] == [7, 0, 1]
     first = document["alerts"][0][0]
@@ -146,6 +148,7 @@ def test_what_was_said_of_the_connections_stands_by_what_became_of_the_hits():
     assert lines[first].split(maxsplit=1)[1] == "ET SCAN nmap  from eve: #1 #3"
     assert lines[first + 2] == "alert  from eve: #1" and lines[first + 5] == "and 2 others"
     assert any(line.startswith("alert: ") and line.endswith("from eve  x2") for line in lines)
+    assert any(line.startswith("flow: pcap/synthetic_000009") and line.endswith("91 features") for line in lines)
     assert "\x1b" not in text
     many = answer()
     many.alerts = [[Alert(1, event(1, kind="alert", text="one"), 1)]] * 12

@@ -1,35 +1,36 @@
-"""What detectors said of a connection: alerts and notices between the same ends at the same time.
+"""What else is stored of a connection: alerts and notices, or flows, between the same ends at the same time.
 
 Always true
   - The ends are both addresses, both ports (or none on either side) and, where both say it, the protocol; either way
     round. From start to end the two overlap, or are NEAR_NS apart: clocks of detectors differ.
-  - Nothing is said of an event whose addresses or time are not known, and none says anything of itself.
+  - Nothing is found of an event whose addresses or time are not known, and none is found of itself.
   - What is damaged is left out and reported, as a hit is.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 from msgspec import Raw
 
 from engine.errors import CorruptionError
-from engine.search.filters import hosts, ports
+from engine.search.filters import Test, hosts, ports
 from engine.search.snapshot import Seqs, Snapshot
 from engine.store.catalog import View
 from engine.store.columns import GONE, KINDS, Columns, address, empty
 from engine.store.index import Mask
 from ipc.event import Event
-from ipc.messages import Alert
+from ipc.messages import Alert, Stored
 
 log = logging.getLogger(__name__)
 
 NEAR_NS = 2_000_000_000
 COUNTED_MAX = 64  # of one connection, the first in time
 ALERTS_MAX = 8  # that say different things of one connection
+FLOWS_MAX = 8
 _FLOW = KINDS.index("flow")
 _PORT_BITS = 0xFFFF
 
@@ -37,17 +38,27 @@ _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 def alerts(events: Sequence[Event], seqs: Sequence[int], snapshot: Snapshot, view: View) -> list[list[Alert]]:
-    """Of each event what was said, the first in time first. seqs: of these events, -1 where one is not stored. One look
-    at the columns of all events, however many are asked about."""
-    found, columns = _candidates([event for event in events if _known(event)], snapshot)
-    out: list[list[Alert]] = []
+    """Of each event what was said, the first in time first. seqs: of these events, -1 where one is not stored."""
+    found = _same_connection(events, seqs, snapshot, lambda c: (c["kind"] != _FLOW) & (c["kind"] != GONE))
+    return [_by_words(of[:COUNTED_MAX], snapshot, view) for of in found]
+
+
+def flows(event: Event, seq: int, snapshot: Snapshot, view: View) -> list[Stored]:
+    """As detectors told it, the first in time first. seq: of this event, -1 where it is not stored."""
+    (found,) = _same_connection([event], [seq], snapshot, lambda c: c["kind"] == _FLOW)
+    return [Stored(seq, Raw(head)) for seq, head in _heads(found[:FLOWS_MAX], snapshot, view)]
+
+
+def _same_connection(events: Sequence[Event], seqs: Sequence[int], snapshot: Snapshot, kind: Test) -> list[list[int]]:
+    """Seqs of each one's connection, by time. One look at the columns of all events, however many are asked about."""
+    found, columns = _candidates([event for event in events if _known(event)], snapshot, kind)
+    out: list[list[int]] = []
     for event, own in zip(events, seqs, strict=True):
         if not len(found) or not _known(event):
             out.append([])
             continue
         about = np.flatnonzero(_about(event, columns) & (found != own))
-        in_time = about[np.lexsort((found[about], columns["ts"][about]))][:COUNTED_MAX]
-        out.append(_by_words(found[in_time].tolist(), snapshot, view))
+        out.append(found[about[np.lexsort((found[about], columns["ts"][about]))]].tolist())
     return out
 
 
@@ -56,15 +67,14 @@ def _known(event: Event) -> bool:
     return bool(event.ts and event.src_ip and event.dst_ip)
 
 
-def _candidates(events: Sequence[Event], snapshot: Snapshot) -> tuple[Seqs, Columns]:
-    """Seqs and columns of alerts and notices that have ports of these events."""
+def _candidates(events: Sequence[Event], snapshot: Snapshot, kind: Test) -> tuple[Seqs, Columns]:
+    """Seqs and columns of those of a kind that have ports of these events."""
     asked = np.zeros(_PORT_BITS + 1, np.bool_)
     for event in events:
         asked[[_port(event.src_port) & _PORT_BITS, _port(event.dst_port) & _PORT_BITS]] = True
     seqs, found = [np.empty(0, np.int64)], [empty(0)]
     for first, c in snapshot.columns():
-        said = (c["kind"] != _FLOW) & (c["kind"] != GONE)
-        here = np.flatnonzero(said & asked[c["src_port"] & _PORT_BITS] & asked[c["dst_port"] & _PORT_BITS])
+        here = np.flatnonzero(kind(c) & asked[c["src_port"] & _PORT_BITS] & asked[c["dst_port"] & _PORT_BITS])
         seqs.append(here + first)
         found.append(c[here])
     return np.concatenate(seqs), np.concatenate(found)
@@ -86,17 +96,20 @@ def _port(port: int | None) -> int:
     return -1 if port is None else port
 
 
-def _by_words(seqs: Sequence[int], snapshot: Snapshot, view: View) -> list[Alert]:
-    out: dict[tuple[str, str], Alert] = {}
+def _heads(seqs: Sequence[int], snapshot: Snapshot, view: View) -> Iterator[tuple[int, bytes]]:
+    """Each seq, and its event as stored."""
     for seq in seqs:
         try:
-            if not snapshot.has(seq):
-                continue
-            snapshot.check(seq, ())
-            head = view.stored(seq)
+            if snapshot.has(seq):
+                snapshot.check(seq, ())
+                yield seq, view.stored(seq)
         except CorruptionError as e:
             log.error("left out of an answer: %s", e)
-            continue
+
+
+def _by_words(seqs: Sequence[int], snapshot: Snapshot, view: View) -> list[Alert]:
+    out: dict[tuple[str, str], Alert] = {}
+    for seq, head in _heads(seqs, snapshot, view):
         event = _decode_event(head)
         said = out.setdefault((event.source, event.text.partition(" | ")[0]), Alert(seq, Raw(head), 0))
         said.count += 1

@@ -1,4 +1,4 @@
-"""What detectors said of the connections of an answer."""
+"""What else is stored of the connections of an answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.search.alerts import ALERTS_MAX, COUNTED_MAX, NEAR_NS
+from engine.search.connection import ALERTS_MAX, COUNTED_MAX, FLOWS_MAX, NEAR_NS
 from engine.store.catalog import seq_key
 from ipc.event import Event, FeaturedEvent
 from ipc.messages import Alert
@@ -90,6 +90,20 @@ def test_a_damaged_alert_is_left_out(store: Store, caplog: pytest.LogCaptureFixt
     damage(store.catalog, "records", seq_key(11))
     assert said(store.ask("e000000", explain=True).query_alerts) == [("whole", 1)]
     assert "left out of an answer" in caplog.text
+
+
+def test_a_bare_alert_names_the_flows_that_can_be_compared(store: Store) -> None:
+    """Nothing behaves like an alert without features; what it was about may be stored as a flow."""
+    others = [flow(10 + i, source=f"s{i}", ts=T0 + (20 - i) * S) for i in range(FLOWS_MAX + 2)]
+    store.publish([*others, flow(1, src_port=40_001), alert(2, "one"), alert(3, "other"), *several(10, 100)])
+    answer = store.ask("eve/e000002", space="attack")
+    assert not answer.hits
+    found = [one.event.source for one in answer.query_flows if isinstance(one.event, Event)]
+    assert found == [f"s{i}" for i in reversed(range(2, FLOWS_MAX + 2))]  # in time
+    said_of_it = store.ask("eve/e000002", space="sbert", explain=True)
+    assert len(said_of_it.query_flows) == FLOWS_MAX and said(said_of_it.query_alerts) == [("other", 1)]
+    assert store.ask("eve/e000002", space="sbert").query_flows == []  # it was not asked why
+    assert store.ask("s0/e000010", space="attack", explain=True).query_flows == []  # it is a flow
 
 
 def test_a_store_without_alerts_has_none_to_tell(store: Store) -> None:
