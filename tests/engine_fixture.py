@@ -146,7 +146,7 @@ class Engine:
         status = self.process.wait(within_s)
         session, self.process = self.process.pid, None
         if self.under:  # a tracer ends after what it traced
-            eventually(lambda: not processes(session), within_s=10)
+            eventually(lambda: not processes(session))
         return status
 
     def kill(self) -> None:
@@ -157,7 +157,7 @@ class Engine:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         session, self.process = self.process.pid, None
-        eventually(lambda: not processes(session), within_s=10)
+        eventually(lambda: not processes(session))
 
     def close(self) -> None:
         """Stop it, and see that nothing is left."""
@@ -167,7 +167,7 @@ class Engine:
             failed = f"exit status {status}\n" if status else ""
         self._close_clients()
         with contextlib.suppress(AssertionError):  # a child that was just being started sees that its parent is gone
-            eventually(lambda: not any(processes(session) for session in self.sessions), within_s=2)
+            eventually(lambda: not any(processes(session) for session in self.sessions))
         left = {pid: what for session in self.sessions for pid, what in processes(session).items()}
         for pid in left:
             os.kill(pid, signal.SIGKILL)

@@ -204,7 +204,7 @@ class Store:
                 snapshot = self.snapshots.refresh(view)
             return None if self.snapshots.opening() else snapshot
 
-        return eventually(look, within_s=10)
+        return eventually(look)
 
     def answer(self, questions: Sequence[Question], snapshot: Snapshot | None = None) -> list[Answer]:
         snapshot = snapshot or self.snapshot()

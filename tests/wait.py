@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(fn: Callable[[], T], within_s: float = 5.0, every_s: float | None = None) -> T:
+def eventually(fn: Callable[[], T], within_s: float = 30.0, every_s: float | None = None) -> T:
     """fn()'s first true value; an AssertionError or OSError of fn counts as not yet, until time is up.
 
     every_s: where what is waited for passes by again. Otherwise the longer it takes the less often is it looked, as

@@ -221,5 +221,5 @@ def test_a_backup_killed_while_it_copies_the_catalog_pins_nothing(start: Starter
             catalog.close()
         return not dead & {int(line.split()[0]) for line in lines if line.strip()}
 
-    eventually(freed, within_s=10)
+    eventually(freed)
     assert engine.ingest(several(100, 100)).accepted == 100

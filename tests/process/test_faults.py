@@ -312,7 +312,7 @@ def test_damage_that_only_a_checksum_sees_is_found_and_mended_by_a_running_engin
         return whole and not unindexed(now) and mergeable(now) is None
 
     eventually(mended, within_s=60, every_s=0.1)
-    eventually(lambda: answers(engine.client(), ASKED, top_k=20, collapse=False) == expected, within_s=10, every_s=0.2)
+    eventually(lambda: answers(engine.client(), ASKED, top_k=20, collapse=False) == expected, every_s=0.2)
     assert not any(m.bad_rows(ROWS) for m in engine.row_maps()[:3])
     assert [s.seq for s in all_events(engine.client())] == list(range(200))
 
@@ -495,6 +495,6 @@ def test_a_disk_that_fails_ends_the_writer_and_the_next_one_looks(
     trigger.write_text(str(errno.EIO))
     with pytest.raises(ClientError):
         engine.client(2_000).ingest("ndjson", several(10, 100))
-    engine.replaced("ingest", victim, within_s=10)
+    engine.replaced("ingest", victim)
     assert engine.ingest(several(20, 100)).accepted == 20
     assert stored_ids(engine.client()) == ids(several(120))

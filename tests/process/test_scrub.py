@@ -82,7 +82,7 @@ def test_what_the_doctor_finds_the_engine_mends_when_asked(ready: Engine) -> Non
     assert {path.name.partition("-")[2] for path, _ in quarantine.listed(engine.layout)} == {
         bad.file, engine.layout.row_file(*before.row_file(0)).name,
     }  # fmt: skip
-    eventually(lambda: wanted(engine) == expected, within_s=10, every_s=0.1)
+    eventually(lambda: wanted(engine) == expected, every_s=0.1)
     assert stored_ids(engine.client()) == ids(several(EVENTS))
 
 
@@ -92,7 +92,7 @@ def test_what_a_reader_meets_is_mended_before_the_next_scrub_is_due(ready: Engin
     hits = ask(engine.client(), "e000199", space="attack", top_k=199, collapse=False).hits
     assert 195 not in [hit.seq for hit in hits] and len(hits) == 198
     eventually(lambda: engine.manifest().revisions == {3: 1}, within_s=60, every_s=0.1)
-    eventually(lambda: wanted(engine) == expected, within_s=10, every_s=0.1)
+    eventually(lambda: wanted(engine) == expected, every_s=0.1)
 
 
 def cut_index(engine: Engine) -> Path:

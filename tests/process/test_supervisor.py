@@ -53,7 +53,7 @@ class Engine:
         return self.log_file.read_text()
 
     def ready(self) -> Engine:
-        eventually(lambda: "\nREADY pid=" in self.log or self.process.poll() is not None, within_s=15)
+        eventually(lambda: "\nREADY pid=" in self.log or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
         return self
 
@@ -72,7 +72,7 @@ class Engine:
             born = self.log.rfind(f"{role} started, pid {pid}")
             return pid if pid not in (0, old) and born >= 0 and self.log.find(f"{role} is ready", born) >= 0 else 0
 
-        return eventually(new, within_s=10)
+        return eventually(new)
 
     def workers(self) -> dict[int, str]:
         """Living workers of this data directory, by pid."""
@@ -110,7 +110,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(engine.process.pid, signal.SIGKILL)
         engine.process.wait()
-        eventually(lambda workers=workers: not any(map(alive, workers)), within_s=5)
+        eventually(lambda workers=workers: not any(map(alive, workers)))
 
 
 def test_32_connections_in_a_burst_are_spread_and_workers_are_light(start: Callable[..., Engine]) -> None:
@@ -248,7 +248,7 @@ def test_workers_die_with_their_supervisor_and_the_next_start_finds_its_way(star
     stopped = next(pid for pid, role in workers.items() if role == "reader-0")
     os.kill(stopped, signal.SIGSTOP)
     engine.process.kill()
-    eventually(lambda: not any(map(alive, workers)), within_s=2)
+    eventually(lambda: not any(map(alive, workers)))
     assert engine.layout.query_socket.exists(), "left by the killed one"
     with start("readers.count=1").ready().client() as client:
         client.ping()
@@ -461,7 +461,7 @@ def test_sighup_rolls_the_readers_without_a_failed_read(start: Callable[..., Eng
     thread = threading.Thread(target=ask)
     thread.start()
     engine.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "rolled" in engine.log, within_s=10)
+    eventually(lambda: "rolled" in engine.log)
     stop.set()
     thread.join()
     after = engine.workers()
