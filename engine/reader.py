@@ -86,6 +86,7 @@ log = logging.getLogger(__name__)
 
 BATCH_REQUESTS_MAX = 64  # answered in one read transaction
 BATCH_QUESTIONS_MAX = 64  # searched together
+BATCH_EXPLAINED_MAX = 8  # of which reasons are asked: each looks at the columns of all events, and at all of a kind
 BATCH_HITS_MAX = 8_192  # of them; between two such batches the reader gives a sign of life
 WATCH_S = 0.020
 KEEP_UP_S = 0.25  # how often an idle reader looks for a new generation, so that it holds nothing that is gone
@@ -399,7 +400,8 @@ class Reader:
         """A message may ask a thousand questions, and each holds a mask over all events until it is answered; or for a
         thousand hits of each."""
         most = max((question.options.top_k for question in questions), default=1)
-        step = max(1, min(BATCH_QUESTIONS_MAX, BATCH_HITS_MAX // most))
+        explained = any(question.options.explain for question in questions)
+        step = max(1, min(BATCH_EXPLAINED_MAX if explained else BATCH_QUESTIONS_MAX, BATCH_HITS_MAX // most))
         for start in range(0, len(questions), step):
             yield from answer(questions[start : start + step])
             self.worker.stamp()
