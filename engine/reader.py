@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress, islice
 
+import faiss
 import msgspec
 import numpy as np
 
@@ -88,6 +89,9 @@ BATCH_REQUESTS_MAX = 64  # answered in one read transaction
 BATCH_QUESTIONS_MAX = 64  # searched together
 BATCH_EXPLAINED_MAX = 8  # of which reasons are asked: each looks at the columns of all events, and at all of a kind
 BATCH_HITS_MAX = 8_192  # of them; between two such batches the reader gives a sign of life
+# FAISS has memory for the products of so many queries and 1,024 rows made for each search by BLAS: with its own 4,096
+# these are 16 MiB, which malloc fetches and gives back each time (MALLOC in engine/run/supervisor.py).
+faiss.cvar.distance_compute_blas_query_bs = BATCH_QUESTIONS_MAX
 WATCH_S = 0.020
 KEEP_UP_S = 0.25  # how often an idle reader looks for a new generation, so that it holds nothing that is gone
 WAIT_S = 0.002  # how often a request for a later generation looks again
