@@ -11,20 +11,23 @@ supervisor, workers and their children:
   lmdb_mib, free_pages, disk_mib, events
   p50_ms, p99_ms   of the questions answered since the sample before, from when they were due: a machine that cannot
                    keep up shows here as a slope, and in fewer questions asked than were due
-After warm-up (the first third) each has a slope by least squares, in percent of its mean an hour. SLOPE_MAX is judged
-where HOURS_JUDGED are left after it: in minutes a single index build is a slope. The bounds below are always judged;
-exit status 1 where one is broken. --picture writes docs/soak.svg.
+After warm-up (the first third) each has a slope by least squares, in percent of its mean an hour, and the standard
+error of that. SLOPE_MAX is judged where HOURS_JUDGED are left after it: in minutes a single index build is a slope. It
+is broken where the slope is above it by more than twice the error, and undecided where by less: the p99 of a sample
+rests on a few questions, and its slope is off by tens of percent. The bounds below are always judged; exit status 1
+where one is broken. --picture writes docs/soak.svg.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,18 +164,38 @@ def rounds(seed: int) -> Iterator[FeaturedEvent]:
         start_ns = item.event.ts
 
 
-def slopes(series: dict[str, list[float]], hours: list[float]) -> dict[str, float]:
-    """Percent of the mean an hour, after warm-up."""
+class Slope(NamedTuple):
+    """In percent of the mean an hour, and its standard error."""
+
+    percent: float
+    error: float
+
+
+def slopes(series: dict[str, list[float]], hours: list[float]) -> dict[str, Slope]:
+    """After warm-up."""
     first = len(hours) // 3
+    at = np.array(hours[first:], np.float64)
     out = {}
     for name in JUDGED:
         ys = np.array(series[name][first:], np.float64)
-        per_hour = np.polyfit(hours[first:], ys, 1)[0] if len(ys) > 2 else 0.0
-        out[name] = round(float(per_hour / max(float(ys.mean()), 1e-9) * 100), 3)
+        if len(at) < 3:
+            out[name] = Slope(0.0, 0.0)
+            continue
+        per_hour, start = np.polyfit(at, ys, 1)
+        missed = ys - (per_hour * at + start)
+        error = math.sqrt(float(missed @ missed) / (len(at) - 2) / float(((at - at.mean()) ** 2).sum()))
+        mean = max(float(ys.mean()), 1e-9)
+        out[name] = Slope(round(float(per_hour) / mean * 100, 3), round(error / mean * 100, 3))
     return out
 
 
-def broken(series: dict[str, list[float]], sloped: dict[str, float], hours: float, asked: dict[str, Any]) -> list[str]:
+def undecided(sloped: dict[str, Slope], hours: float) -> list[str]:
+    """Slopes above the bound by no more than they are uncertain."""
+    too_steep = [name for name, slope in sloped.items() if slope.percent > SLOPE_MAX >= slope.percent - 2 * slope.error]
+    return too_steep if hours * 2 / 3 >= HOURS_JUDGED else []
+
+
+def broken(series: dict[str, list[float]], sloped: dict[str, Slope], hours: float, asked: dict[str, Any]) -> list[str]:
     """What does not hold."""
     warm = len(series["fds"]) // 3
     out = [f"{name}: {series[name]}" for name in ("zombies", "shm") if series[name][-1]]
@@ -182,7 +205,8 @@ def broken(series: dict[str, list[float]], sloped: dict[str, float], hours: floa
     if asked["failed"]:
         out.append(f"{asked['failed']} questions of {asked['asked']} have no answer")
     if hours * 2 / 3 >= HOURS_JUDGED:
-        out += [f"{name} grows by {slope} % an hour" for name, slope in sloped.items() if slope > SLOPE_MAX]
+        steep = {name: slope for name, slope in sloped.items() if slope.percent - 2 * slope.error > SLOPE_MAX}
+        out += [f"{name} grows by {slope.percent} % an hour (+- {slope.error})" for name, slope in steep.items()]
     return out
 
 
@@ -234,8 +258,11 @@ def main() -> int:
     wrong = broken(series, sloped, args.hours, asked)
     figures = {
         "stored": len(feed.acknowledged_s), "row_files": len(feed.acknowledged_s) // args.rows,
-        "acknowledged": percentiles_ms(feed.acknowledged_s), "questions": asked, "slope_percent_an_hour": sloped,
-        "broken": wrong, "series": {"minutes": [round(h * 60, 2) for h in hours], **series},
+        "acknowledged": percentiles_ms(feed.acknowledged_s), "questions": asked,
+        "slope_percent_an_hour": {name: slope.percent for name, slope in sloped.items()},
+        "slope_error_percent_an_hour": {name: slope.error for name, slope in sloped.items()},
+        "broken": wrong, "undecided": undecided(sloped, args.hours),
+        "series": {"minutes": [round(h * 60, 2) for h in hours], **series},
     }  # fmt: skip
     if args.picture:
         (ROOT / "docs/soak.svg").write_text(draw(series, [round(h * 60, 1) for h in hours]))

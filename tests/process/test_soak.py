@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.soak import broken, slopes, zombies
+from bench.soak import Slope, broken, slopes, undecided, zombies
 from tests.engine_fixture import ROOT, environment
 
 SECONDS, ROWS = 60, 64
@@ -34,11 +34,24 @@ def test_a_slope_is_percent_of_the_mean_an_hour_after_warm_up() -> None:
     series = {name: [1_000.0 if h < 1 else 100.0 + 2 * (h - 2) for h in hours] for name in
               ("private_mib", "fds", "threads", "lmdb_mib", "disk_mib", "p99_ms")}  # fmt: skip
     sloped = slopes(series, hours)
-    assert set(sloped.values()) == {2.0}
+    assert set(sloped.values()) == {(2.0, 0.0)}
     more = {"zombies": [0.0] * 31, "shm": [0.0] * 31}
     assert len(broken(series | more, sloped, 3.0, {"failed": 0, "asked": 1})) == 6
     assert broken(series | more, sloped, 1.0, {"failed": 0, "asked": 1}) == []
     assert len(broken(series | more | {"zombies": [1.0]}, sloped, 1.0, {"failed": 1, "asked": 1})) == 2
+    assert undecided(sloped, 3.0) == []
+
+
+def test_a_slope_is_broken_only_where_it_is_above_the_bound_for_certain() -> None:
+    hours = [i / 10 for i in range(31)]
+    noisy = [100.0 + 2 * (h - 2) + (8 if i % 2 else -8) for i, h in enumerate(hours)]
+    series = dict.fromkeys(("private_mib", "fds", "threads", "lmdb_mib", "disk_mib"), noisy) | {"p99_ms": [5.0] * 31}
+    sloped = slopes(series, hours)
+    assert 1.0 < sloped["fds"].percent < 3.0 and 2.0 < sloped["fds"].error < 4.0 and sloped["p99_ms"] == (0.0, 0.0)
+    held = {"zombies": [0.0] * 31, "shm": [0.0] * 31}
+    assert broken(series | held, sloped, 3.0, {"failed": 0, "asked": 1}) == []
+    assert undecided(sloped, 3.0) == ["private_mib", "fds", "threads", "lmdb_mib", "disk_mib"]
+    assert undecided(sloped, 1.0) == [] and undecided({"fds": Slope(-3.0, 4.0)}, 3.0) == []
 
 
 def test_a_child_that_has_just_ended_is_no_zombie_but_one_that_is_never_waited_for_is() -> None:
