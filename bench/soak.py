@@ -12,10 +12,11 @@ supervisor, workers and their children:
   p50_ms, p99_ms   of the questions answered since the sample before, from when they were due: a machine that cannot
                    keep up shows here as a slope, and in fewer questions asked than were due
 After warm-up (the first third) each has a slope by least squares, in percent of its mean an hour, and the standard
-error of that. SLOPE_MAX is judged where HOURS_JUDGED are left after it: in minutes a single index build is a slope. It
-is broken where the slope is above it by more than twice the error, and undecided where by less: the p99 of a sample
-rests on a few questions, and its slope is off by tens of percent. The bounds below are always judged; exit status 1
-where one is broken. --picture writes docs/soak.svg.
+error of that, by how far the means of BLOCKS parts miss the line: samples beside each other are alike. SLOPE_MAX is
+judged where HOURS_JUDGED are left after warm-up: in minutes a single index build is a slope. It is broken where the
+slope is above it by more than twice the error, and undecided where by less: the p99 of a sample rests on a few
+questions, and its slope is off by tens of percent. The bounds below are always judged; exit status 1 where one is
+broken. --picture writes docs/soak.svg.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ QUESTIONS_PER_S = 20
 RECONNECT_EVERY = 50
 ANEW_EVERY = 10  # questions, then the newest events are asked for again
 SLOPE_MAX = 1.0  # percent an hour
+BLOCKS = 10
 HOURS_JUDGED = 0.75  # `make soak` has 0.8
 ROUND_EVENTS = 50_000
 FDS_MORE_MAX, THREADS_MORE_MAX = 16, 8  # than after warm-up
@@ -182,8 +184,10 @@ def slopes(series: dict[str, list[float]], hours: list[float]) -> dict[str, Slop
             out[name] = Slope(0.0, 0.0)
             continue
         per_hour, start = np.polyfit(at, ys, 1)
-        missed = ys - (per_hour * at + start)
-        error = math.sqrt(float(missed @ missed) / (len(at) - 2) / float(((at - at.mean()) ** 2).sum()))
+        blocks = np.array_split(np.arange(len(at)), min(BLOCKS, len(at)))
+        middles = np.array([at[block].mean() for block in blocks])
+        missed = np.array([(ys[block] - per_hour * at[block] - start).mean() for block in blocks])
+        error = math.sqrt(float(missed @ missed) / (len(blocks) - 2) / float(((middles - middles.mean()) ** 2).sum()))
         mean = max(float(ys.mean()), 1e-9)
         out[name] = Slope(round(float(per_hour) / mean * 100, 3), round(error / mean * 100, 3))
     return out
@@ -266,6 +270,8 @@ def main() -> int:
     }  # fmt: skip
     if args.picture:
         (ROOT / "docs/soak.svg").write_text(draw(series, [round(h * 60, 1) for h in hours]))
+    if not_known := undecided(sloped, args.hours):
+        sys.stderr.write(f"above {SLOPE_MAX} % an hour, but not for certain: {', '.join(not_known)}\n")
     return report("soak", args, figures) or int(bool(wrong))
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from cli.text import iso
 from ipc.event import Annotation, Event, Hit, Verdict
-from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Judgement, Precedent, Stored
+from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Flow, Judgement, Precedent, Stored
 
 if TYPE_CHECKING:
     from engine.store.dead_letters import Letter
@@ -38,14 +38,9 @@ def annotation_of(annotation: Annotation | msgspec.Raw | None) -> Annotation:
     return annotation or Annotation()
 
 
-def identity(event: Event) -> str:
+def identity(event: Event | Flow) -> str:
     """source/id: names this event and no other."""
     return f"{event.source}/{event.event_id}"
-
-
-def said(event: Event) -> str:
-    """The signature of an alert, the note of a notice."""
-    return event.text.partition(" | ")[0] or event.kind
 
 
 def event_document(event: Event | msgspec.Raw, annotation: Annotation | msgspec.Raw | None = None) -> Document:
@@ -125,16 +120,10 @@ def counter_example_document(c: CounterExample | None) -> Document | None:
     }
 
 
-def alert_document(alert: Alert) -> Document:
-    event = event_of(alert.event)
-    words = ("event_id", "source", "kind", "classification", "family", "text")
-    return {name: getattr(event, name) for name in words} | {"ts": iso(event.ts), "count": alert.count}
-
-
-def flow_document(stored: Stored) -> Document:
-    event = event_of(stored.event)
-    words = ("event_id", "source", "classification", "family", "coverage")
-    return {name: getattr(event, name) for name in words} | {"ts": iso(event.ts)}
+def beside_document(told: Alert | Flow) -> Document:
+    """What else is stored of a connection."""
+    document: Document = {name: getattr(told, name) for name in told.__struct_fields__}
+    return document | {"ts": iso(told.ts)}
 
 
 def stats_document(facts: Mapping[str, Any], generation: int) -> Document:
@@ -235,7 +224,7 @@ def outcome(hits: Sequence[Hit], alerts: Sequence[Sequence[Alert]] = ()) -> Outc
         unlabelled=len(hits) - sum(labels.values()),
         decisions=_tally(e.decision for e in events),
         firewall_actions=_tally(a.firewall_action for a in notes),
-        alerts=_tally(words for of_hit in alerts for words in {said(event_of(alert.event)) for alert in of_hit}),
+        alerts=_tally(words for of_hit in alerts for words in {alert.text for alert in of_hit}),
         first_seen=min(times, default=None),
         last_seen=max(times, default=None),
     )
@@ -264,9 +253,9 @@ def answer_document(answer: Answer, generation: int) -> Document:
         "no_close_precedent": answer.no_close_precedent,
         "explain": [explanation_document(e) for e in answer.explain],
         "counter_example": counter_example_document(answer.counter_example),
-        "query_flows": [flow_document(stored) for stored in answer.query_flows],
-        "query_alerts": [alert_document(alert) for alert in answer.query_alerts],
-        "alerts": [[alert_document(alert) for alert in of_hit] for of_hit in answer.alerts],
+        "query_flows": [beside_document(flow) for flow in answer.query_flows],
+        "query_alerts": [beside_document(alert) for alert in answer.query_alerts],
+        "alerts": [[beside_document(alert) for alert in of_hit] for of_hit in answer.alerts],
         "outcome": outcome_document(outcome(answer.hits, answer.alerts)),
     }
     if answer.weights:

@@ -431,7 +431,7 @@ def ingest(client: Client, paths: Sequence[Path], how: How, meter: Meter) -> Sum
 # ---- asking -------------------------------------------------------------------------------------------------------
 def per_message(options: Options) -> int:
     """Events of a question, so that its answer stays within a frame."""
-    each = options.top_k * (1_024 + (12_288 if options.explain else 0))
+    each = 1_024 + options.top_k * (1_024 + (13_312 if options.explain else 0))
     return max(1, min(ASK_EVENTS_MAX, BYTES_MAX // each))
 
 

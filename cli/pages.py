@@ -76,8 +76,8 @@ def protocol() -> str:
     codes = "\n".join(f"| {c.value} | {c.name} |" for c in messages.ErrorCode)
     parts = (event.Event, event.Verdict, event.FeaturedEvent, event.FirewallAction, event.Annotation, event.Hit,
              messages.Filter, messages.Options, messages.Answer, messages.Explanation, messages.Contribution,
-             messages.CounterExample, messages.Voting, messages.Judgement, messages.Precedent, messages.Stored,
-             messages.Reject)  # fmt: skip
+             messages.CounterExample, messages.Alert, messages.Flow, messages.Voting, messages.Judgement,
+             messages.Precedent, messages.Stored, messages.Reject)  # fmt: skip
     return f"""# The protocol
 
 Generated from ipc/messages.py and ipc/event.py by `make docs`; do not edit.

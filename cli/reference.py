@@ -39,8 +39,8 @@ SIMILAR = """## What `--json` holds
 | no_close_precedent | bool | the nearest hit is beyond the calibrated bound |
 | explain | list | with `--explain`, one for each hit: `event_id`, `space`, `distance`, `percentile`, `contributions` [{`feature`, `query`, `hit`, `z`, `contribution`}], `agree`, `disagree`; `words` (sbert), `spaces` and `parts` (fused) |
 | counter_example | object or null | the nearest event of another known family than the query's or that of most hits, and the contributions that set it apart |
-| query_flows | list | of an alert or notice, with `--explain` or where too little is known of it: the flows that are stored of its connection, `event_id`, `source`, `classification`, `family`, `coverage`, `ts` |
-| query_alerts, alerts | list, list of lists | with `--explain`: what detectors said of the query's very connection, and of each hit's: `event_id`, `source`, `kind`, `classification`, `family`, `text`, `ts` of the first alert or notice in these words, `count` (up to 64 of a connection are looked at) |
+| query_flows | list | of an alert or notice, with `--explain` or where too little is known of it: flows that are stored of its connection, up to 4, the best known first: `seq`, `event_id`, `source`, `ts`, `classification`, `family`, `coverage` |
+| query_alerts, alerts | list, list of lists | with `--explain`: what detectors said of the query's very connection, and of each hit's, up to 4 things: `seq`, `event_id`, `source`, `kind`, `ts`, `classification`, `family`, `text` (200 characters of the first one) of the first alert or notice in these words, `count` (64 of a connection are looked at) |
 | outcome | object | of the hits: `labels`, `unlabelled`, `decisions`, `firewall_actions`, `alerts` (hits of whose connection it was said), `families`, `classifications`, `first_seen`, `last_seen`, `events` |
 | weights, plan | object, str | only where there are any |
 

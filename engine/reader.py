@@ -402,12 +402,18 @@ class Reader:
         self, answer: Callable[[list[Question]], list[A | Exception]], questions: list[Question]
     ) -> Iterator[A | Exception]:
         """A message may ask a thousand questions, and each holds a mask over all events until it is answered; or for a
-        thousand hits of each."""
-        most = max((question.options.top_k for question in questions), default=1)
-        explained = any(question.options.explain for question in questions)
-        step = max(1, min(BATCH_EXPLAINED_MAX if explained else BATCH_QUESTIONS_MAX, BATCH_HITS_MAX // most))
-        for start in range(0, len(questions), step):
-            yield from answer(questions[start : start + step])
+        thousand hits of each, or for all reasons."""
+        begin = hits = explained = 0
+        for end, question in enumerate(questions):
+            hits += question.options.top_k
+            explained += question.options.explain
+            many = end - begin == BATCH_QUESTIONS_MAX or hits > BATCH_HITS_MAX or explained > BATCH_EXPLAINED_MAX
+            if many and end > begin:
+                yield from answer(questions[begin:end])
+                self.worker.stamp()
+                begin, hits, explained = end, question.options.top_k, int(question.options.explain)
+        if questions:
+            yield from answer(questions[begin:])
             self.worker.stamp()
 
     def _questions(self, pending: Pending, snapshot: Snapshot, models: ModelSet, view: View) -> list[Question] | None:

@@ -160,12 +160,30 @@ class Explanation(Struct, omit_defaults=True, kw_only=True):
 
 
 class Alert(Struct, array_like=True):
-    """What a detector said of a connection: the first of `count` alerts or notices with the same first text. Of a
-    connection 64 are counted, the first in time."""
+    """What a detector said of a connection: the first of `count` alerts or notices of a source with the same first text,
+    which may be cut (a kind where there is none). Of a connection 64 are counted, the first in time."""
 
     seq: int
-    event: Event | Raw
+    event_id: str
+    source: str
+    kind: str
+    ts: int
+    classification: str
+    family: str
+    text: str
     count: int
+
+
+class Flow(Struct, array_like=True):
+    """A flow as which a connection is stored. coverage: how many of its 105 features are known."""
+
+    seq: int
+    event_id: str
+    source: str
+    ts: int
+    classification: str
+    family: str
+    coverage: int
 
 
 class Answer(Struct, array_like=True):
@@ -186,9 +204,11 @@ class Answer(Struct, array_like=True):
     counter_example: CounterExample | None = None
     weights: dict[str, float] = {}  # fused: as used
     plan: str = ""
-    query_alerts: list[Alert] = []  # explain: what was said of the very connection asked about, at most 8 things
+    query_alerts: list[Alert] = []  # explain: what was said of the very connection asked about, at most 4 things
     alerts: list[list[Alert]] = []  # explain: of that of each hit, in order; not of the events that a hit stands for
-    query_flows: list[Stored] = []  # as which its connection is stored, where an alert or notice was asked about
+    query_flows: list[
+        Flow
+    ] = []  # as which its connection is stored, 4 at most, where an alert or notice was asked about
 
 
 class Precedent(Struct, array_like=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from cli.answers import annotation_of, event_of, identity, outcome
@@ -39,19 +40,22 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
     query = None if answer.query is None else event_of(answer.query)
     if query is not None:
         headline(to, query)
-        for stored in answer.query_flows:
-            _flow(to, event_of(stored.event))
+        for flow in answer.query_flows:
+            pieces: list[Piece] = [Span("flow: ", DIM), identity(flow), "  ", family_span(flow.family)]
+            to.line(*pieces, f"  {plural(flow.coverage, 'feature')}", indent=7)
         for alert in answer.query_alerts:
-            _alert(to, alert)
+            times = f"  x{alert.count}" if alert.count > 1 else ""
+            to.line(Span(f"{alert.kind}: ", DIM), Span(alert.text, "italic"), f"  from {alert.source}{times}", indent=7)
         to.line()
     if answer.hits:
         hits(to, answer.hits)
     elif query is not None and _unknown(answer, query):
         known = f"{plural(query.coverage, 'feature')} of 105"
         to.line(Span("too little is known of its behaviour", WARN), f" ({known}): --space sbert compares what is said")
-        if flows := [event_of(stored.event) for stored in answer.query_flows]:
-            most = max(flows, key=lambda flow: flow.coverage)
-            to.line("more is known of its connection: ", Span(f"flowkin query_similar {identity(most)}", BOLD))
+        best = answer.query_flows[0] if answer.query_flows else None
+        if best is not None and best.coverage >= KNOWN_MIN:
+            command = f"flowkin query_similar {shlex.quote(identity(best))}"
+            to.line("more is known of its connection: ", Span(command, BOLD))
     else:
         to.line(Span("no event matches", WARN))
     _verdict(to, answer, query)
@@ -143,23 +147,12 @@ def _verdict(to: Writer, answer: Answer, query: Event | None) -> None:
         )
 
 
-def _flow(to: Writer, event: Event) -> None:
-    pieces: list[Piece] = [Span("flow: ", DIM), identity(event), "  ", family_span(event.family)]
-    to.line(*pieces, f"  {plural(event.coverage, 'feature')}", indent=7)
-
-
-def _alert(to: Writer, alert: Alert) -> None:
-    event = event_of(alert.event)
-    times = f"  x{alert.count}" if alert.count > 1 else ""
-    to.line(Span(f"{event.kind}: ", DIM), gist(event), f"  from {event.source}{times}", indent=7)
-
-
 def _alerts(alerts: Sequence[Sequence[Alert]]) -> list[list[Cell]]:
     """A line for each thing that was said of the hits' connections, that of most hits first."""
     ranks: dict[tuple[str, str], list[str]] = {}
     for rank, of_hit in enumerate(alerts, 1):
-        for event in (event_of(alert.event) for alert in of_hit):
-            ranks.setdefault((gist(event).text, event.source), []).append(f"#{rank}")
+        for alert in of_hit:
+            ranks.setdefault((alert.text, alert.source), []).append(f"#{rank}")
     most = sorted(ranks.items(), key=lambda item: -len(item[1]))
     rows: list[list[Cell]] = [
         ["", Span("" if i else "alerts", DIM), f"{words}  from {source}: {_some(of)}"]

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cli.answers import said
 from cli.tables import Span
 from cli.text import end
 from ipc.event import FEATURE_BYTES, FEATURE_COUNT, Annotation, Event
@@ -59,7 +58,7 @@ def ends(event: Event) -> str:
 
 def gist(event: Event) -> Span:
     """What a detector said of it, cut: the signature of an alert, the note of a notice. A flow's text is not shown."""
-    text = "" if event.kind == "flow" else said(event)
+    text = "" if event.kind == "flow" else event.text.split(" | ")[0]
     return Span(text if len(text) <= GIST else text[: GIST - 1] + "…", "italic")
 
 

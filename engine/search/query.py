@@ -32,12 +32,12 @@ from engine.errors import BadRequestError, CorruptionError, NotFoundError, Unkno
 from engine.features import CONTEXT_INDEXES, F32, FEATURES, agree, unpack
 from engine.limits import COLLAPSE_FETCH_MAX, KNOWN_MIN
 from engine.search import filters
-from engine.search.connection import alerts, flows
+from engine.search.connection import Asked, alerts, flows
 from engine.search.snapshot import Candidates, Snapshot
 from engine.store.catalog import View
 from engine.store.index import Mask
 from ipc.event import Event, Hit
-from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Judgement, Options
+from ipc.messages import Answer, Contribution, CounterExample, Explanation, Judgement, Options
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,33 @@ class Answering:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
         """One answer each, in order; an exception where that question cannot be answered."""
-        return self._each(questions, self._finish)
+        answers = self._each(questions, self._finish)
+        self._tell_connections(questions, answers)
+        return answers
+
+    def _tell_connections(self, questions: Sequence[Question], answers: Sequence[Answer | Exception]) -> None:
+        """What else is stored of the connections of all answers that give reasons, or have none to give."""
+        start = time.perf_counter()
+        told = [
+            (question, answer) for question, answer in zip(questions, answers, strict=True)
+            if not isinstance(answer, Exception) and (question.options.explain or question.unknown)
+        ]  # fmt: skip
+        if not told:
+            return
+        bare = [(Asked(q.event, q.seq), answer) for q, answer in told if q.event is not None and q.event.kind != "flow"]
+        for (_, answer), found in zip(bare, flows([one for one, _ in bare], self.snapshot, self.view), strict=True):
+            answer.query_flows = found
+        asked: list[Asked] = []
+        for question, answer in told:
+            if question.options.explain:
+                asked += [Asked(question.event, question.seq)] if question.event is not None else []
+                asked += [Asked(_event_of(hit), hit.seq) for hit in answer.hits]
+        said = iter(alerts(asked, self.snapshot, self.view))
+        for question, answer in told:
+            if question.options.explain:
+                answer.query_alerts = next(said) if question.event is not None else []
+                answer.alerts = list(islice(said, len(answer.hits)))
+            answer.took_us += int((time.perf_counter() - start) * 1e6)
 
     def _each(self, questions: Sequence[Question], finish: Callable[[Sought], A]) -> list[A | Exception]:
         """Plan all, search together, finish each. One bad question does not cost the others theirs."""
@@ -240,9 +266,6 @@ class Answering:
         )  # fmt: skip
         if options.explain:
             answer.explain, answer.counter_example = self._explain(question, plan, hits, own or _most(families))
-            answer.query_alerts, *answer.alerts = self._alerts(question, hits)
-        if (options.explain or question.unknown) and question.event is not None and question.event.kind != "flow":
-            answer.query_flows = flows(question.event, question.seq, self.snapshot, self.view)
         return answer
 
     def _sought(self, question: Question, plan: Plan, found: dict[str, Candidates]) -> Sought:
@@ -440,14 +463,6 @@ class Answering:
         explanations = [self._explain_hit(question, features, h.seq, question.options.space, plan) for h in hits]
         return explanations, self._counter_example(question, features, plan, family) if question.event else None
 
-    def _alerts(self, question: Question, hits: Sequence[Hit]) -> list[list[Alert]]:
-        """What was said of the query's connection, then of each hit's."""
-        events = [hit.event if isinstance(hit.event, Event) else _decode_event(hit.event) for hit in hits]
-        seqs = [hit.seq for hit in hits]
-        if question.event is None:
-            return [[], *alerts(events, seqs, self.snapshot, self.view)]
-        return alerts([question.event, *events], [question.seq, *seqs], self.snapshot, self.view)
-
     def _explain_hit(self, question: Question, features: F32, seq: int, space: str, plan: Plan | None) -> Explanation:
         record = self.view.record(seq)
         if record is None:
@@ -514,6 +529,10 @@ class Answering:
             log.error("left out of an answer: %s", e)
             return None
         return None if head is None else CounterExample(seq, float(found.distances[0]), Raw(head), why.contributions)
+
+
+def _event_of(hit: Hit) -> Event:
+    return hit.event if isinstance(hit.event, Event) else _decode_event(hit.event)
 
 
 def _tried(call: Callable[..., T], *args: Any) -> T | Exception:

@@ -44,10 +44,12 @@ def test_a_slope_is_percent_of_the_mean_an_hour_after_warm_up() -> None:
 
 def test_a_slope_is_broken_only_where_it_is_above_the_bound_for_certain() -> None:
     hours = [i / 10 for i in range(31)]
-    noisy = [100.0 + 2 * (h - 2) + (8 if i % 2 else -8) for i, h in enumerate(hours)]
+    noisy = [
+        100.0 + 2 * (h - 2) + (8 if i // 3 % 2 else -8) for i, h in enumerate(hours)
+    ]  # what is alike stands together
     series = dict.fromkeys(("private_mib", "fds", "threads", "lmdb_mib", "disk_mib"), noisy) | {"p99_ms": [5.0] * 31}
     sloped = slopes(series, hours)
-    assert 1.0 < sloped["fds"].percent < 3.0 and 2.0 < sloped["fds"].error < 4.0 and sloped["p99_ms"] == (0.0, 0.0)
+    assert sloped["fds"].percent > 1.0 > sloped["fds"].percent - 2 * sloped["fds"].error and sloped["p99_ms"] == (0, 0)
     held = {"zombies": [0.0] * 31, "shm": [0.0] * 31}
     assert broken(series | held, sloped, 3.0, {"failed": 0, "asked": 1}) == []
     assert undecided(sloped, 3.0) == ["private_mib", "fds", "threads", "lmdb_mib", "disk_mib"]

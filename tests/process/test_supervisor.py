@@ -248,7 +248,7 @@ def test_workers_die_with_their_supervisor_and_the_next_start_finds_its_way(star
     stopped = next(pid for pid, role in workers.items() if role == "reader-0")
     os.kill(stopped, signal.SIGSTOP)
     engine.process.kill()
-    eventually(lambda: not any(map(alive, workers)))
+    eventually(lambda: not any(map(alive, workers)), within_s=10)
     assert engine.layout.query_socket.exists(), "left by the killed one"
     with start("readers.count=1").ready().client() as client:
         client.ping()

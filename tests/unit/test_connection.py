@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.search.connection import ALERTS_MAX, COUNTED_MAX, FLOWS_MAX, NEAR_NS
+from engine.search.connection import ALERTS_MAX, COUNTED_MAX, FLOWS_MAX, NEAR_NS, TEXT_CHARS_MAX
+from engine.search.query import Question, stored_question
 from engine.store.catalog import seq_key
-from ipc.event import Event, FeaturedEvent
-from ipc.messages import Alert
+from ipc.event import FeaturedEvent
+from ipc.messages import Alert, Options
 from tests.events import T0, S, make, several
 from tests.store_fixture import Store, damage
 
@@ -28,7 +29,7 @@ def alert(number: int, text: str, **more: Any) -> FeaturedEvent:
 
 
 def said(alerts: list[Alert]) -> list[tuple[str, int]]:
-    return [(alert.event.text, alert.count) for alert in alerts if isinstance(alert.event, Event)]
+    return [(alert.text, alert.count) for alert in alerts]
 
 
 def test_an_explained_answer_tells_what_was_said_of_its_connections(store: Store) -> None:
@@ -39,19 +40,21 @@ def test_an_explained_answer_tells_what_was_said_of_its_connections(store: Store
         alert(202, "odd certificate", source="zeek", kind="notice"),
         alert(203, "answer to it", **BACK, ts=T0 + 10 * S + NEAR_NS),
         alert(204, "nobody knows the protocol", proto=None, ts=T0 + 9 * S),
+        alert(205, "nobody knows its start", ts_start=0, ts=T0 + 9 * S + 1),
     ]
     not_of_it = [
         alert(210, "other port", src_port=40_001),
         alert(211, "other protocol", proto=17),
         alert(212, "too late", ts_start=T0 + 11 * S + NEAR_NS, ts=T0 + 11 * S + NEAR_NS),
         alert(213, "too early", ts_start=T0 - 1 - NEAR_NS, ts=T0 - 1 - NEAR_NS),
+        alert(216, "much later, nobody knows its start", ts_start=0, ts=T0 + 900 * S),
         alert(214, "turned hosts, not ports", src_ip=BACK["src_ip"], dst_ip=BACK["dst_ip"]),
         make(215, **(ENDS | {"kind": "flow", "ts": T0 + 5 * S, "source": "eve"})),
     ]
     store.publish(of_query + not_of_it)
     answer = store.ask("test/e000000", space="attack", explain=True, collapse=False, top_k=60)
     assert said(answer.query_alerts) == [
-        ("odd certificate", 1), ("beacon | b.example", 2), ("nobody knows the protocol", 1), ("answer to it", 1),
+        ("odd certificate", 1), ("beacon", 2), ("nobody knows the protocol", 1), ("nobody knows its start", 1),
     ]  # fmt: skip
     assert len(answer.alerts) == len(answer.hits) > 10
     by_id = {hit.event.event_id: said(of) for hit, of in zip(answer.hits, answer.alerts, strict=True)}  # type: ignore[union-attr]
@@ -63,6 +66,30 @@ def test_an_alert_says_nothing_of_itself_but_others_do(store: Store) -> None:
     store.publish([alert(0, "one"), alert(1, "other"), *several(10, 100)])
     answer = store.ask("eve/e000000", explain=True)
     assert said(answer.query_alerts) == [("other", 1)]
+
+
+def test_an_answer_to_a_ping_is_of_the_same_connection_though_its_type_is_another(store: Store) -> None:
+    ping = {"src_port": 8, "dst_port": 0, "proto": 1}
+    pong = {**BACK, "src_port": 0, "dst_port": 0, "proto": 1}
+    store.publish([flow(0, **ping), *several(10, 100), alert(1, "odd answer", **pong), alert(2, "tcp")])
+    assert said(store.ask("e000000", explain=True).query_alerts) == [("odd answer", 1)]
+
+
+def test_what_is_asked_together_is_looked_up_at_once(store: Store) -> None:
+    """Some with reasons, some without, one that is no event."""
+    store.publish([flow(0), alert(1, "one"), *several(30, 100)])
+    snapshot = store.snapshot()
+    with store.catalog.read() as view:
+        models = store.publisher.models
+        questions = [
+            stored_question(name, Options(space="sbert", explain=why), snapshot, view, models)
+            for name, why in (("e000000", True), ("e000100", False), ("eve/e000001", True))
+        ]  # fmt: skip
+    questions.append(Question(Options(space="sbert", explain=True), questions[0].vectors))
+    flow_, plain, bare, text = store.answer(questions, snapshot)
+    assert said(flow_.query_alerts) == [("one", 1)] and plain.alerts == [] and plain.query_alerts == []
+    assert [one.event_id for one in bare.query_flows] == ["e000000"]
+    assert text.query_alerts == [] and len(text.alerts) == len(text.hits)
 
 
 def test_connections_without_ports_are_those_of_the_same_hosts(store: Store) -> None:
@@ -85,6 +112,12 @@ def test_a_flood_of_alerts_is_counted_to_an_end_and_told_in_few_lines(store: Sto
     assert told[0] == ("the same", 50) and len(told) == ALERTS_MAX
 
 
+def test_a_long_text_is_cut_and_one_without_any_is_told_by_its_kind(store: Store) -> None:
+    store.publish([flow(0), *several(10, 100), alert(1, "x" * 300), alert(2, "x" * 299 + "y"), alert(3, "")])
+    told = store.ask("e000000", explain=True).query_alerts
+    assert said(told) == [("x" * TEXT_CHARS_MAX, 1), ("x" * TEXT_CHARS_MAX, 1), ("alert", 1)]  # two that begin alike
+
+
 def test_a_damaged_alert_is_left_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     store.publish([flow(0), *several(10, 100), alert(1, "damaged"), alert(2, "whole")])
     damage(store.catalog, "records", seq_key(11))
@@ -95,11 +128,11 @@ def test_a_damaged_alert_is_left_out(store: Store, caplog: pytest.LogCaptureFixt
 def test_a_bare_alert_names_the_flows_that_can_be_compared(store: Store) -> None:
     """Nothing behaves like an alert without features; what it was about may be stored as a flow."""
     others = [flow(10 + i, source=f"s{i}", ts=T0 + (20 - i) * S) for i in range(FLOWS_MAX + 2)]
-    store.publish([*others, flow(1, src_port=40_001), alert(2, "one"), alert(3, "other"), *several(10, 100)])
+    little = FeaturedEvent(flow(20, source="little").event)
+    store.publish([little, *others, flow(1, src_port=40_001), alert(2, "one"), alert(3, "other"), *several(10, 100)])
     answer = store.ask("eve/e000002", space="attack")
     assert not answer.hits
-    found = [one.event.source for one in answer.query_flows if isinstance(one.event, Event)]
-    assert found == [f"s{i}" for i in reversed(range(2, FLOWS_MAX + 2))]  # in time
+    assert [one.source for one in answer.query_flows] == [f"s{i}" for i in reversed(range(2, FLOWS_MAX + 2))]  # in time
     said_of_it = store.ask("eve/e000002", space="sbert", explain=True)
     assert len(said_of_it.query_flows) == FLOWS_MAX and said(said_of_it.query_alerts) == [("other", 1)]
     assert store.ask("eve/e000002", space="sbert").query_flows == []  # it was not asked why

@@ -38,3 +38,16 @@ def test_a_thousand_questions_of_one_message_are_answered_in_order_and_not_all_a
     assert answers == [-n for n in range(150)]
     slices = [most] * (150 // most) + [150 % most] * (150 % most > 0)
     assert happened == [word for size in slices for word in (size, "alive")]
+
+
+def test_questions_without_reasons_are_not_cut_up_by_one_with_them() -> None:
+    sizes: list[int] = []
+
+    def answer(questions: list[Question]) -> list[int]:
+        sizes.append(len(questions))
+        return [0] * len(questions)
+
+    reader = SimpleNamespace(worker=SimpleNamespace(stamp=lambda: None))
+    one = [Question(Options(explain=i == 5), {}, i) for i in range(60)]
+    assert len(list(Reader._in_slices(cast(Any, reader), cast(Any, answer), one))) == 60
+    assert sizes == [60]

@@ -17,7 +17,18 @@ from cli.tables import Column, Span, Writer
 from cli.text import clean, duration, instant, iso, quantity, when
 from engine.features import FEATURES, INDEX
 from ipc.event import FEATURE_COUNT, Annotation, Event, Hit, Verdict
-from ipc.messages import Alert, Answer, Contribution, CounterExample, Explanation, Found, Judgement, Precedent, Stored
+from ipc.messages import (
+    Alert,
+    Answer,
+    Contribution,
+    CounterExample,
+    Explanation,
+    Flow,
+    Found,
+    Judgement,
+    Precedent,
+    Stored,
+)
 
 T0 = 1_778_000_000_000_000_000  # 2026-05-05T16:53:20Z
 EVIL = "ET \x1b[31mred\x1b[0m \x00 \x07 \u202egnp.exe \u2066iso\u2069 \x9b2J \u200b end\nline\r"
@@ -79,12 +90,13 @@ def answer(explain: bool = True) -> Answer:
 
 def alerted() -> Answer:
     """Its first and third hit's connections were alerted on."""
-    said = [Alert(20 + i, event(20 + i, kind="alert", text=text, source="eve"), i + 1) for i, text in enumerate(
-        ("ET SCAN nmap | a.example", EVIL, "", *(f"rule {i}" for i in range(4)))
+    long = "ET MALWARE a signature that is longer than there is room for, M"
+    said = [Alert(20 + i, f"a{i}", "eve", "alert", T0, "MALICIOUS", "PortScan", text, i + 1) for i, text in enumerate(
+        ("ET SCAN nmap", EVIL, f"{long}1", f"{long}2", *(f"rule {i}" for i in range(3)))
     )]  # fmt: skip
     given = answer()
     given.query_alerts, given.alerts = said[1:2], [said, [], said[:1]]
-    given.query_flows = [Stored(9, event(9, source="pcap", coverage=91))]
+    given.query_flows = [Flow(9, "synthetic_000009", "pcap", T0, "BENIGN", "Normal", 91)]
     return given
 
 
@@ -135,8 +147,8 @@ def test_json_tells_what_was_said_of_the_connections():
     assert document["query_alerts"][0]["text"] == EVIL and document["query_alerts"][0]["count"] == 2
     assert [len(of_hit) for of_hit in document["alerts"]] == [7, 0, 1]
     first = document["alerts"][0][0]
-    assert (first["kind"], first["source"], first["text"]) == ("alert", "eve", "ET SCAN nmap | a.example")
-    assert document["outcome"]["alerts"]["ET SCAN nmap"] == 2 and document["outcome"]["alerts"]["alert"] == 1
+    assert (first["kind"], first["source"], first["text"]) == ("alert", "eve", "ET SCAN nmap")
+    assert document["outcome"]["alerts"]["ET SCAN nmap"] == 2 and document["outcome"]["alerts"]["rule 0"] == 1
     none = json.loads(text_of(lambda out: out.answers([(answer(), 42)], several=False), "json"))
     assert (none["query_alerts"], none["alerts"], none["outcome"]["alerts"]) == ([], [], {})
 
@@ -146,14 +158,23 @@ def test_what_was_said_of_the_connections_stands_by_what_became_of_the_hits():
     lines = [line.strip() for line in text.splitlines()]
     first = next(i for i, line in enumerate(lines) if line.startswith("alerts"))
     assert lines[first].split(maxsplit=1)[1] == "ET SCAN nmap  from eve: #1 #3"
-    assert lines[first + 2] == "alert  from eve: #1" and lines[first + 5] == "and 2 others"
+    assert lines[first + 3].endswith("room for, M2  from eve: #1") and lines[first + 5] == "and 2 others"
     assert any(line.startswith("alert: ") and line.endswith("from eve  x2") for line in lines)
     assert any(line.startswith("flow: pcap/synthetic_000009") and line.endswith("91 features") for line in lines)
     assert "\x1b" not in text
     many = answer()
-    many.alerts = [[Alert(1, event(1, kind="alert", text="one"), 1)]] * 12
+    many.alerts = [[Alert(1, "a", "eve", "alert", T0, "UNKNOWN", "Unknown", "one", 1)]] * 12
     assert "#1 #2 #3 #4 #5 #6 #7 #8 #9 #10 and 2 more" in text_of(lambda out: out.answers([(many, 1)], several=False))
     assert "alerts" not in text_of(lambda out: out.answers([(answer(), 42)], several=False))
+
+
+def test_a_command_to_copy_holds_no_words_of_others():
+    asked = event(1, coverage=3)
+    none = Answer("attack", "v", "l2", True, 0, 0, 0, asked, [])
+    none.query_flows = [Flow(9, "x; reboot", "pcap", T0, "BENIGN", "Normal", 91)]
+    assert "flowkin query_similar 'pcap/x; reboot'" in text_of(lambda out: out.answers([(none, 1)], several=False))
+    none.query_flows = [Flow(9, "x", "pcap", T0, "BENIGN", "Normal", 5)]
+    assert "query_similar" not in text_of(lambda out: out.answers([(none, 1)], several=False))
 
 
 def test_json_is_one_line_in_a_pipe_and_ndjson_one_line_each():
