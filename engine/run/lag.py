@@ -8,6 +8,7 @@ Always true
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from engine.layout import Layout
 from engine.run.drain import Counts
 from engine.run.listen import Listener
 from engine.sources.follow import Batch, Follower
+
+log = logging.getLogger(__name__)
 
 FILES_SHOWN_MAX = 64
 STUCK_S = 60  # bytes that wait so long without any progress are a problem
@@ -110,6 +113,7 @@ class Book:
     def __init__(self, layout: Layout, config: Config) -> None:
         self._layout, self._sources = layout, config.sources
         self._errors: dict[str, str] = {}
+        self._troubles: dict[str, str] = {}
         self._stored: dict[tuple[str, str], tuple[_Time, int | None]] = {}  # source and key: when, event_at
         self._waits: dict[tuple[str, str], tuple[int, _Time]] = {}  # source and path: lag_bytes, since
         self._written = b""
@@ -138,7 +142,9 @@ class Book:
                 path = str(listen_path(self._layout, source))
                 report.listening.append(SocketLag(name, path, *counts, error=error))
                 continue
-            files = list(self._files(name, followers[name])) if name in followers else []
+            follower = followers.get(name)
+            files = list(self._files(name, follower)) if follower else []
+            error = error or self._trouble(name, follower)
             lag = sum(file.lag_bytes for file in files)
             report.followed.append(SourceLag(name, source.path, len(files), lag, error))
             report.files += files
@@ -152,6 +158,14 @@ class Book:
         if data != self._written:
             replace(self._layout.sources, data)
             self._written = data
+
+    def _trouble(self, name: str, follower: Follower | None) -> str:
+        """Why nothing is read, though the directory can be; the log says it when it begins."""
+        trouble = follower.trouble() if follower else ""
+        if trouble and trouble != self._troubles.get(name):
+            log.warning("source %s: %s; looking again and again", name, trouble)
+        self._troubles[name] = trouble
+        return trouble
 
     def _files(self, source: str, follower: Follower) -> Iterator[FileLag]:
         now = _now()

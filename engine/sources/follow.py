@@ -264,6 +264,7 @@ class Follower:
         self._grown: dict[str, int] = {}  # keys of captures that grew after they were let go: how often
         self._strangers: dict[int, tuple[int, int]] = {}  # inode: size and mtime of files that are not ours
         self._left: list[Batch] = []  # what waited in files that are read no more
+        self._locked = ""  # why a file could not be opened at the last look
         self._begun_s = int(time.time())
         self.behind = False  # the last poll left bytes unread: poll again at once
 
@@ -312,6 +313,10 @@ class Follower:
                 if batch is not None:
                     batches.append(batch)
 
+    def trouble(self) -> str:
+        """Why no file was read at the last poll; "" where one was, or where nothing needs to be there."""
+        return "" if self._files else self._locked or self._directory.nothing()
+
     def readings(self) -> list[Reading]:
         """All files as of the last poll, those that nobody reads yet included."""
         found = []
@@ -329,7 +334,7 @@ class Follower:
     def _look(self, batches: list[Batch]) -> list[int]:
         """Take up what is new; the inodes of our files that may have moved, those that are gone first, then by age.
         Forgetting a state is a batch."""
-        directory = self._directory
+        directory, self._locked = self._directory, ""
         root = directory.open()
         try:
             whole = directory.due(root)
@@ -394,8 +399,10 @@ class Follower:
         """Take up a file that is not being read: a known one where it left off, a new one from its beginning."""
         try:
             fd = _open_beneath(root, entry.path)
-        except OSError:
-            return  # gone again, or not ours to read; the next poll looks anew
+        except OSError as e:  # gone again, or not ours to read; the next poll looks anew
+            if isinstance(e, PermissionError):
+                self._locked = f"{self._directory.root / entry.path} cannot be read: {e.strerror}"
+            return
         s = os.fstat(fd)
         if not stat.S_ISREG(s.st_mode) or s.st_ino != entry.inode:
             os.close(fd)

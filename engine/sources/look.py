@@ -51,7 +51,7 @@ class Directory:
     """One configured file, or all files of a directory that match `pattern`."""
 
     def __init__(self, path: Path, pattern: str) -> None:
-        self.root, self.only = (path, "") if path.is_dir() else (path.parent, path.name)
+        self.path, self.root, self.only = path, path.parent, path.name
         self.pattern = pattern
         self.seen: dict[int, Seen] = {}  # by inode
         self.hot: list[int] = []
@@ -60,10 +60,20 @@ class Directory:
 
     def open(self) -> int:
         """A descriptor of the directory. Raises SourceError."""
+        if self.only and not self.seen and self.path.is_dir():  # it may have come since the last look
+            self.root, self.only = self.path, ""
         try:
             return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as e:
             raise SourceError(f"{self.root} cannot be read: {e.strerror}") from e
+
+    def nothing(self) -> str:
+        """Why the one configured file is not seen; "" where it is, or where all of a directory are wanted."""
+        if not self.only or any(entry.wanted for entry in self.seen.values()):
+            return ""
+        if self.path.is_symlink():
+            return f"{self.path} is a link, and links are not followed: name the file that it points to"
+        return f"{self.path} is no plain file" if self.path.exists() else f"{self.path} is not there"
 
     def wants(self, path: str) -> bool:
         """Is it to be read by its name?"""

@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 
 class _Own(threading.local):
-    """Of this thread, as one is for one at a time; to make one takes ten times as long as to use it."""
+    """Of this thread, as one is for one at a time; to make one takes several times as long as to use it."""
 
     def __init__(self) -> None:
         self.decompress = zstandard.ZstdDecompressor().decompress

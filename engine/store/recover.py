@@ -8,10 +8,10 @@ In this order
      in place any more
   2. catalog: its structure is looked at (where it is damaged nothing is written, see Catalog.damage); LMDB comes back
      at its last commit, which is not before what the counter was told; a damaged model that ships is written again
-  3. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
-  4. index files: missing or misshapen -> no longer named; ingest has them built again
+  3. context tracker: last checkpoint, then the records since, in order of seq
+  4. row files: missing, misshapen, or (the last one) with rows that disagree with their checksums -> built again
   5. coverage: what is not counted, or damaged, is counted from the row files
-  6. context tracker: last checkpoint, then the records since, in order of seq
+  6. index files: missing or misshapen -> no longer named; ingest has them built again
   7. a switch of models goes on
   8. files that nothing names are removed
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -505,6 +507,58 @@ def test_files_of_one_tick_are_read_oldest_first(joined: Joined, log: Path) -> N
         os.utime(path, (1_000_000, 1_000_000))
     joined.poll()
     assert joined.texts == {1: "/1"}
+
+
+def test_a_file_that_cannot_be_read_is_said_to_be_so_until_it_can(tmp_path: Path) -> None:
+    """One that was misspelt, or is a link, was never told of: no error, no lag, nothing."""
+    log = tmp_path / "eve.json"
+    watch = Watch(log)
+    watch.poll()
+    assert watch.follower.trouble() == f"{log} is not there"
+    append(tmp_path / "other.json", lines(0, 3))
+    log.symlink_to(tmp_path / "other.json")
+    watch.poll()
+    assert f"{log} is a link" in watch.follower.trouble()
+    log.unlink()
+    os.mkfifo(log)
+    watch.poll()
+    assert watch.follower.trouble() == f"{log} is no plain file"
+    log.unlink()
+    log.touch()
+    watch.poll()
+    assert watch.follower.trouble() == ""
+    append(log, lines(0, 5))
+    log.rename(tmp_path / "eve.json.1")
+    watch.poll()
+    assert watch.follower.trouble() == "" and len(watch.seen) == 5  # its file is being read, whatever its name
+    watch.follower.close()
+
+
+def test_a_file_that_may_not_be_opened_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "eve.json"
+    append(log, lines(0, 5))
+    watch = Watch(log)
+    with monkeypatch.context() as patched:  # root opens everything
+        refuse = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+        patched.setattr("engine.sources.follow._open_beneath", refuse)
+        watch.poll()
+        assert watch.follower.trouble() == f"{log} cannot be read: Permission denied"
+    watch.poll()
+    assert watch.follower.trouble() == "" and len(watch.seen) == 5
+    watch.follower.close()
+
+
+def test_a_directory_that_comes_later_is_one(tmp_path: Path) -> None:
+    """It was taken for a file of that name until the next start."""
+    logs = tmp_path / "zeek"
+    watch = Watch(logs)
+    watch.poll()
+    assert watch.follower.trouble() == f"{logs} is not there"
+    logs.mkdir()
+    append(logs / "conn.log", lines(0, 5))
+    watch.poll()
+    assert len(watch.seen) == 5 and watch.follower.trouble() == ""
+    watch.follower.close()
 
 
 def test_a_missing_directory_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -66,6 +66,25 @@ def test_what_waits_says_since_when_and_progress_starts_that_anew(layout: Layout
     follower.close()
 
 
+def test_a_file_that_is_not_there_is_told_and_logged_once(
+    layout: Layout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "eve.json"
+    config = Config(data_dir=str(layout.data_dir), sources={"s": Source(path=str(log))})
+    book, follower = Book(layout, config), Follower(log, SourceSpec("s"), "ndjson")
+    for there in (False, False, True):
+        if there:
+            log.write_bytes(lines(0, 3))
+        follower.poll()
+        book.write({"s": follower}, {})
+        report = lag.read(layout)
+        assert report is not None and report.followed[0].error == ("" if there else f"{log} is not there")
+        found = [what for severity, _, what in troubles(report, time.monotonic_ns()) if severity == "problem"]
+        assert len(found) == (not there)
+    assert caplog.text.count("is not there") == 1
+    follower.close()
+
+
 def test_a_clock_that_is_put_back_hides_and_invents_no_waiting(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
