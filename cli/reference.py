@@ -52,8 +52,8 @@ SIMILAR = """## What `--json` holds
 | query | event | the event asked about; its own family and label are not looked at |
 | family, probability | str or null, float | of the largest vote; null and 0 where nobody votes |
 | runners_up | list | [{`family`, `probability`}], the largest first; what is missing to 1 is none of them |
-| novelty, no_close_precedent, false_alarm | float, bool, float | share of held-out events with a precedent that had a nearer one; above 1 - false_alarm; how often that is wrongly so |
-| calibrated | bool | probability and novelty were measured when the model was fitted, with this k |
+| novelty, no_close_precedent, false_alarm | float, bool, float | share of later events, when the model was fitted, that had a nearer one among the earlier; above 1 - false_alarm; the share of those with none as near |
+| calibrated | bool | probability and novelty were measured with such a vote: this k, no filter, `--before`, no `--other-episodes`, near-duplicates as one |
 | precedents | list | nearest first: `rank`, `event_id`, `distance`, `percentile`, `count` (near-identical events it speaks for), `family` (voted for), `labelled` (an analyst says so), `weight` (of the vote), `detector_family`, then all fields of the event |
 | k, votes, doubt | int, object, float | places that voted; share of each family in the vote; share that far neighbours leave to nobody |
 | distances, percentiles | object or null | `min`, `median`, `max` of the places |

@@ -228,10 +228,10 @@ class Judgement(Struct, array_like=True):
     family: "" where nobody votes. runners_up: [family, probability] of the others, the largest first; what is missing to 1
     is the probability of none of them. votes: each family's share of the vote; doubt: the share that far neighbours
     leave to nobody; these and doubt add up to 1. distances: nearest, median and farthest voter, percentiles of the same
-    among random pairs; both empty where nobody votes. novelty: share of held-out events with a precedent that had a
-    nearer one; no_close_precedent: it is above 1 - false_alarm, which is how often it is wrongly so. calibrated:
-    probability and novelty were measured when the model was fitted, with this k; otherwise the probability is as measured
-    with another k, or the share itself. space: that of the vote, sbert where too few features are known of the event.
+    among random pairs; both empty where nobody votes. novelty: share of later events, when the model was fitted, that
+    had a nearer one among the earlier; no_close_precedent: it is above 1 - false_alarm, the share of those with none as
+    near. calibrated: probability and novelty were measured with such a vote: this k, places, and all that came before
+    may vote; otherwise they are as of that one, or the probability is the share itself. space: that of the vote, sbert where too few features are known of the event.
     """
 
     query: Event | Raw | None

@@ -167,7 +167,8 @@ def models_gc(session: Session, out: Out, timeout_ms: int | None) -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH_OR_DASH)
 @reading()
 @click.option("--name", metavar="VERSION", default="", help="Name of the new version.  [default: from the time]")
-@click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same model.")
+@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True,
+              help="Same seed, same model.")  # fmt: skip
 @located()
 @printed
 def fit(session: Session, out: Out, paths: tuple[Path, ...], how: How, name: str, seed: int) -> None:
@@ -194,7 +195,8 @@ def fit(session: Session, out: Out, paths: tuple[Path, ...], how: How, name: str
 @click.option("--out", "target", metavar="DIR", required=True, type=PATH, help="The version becomes DIR/VERSION.")
 @reading()
 @click.option("--name", metavar="VERSION", default="", help="Name of the new version.  [default: from the time]")
-@click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True,
+              help="Same seed, same bytes.")  # fmt: skip
 @click.option("--internal", metavar="CIDR", multiple=True, type=Network(),
               help="Networks that count as inside.  [default: private ones]")  # fmt: skip
 @printed

@@ -46,7 +46,8 @@ def ingest(session: Session, out: Out, paths: tuple[Path, ...], how: How) -> Non
 
 @group.command("generate")
 @click.option("--events", metavar="N", type=click.IntRange(1, 1 << 40), required=True, help="How many.")
-@click.option("--seed", metavar="S", type=click.INT, default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True,
+              help="Same seed, same bytes.")  # fmt: skip
 @click.option("--out", "file", metavar="FILE", type=PATH_OR_DASH, required=True,
               help="NDJSON file; - for stdout.")  # fmt: skip
 @printed

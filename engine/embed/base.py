@@ -32,9 +32,9 @@ NEAREST_QUANTILES = 101  # of the distance to the nearest precedent
 class Calibration(NamedTuple):
     """pair_quantiles: float64 [1001], quantiles 0..1 of the distance between random pairs of training events.
     precedent_bound: distance to the nearest neighbour beyond which there is no close precedent, exceeded by
-    `false_alarm` of held-out events that do have one. nearest_quantiles: float64 [101], quantiles 0..1 of that distance
-    for them. certainty: float64 [m, 2], how often the family with that share of a vote was right, ascending. Both are
-    empty in versions that were made before they were measured."""
+    `false_alarm` of the later training events when they look back. nearest_quantiles: float64 [101], quantiles 0..1 of
+    that distance for them. certainty: float64 [m, 2], how often the family with that share of a vote was right,
+    ascending. Both are empty in versions that were made before they were measured."""
 
     pair_quantiles: NDArray[np.float64]
     precedent_bound: float
@@ -48,8 +48,8 @@ class Calibration(NamedTuple):
         return np.where(distance > self.pair_quantiles[0], percent, 0.0)  # interp takes the last of equal quantiles
 
     def novelty(self, distance: float) -> float:
-        """0..1, the share of held-out events with a precedent that had a nearer one; above 1 - false_alarm just where
-        the distance is beyond the bound. Without quantiles: a line to the bound, and a curve from there to 1."""
+        """0..1, the share of later training events that had a nearer one among the earlier; above 1 - false_alarm just
+        where the distance is beyond the bound. Without quantiles: a line to the bound, and a curve from there to 1."""
         known, bound = 1.0 - self.false_alarm, self.precedent_bound
         if not len(self.nearest_quantiles):
             return known * distance / bound if distance < bound else 1.0 - self.false_alarm * bound / (distance or 1.0)

@@ -3,8 +3,9 @@
 Always true
   - The later part of each family looks back at all that came before it, block after block, never the other way; the map
     that it is seen with was fitted on the earlier part alone.
-  - What is measured is the vote of an answer: the same places, weights and doubt (engine/embed/vote.py). Asked events
-    that nearly coincide count once, as places do.
+  - What is measured is the vote of an answer: the same places, weights and doubt (engine/embed/vote.py), but that
+    places are looked for among FETCH neighbours, where an answer goes on until it has them. Asked events that nearly
+    coincide count once, as places do.
   - A larger share of a vote never means a smaller probability.
 """
 

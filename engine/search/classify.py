@@ -168,12 +168,13 @@ class Classifying(Answering):
         (family, probability), *others = chances.items() if chances else [("", 0.0)]
         spread = [float(np.quantile(distances, at)) for at in (0.0, 0.5, 1.0)] if distances else []
         novelty = calibration.novelty(distances[0]) if distances else 1.0
-        measured = len(calibration.certainty) and len(calibration.nearest_quantiles)
+        measured = len(calibration.certainty) > 0 and len(calibration.nearest_quantiles) > 0
+        all_before = options.before and options.filter is None and not options.other_episodes  # may vote, and no others
         return Judgement(
             query=None if question.head is None else Raw(question.head), family=family, probability=probability,
             runners_up=others, novelty=novelty, no_close_precedent=novelty > 1.0 - calibration.false_alarm,
             false_alarm=calibration.false_alarm,
-            calibrated=bool(measured and options.top_k == VOTERS and options.collapse),
+            calibrated=measured and all_before and options.top_k == VOTERS and options.collapse,
             precedents=self._precedents(question, space, held, ballot.weights),
             k=len(held), votes=ballot.shares, doubt=ballot.doubt, distances=spread,
             percentiles=[self._percentile(space, distance) for distance in spread], space=space,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -148,6 +150,17 @@ def test_a_labelled_event_of_no_family_votes(store: Store) -> None:
     label(store, "e000004", "Cobalt Strike")
     j = classify(store, "e000036")
     assert (j.family, ids_of(j), j.matched) == ("Cobalt Strike", ["e000004"], 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"filter": Filter(kinds=["flow"])}, {"before": False}, {"other_episodes": True}, {"k": 7}, {"collapse": False}],
+    ids=lambda o: next(iter(o)),
+)
+def test_a_vote_that_was_never_measured_is_not_said_to_be(full: Store, options: dict[str, Any]) -> None:
+    """A filter leaves only some to vote, and the share of the rest was told as a measured probability."""
+    assert classify(full, "e000300").calibrated
+    assert not classify(full, "e000300", **options).calibrated
 
 
 def flood(count: int, **more: object) -> list[FeaturedEvent]:
