@@ -10,6 +10,7 @@ Always true
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import random
@@ -215,7 +216,8 @@ def _read(inputs: Inputs, file: Path, spec: SourceSpec, name: str) -> Iterator[P
 
 
 def _say_left_out(why: str) -> None:
-    sys.stderr.write(clean(f"left out: {why}") + "\n")
+    with contextlib.suppress(BrokenPipeError):  # nobody listens, which stops nothing
+        sys.stderr.write(clean(f"left out: {why}") + "\n")
 
 
 def _say_passed_over(join: Join) -> None:
@@ -265,7 +267,8 @@ def _labels(how: How) -> object | None:
 
 def _bounded(reject: Reject) -> Reject:
     """Within the limits of the message."""
-    reject.file, reject.reason = reject.file[-4096:], reject.reason[:512]
+    reject.file = reject.file.encode("utf-8", "replace").decode()[-4096:]  # a name may be no UTF-8
+    reject.reason = reject.reason[:512]
     reject.record = reject.record[:REJECT_RECORD_BYTES]
     return reject
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 
@@ -47,7 +48,7 @@ def flowkin(session: Session) -> None:
 
 def main() -> int:
     """The program; its exit status."""
-    from cli.run import run
+    from cli.run import ended, run
 
     if isinstance(sys.stdin, io.TextIOWrapper):  # as arguments are: ids and lines that are no UTF-8 get their own error
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -55,8 +56,9 @@ def main() -> int:
     try:
         return run(sys.argv[1:], session)
     except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return 130
+        with contextlib.suppress(OSError):
+            sys.stderr.write("\n")
+        return ended(130, session)
     finally:
         session.close()
 

@@ -117,7 +117,7 @@ the engine, is refused (BAD_REQUEST): what they ask for would be lost. Reads and
 
 OVERLOADED and NO_SPACE come with retry_after_ms, and so does NOT_READY where the engine stops before a write other than
 Ingest is done. A write that was answered by neither Ingested nor Failure (the connection broke) may be sent again:
-identity makes it exactly once.
+identity makes it exactly once. Rejects and not_ip have no identity: sent again, they are counted again.
 
 ## Parts
 

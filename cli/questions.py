@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -11,6 +13,7 @@ from cli.errors import FAILED, NOT_FOUND, CommandError
 from ipc.calls import within
 from ipc.errors import error_of
 from ipc.messages import (
+    IDS_PER_MESSAGE_MAX,
     Answers,
     Classified,
     Classify,
@@ -50,6 +53,17 @@ def ids_of(ids: Sequence[str], stdin: TextIO) -> tuple[bool, Iterator[str]]:
     return len(ids) > 1 or "-" in ids, each()
 
 
+def window(ids: Sequence[str], stdin: TextIO) -> int:
+    """How many questions may be under way. One where ids come from what may pause, a pipe or a terminal: each is
+    answered at once, and nothing waits for its reader meanwhile."""
+    if "-" not in ids:
+        return WINDOW
+    try:
+        return WINDOW if stat.S_ISREG(os.fstat(stdin.fileno()).st_mode) else 1
+    except OSError:  # no file at all
+        return WINDOW
+
+
 def to_purge(ids: Sequence[str], filter: Filter | None, asked: bool, stdin: TextIO) -> list[str]:
     """The ids, '-' read; none where the filter says what, or where stdin named none. Raises UsageError."""
     import click
@@ -68,7 +82,7 @@ def purged(
     import click
 
     if not dry_run and not yes:
-        would = client.purge(filter=filter, ids=wanted, dry_run=True, timeout_ms=timeout_ms).facts["events"]
+        would = _purge(client, filter, wanted, True, timeout_ms)[0]["events"]
         try:
             sure = click.confirm(f"Remove {would:,} events for good?", err=True)
         except click.Abort as e:
@@ -78,23 +92,38 @@ def purged(
             sure = False
         if not sure:
             raise CommandError("nothing was removed", FAILED)
-    done = client.purge(filter=filter, ids=wanted, dry_run=dry_run, timeout_ms=timeout_ms)
-    return done.facts, done.generation
+    return _purge(client, filter, wanted, dry_run, timeout_ms)
 
 
-def similar(client: Client, ids: Iterator[str], options: Options, timeout_ms: int | None) -> Iterator[Answers]:
+def _purge(
+    client: Client, filter: Filter | None, wanted: list[str], dry_run: bool, timeout_ms: int
+) -> tuple[dict[str, Any], int]:
+    """As many ids at once as a message holds."""
+    total: dict[str, Any] = {}
+    for at in range(0, max(1, len(wanted)), IDS_PER_MESSAGE_MAX):
+        some = wanted[at : at + IDS_PER_MESSAGE_MAX]
+        done = client.purge(filter=filter, ids=some, dry_run=dry_run, timeout_ms=timeout_ms)
+        added = {name: total[name] + done.facts[name] for name in ("events", "dead_letters") if name in total}
+        total = done.facts | added
+    return total, done.generation
+
+
+def similar(
+    client: Client, ids: Iterator[str], options: Options, timeout_ms: int | None, window: int = WINDOW
+) -> Iterator[Answers]:
     """One reply for each id, in order."""
     first = next(ids, None)
-    second = next(ids, None)
-    if first is not None and second is None:  # the one that is tried again when a reader leaves
-        yield client.query_similar(first, options=options, timeout_ms=timeout_ms)
+    second = next(ids, None) if window > 1 else None
+    if first is not None and second is None:  # one by one they are tried again when a reader leaves
+        for one in itertools.chain([first], ids):
+            yield client.query_similar(one, options=options, timeout_ms=timeout_ms)
         return
 
     def make(one: str) -> Callable[[int, int], Request]:
         return lambda request_id, left_ms: QuerySimilar(request_id, one, within(options, left_ms))
 
     makes = (make(one) for one in itertools.chain([first, second], ids) if one is not None)
-    for reply in client.pipeline(makes, window=WINDOW, timeout_ms=timeout_ms):
+    for reply in client.pipeline(makes, window=window, timeout_ms=timeout_ms):
         if isinstance(reply, Failure):
             raise error_of(reply)
         if isinstance(reply, Answers):
@@ -102,20 +131,22 @@ def similar(client: Client, ids: Iterator[str], options: Options, timeout_ms: in
 
 
 def classified(
-    client: Client, ids: Iterator[str], options: Voting, timeout_ms: int | None
+    client: Client, ids: Iterator[str], options: Voting, timeout_ms: int | None, window: int = WINDOW
 ) -> Iterator[tuple[Judgement, int]]:
     """(judgement, generation) of each id, in order."""
-    first, second = next(ids, None), next(ids, None)
-    if first is not None and second is None:  # the one that is tried again when a reader leaves
-        reply = client.classify([first], options=options, timeout_ms=timeout_ms)
-        yield reply.judgements[0], reply.generation
+    first = next(ids, None)
+    second = next(ids, None) if window > 1 else None
+    if first is not None and second is None:  # one by one they are tried again when a reader leaves
+        for one in itertools.chain([first], ids):
+            reply = client.classify([one], options=options, timeout_ms=timeout_ms)
+            yield reply.judgements[0], reply.generation
         return
 
     def make(one: str) -> Callable[[int, int], Request]:
         return lambda request_id, left_ms: Classify(request_id, [one], [], within(options, left_ms))
 
     makes = (make(one) for one in itertools.chain([first, second], ids) if one is not None)
-    for answer in client.pipeline(makes, window=WINDOW, timeout_ms=timeout_ms):
+    for answer in client.pipeline(makes, window=window, timeout_ms=timeout_ms):
         if isinstance(answer, Failure):
             raise error_of(answer)
         if isinstance(answer, Classified):

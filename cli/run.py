@@ -88,7 +88,7 @@ def _close_stdout() -> None:
     os.close(null)
 
 
-def _ended(status: int, session: Session) -> int:
+def ended(status: int, session: Session) -> int:
     """A command's own status, once what it said is out; where nobody listens any more it is the same."""
     try:
         sys.stdout.flush()
@@ -112,9 +112,9 @@ def run(args: Sequence[str], session: Session) -> int:
         sys.stdout.flush()
         return OK
     except click.exceptions.Exit as e:
-        return _ended(e.exit_code, session)
+        return ended(e.exit_code, session)
     except Quit as e:
-        return _ended(e.exit_status, session)
+        return ended(e.exit_status, session)
     except click.exceptions.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
@@ -123,4 +123,4 @@ def run(args: Sequence[str], session: Session) -> int:
         _close_stdout()
         return OK
     except Exception as e:
-        return failed(e, session)
+        return ended(failed(e, session), session)

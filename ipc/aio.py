@@ -24,6 +24,7 @@ from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, P
 from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, OverloadedError, VersionError, error_of
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
+    DEADLINE_MS_MAX,
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
     Cancel,
@@ -199,7 +200,8 @@ class AsyncClient:
 
     async def _once(self, make: Make, deadline_s: float) -> Reply:
         request_id = next(self._ids)
-        request = make(request_id, max(1, round((deadline_s - time.monotonic()) * 1_000)))
+        left_ms = max(1, round((deadline_s - time.monotonic()) * 1_000))
+        request = make(request_id, min(left_ms, DEADLINE_MS_MAX))
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         wire: Wire | None = None
         try:

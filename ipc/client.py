@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import select
 import socket
 import struct
@@ -32,6 +33,7 @@ from ipc.calls import LATE_MS, QUERY_SOCKET, WRITE_SOCKET, WRITES, Call, Make, P
 from ipc.errors import ConnectError, ConnectionLostError, DeadlineError, OverloadedError, VersionError, error_of
 from ipc.frames import FrameError, FrameReader, frame
 from ipc.messages import (
+    DEADLINE_MS_MAX,
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
     Cancel,
@@ -62,13 +64,17 @@ class Wire:
         self._socket: socket.socket | None = None
         self._frames = FrameReader(FRAME_BYTES_MAX)
         self._replies: dict[int, deque[Reply]] = {}  # by id; an id is here while its replies are awaited
+        self._pid = 0  # of the process that connected
 
     def connect(self, client_name: str, deadline_s: float) -> None:
         """Connect and say hello, if that is not done or the engine closed meanwhile."""
+        if self._socket is not None and self._pid != os.getpid():  # forked: what comes here is for the parent
+            self.close()
         if self._socket is not None and (self._replies or not self._gone()):
             return
         for last in (False, True):  # a worker may leave between accept and welcome; nothing was asked yet, so once more
             self.close()
+            self._pid = os.getpid()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
                 left_us = max(1_000, int((deadline_s - time.monotonic()) * 1e6))
@@ -305,7 +311,7 @@ class Client:
 
     def _prepare(self, make: Make, deadline_s: float) -> tuple[Request, Wire]:
         left_ms = max(1, round((deadline_s - time.monotonic()) * 1_000))
-        request = make(next(self._ids), left_ms)
+        request = make(next(self._ids), min(left_ms, DEADLINE_MS_MAX))
         return request, self._write if isinstance(request, WRITES) else self._query
 
     def _deadline(self, timeout_ms: int | None) -> float:

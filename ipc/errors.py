@@ -7,6 +7,8 @@ Always true
 
 from __future__ import annotations
 
+from typing import Any
+
 from ipc.messages import ErrorCode, Failure
 
 
@@ -18,6 +20,10 @@ class ClientError(Exception):
     def __init__(self, code: ErrorCode | None, detail: str, retry_after_ms: int = 0) -> None:
         self.code, self.detail, self.retry_after_ms = code, detail, retry_after_ms
         super().__init__(detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It crosses to another process whole (multiprocessing)."""
+        return type(self), (self.code, self.detail, self.retry_after_ms)
 
 
 class InternalError(ClientError):
@@ -86,6 +92,9 @@ class ConnectError(ClientError):
     def __init__(self, path: str, detail: str) -> None:
         self.path = path
         super().__init__(None, detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.detail)
 
 
 class ConnectionLostError(ConnectError):

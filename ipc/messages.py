@@ -26,6 +26,7 @@ FRAME_BYTES_HELLO = 4096  # until a connection has said hello
 TOP_K_MAX = 1_000
 EVENTS_PER_MESSAGE_MAX = 1_024
 IDS_PER_MESSAGE_MAX = 1_024
+DEADLINE_MS_MAX = 600_000
 
 
 class ErrorCode(IntEnum):
@@ -48,7 +49,7 @@ class ErrorCode(IntEnum):
 
 RequestId = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
 TopK = Annotated[int, Meta(ge=1, le=TOP_K_MAX)]
-Millis = Annotated[int, Meta(ge=1, le=600_000)]
+Millis = Annotated[int, Meta(ge=1, le=DEADLINE_MS_MAX)]
 Id = Annotated[str, Meta(min_length=1, max_length=384)]
 Name = Annotated[str, Meta(max_length=128)]
 SpaceName = Annotated[str, Meta(max_length=32)]

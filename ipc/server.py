@@ -60,6 +60,7 @@ Role = Literal["read", "write"]
 WRITES: frozenset[type] = frozenset(get_args(Write))
 UNDONE = WRITES - {Ingest}  # a worker that drains has ended the tasks of these; what was brought is still stored
 ANYWHERE: frozenset[type] = frozenset({Hello, Ping, Info, Stats, Cancel})  # welcome on both sockets
+UNREAD_SHARE = 1.25  # of write_bytes_max: refusals, too, are read by nobody
 RETRY_AFTER_MS = 100
 STOPS_RETRY_AFTER_MS = 1_000  # the next one must have started
 REFUSALS_MAX = 256  # connections beyond the most that are kept until their Hello, to be answered OVERLOADED
@@ -78,7 +79,7 @@ class Bounds(NamedTuple):
     frame_s: float = 10.0  # from a frame's first byte to its last
     write_s: float = 10.0  # how long a peer may leave its replies unread
     write_high_bytes: int = 1 << 20  # unread replies above this: its requests are not read
-    write_bytes_max: int = 32 << 20  # unread replies above this: closed at once
+    write_bytes_max: int = 32 << 20  # unread replies above this: no answer joins them; far above it: closed at once
     held_bytes_max: int = 128 << 20  # half frames, requests under way and unread replies of all connections together
 
 
@@ -253,6 +254,10 @@ class Connection(asyncio.Protocol):
         if len(body) > FRAME_BYTES_MAX:
             detail = f"the answer has {len(body)} bytes, a frame at most {FRAME_BYTES_MAX}: ask for less"
             self.fail(request_id, ErrorCode.BAD_REQUEST, f"{detail} (a smaller top_k or limit, no features, no raw)")
+            return
+        if self.server.role == "read" and self._unwritten() + len(body) > self.server.bounds.write_bytes_max:
+            detail = "more answers came at once than this connection may hold; read those first"  # faster than any peer
+            self.fail(request_id, ErrorCode.OVERLOADED, detail, RETRY_AFTER_MS)
             return
         if not more:
             self._pending_bytes -= self._pending.pop(request_id)[1]
@@ -501,16 +506,20 @@ class Connection(asyncio.Protocol):
         self.server.counters.bytes_out += len(body)
         self._written_bytes += 4 + len(body)
         self._transport.write(frame(body))
-        if self._transport.get_write_buffer_size() > self.server.bounds.write_bytes_max:
+        if self._unwritten() > self.server.bounds.write_bytes_max * UNREAD_SHARE:
             self._unread()
             return
         if self._write_timer is None:
             self._start_write_timer(self._taken())
         self._hold()
 
+    def _unwritten(self) -> int:
+        """Bytes of replies that the kernel did not take yet."""
+        return int(self._transport.get_write_buffer_size()) if self._transport is not None else 0
+
     def _taken(self) -> int:
-        """Bytes of replies that the kernel took from us."""
-        return self._written_bytes - (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+        """Those that it took from us."""
+        return self._written_bytes - self._unwritten()
 
     def _start_write_timer(self, taken_bytes: int) -> None:
         self._cancel_write_timer()

@@ -54,9 +54,10 @@ def query_similar(
     from cli import questions
 
     several, wanted = questions.ids_of(ids, sys.stdin)
+    window = questions.window(ids, sys.stdin)
 
     def answers() -> Iterator[Any]:
-        for reply in questions.similar(session.client(), wanted, options, timeout_ms):
+        for reply in questions.similar(session.client(), wanted, options, timeout_ms, window):
             _remember(session, reply)
             yield from ((answer, reply.generation) for answer in reply.answers)
 
@@ -126,7 +127,8 @@ def classify(
             out.judgements(judgements, several=several, listed=True)
         return
     several, wanted = questions.ids_of(what, sys.stdin)
-    found = questions.classified(session.client(), wanted, options, timeout_ms)
+    window = questions.window(what, sys.stdin)
+    found = questions.classified(session.client(), wanted, options, timeout_ms, window)
     out.judgements(questions.remembered(found, session), several=several, listed=several)
 
 

@@ -79,12 +79,18 @@ def open_path(path: str | Path) -> BinaryIO:
 
 
 def walk(path: str | Path, pattern: str = "*") -> list[Path]:
-    """The file itself, or all regular files beneath a directory that match, in sorted order."""
+    """The file itself, or all regular files beneath a directory that match, in sorted order. Raises SourceError for a
+    directory that cannot be read."""
     root = Path(path)
     if not root.is_dir():
         return [root]
+
+    def refuse(e: OSError) -> None:
+        if isinstance(e, PermissionError):  # one that is gone since it was listed is none
+            raise SourceError(f"{e.filename} cannot be read: {e.strerror}; name what is to be read of {root}") from e
+
     found = []
-    for directory, names, files in os.walk(root, followlinks=False):
+    for directory, names, files in os.walk(root, onerror=refuse, followlinks=False):
         names[:] = sorted(name for name in names if not name.startswith("."))
         for name in files:
             file = Path(directory) / name

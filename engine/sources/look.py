@@ -11,6 +11,7 @@ Always true
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 import re
 import stat
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import SourceError
+
+log = logging.getLogger(__name__)
 
 HOT_FILES_MAX = 64
 WALK_EVERY = 25
@@ -47,6 +50,14 @@ def before_rotation(path: str) -> set[str]:
     return {f"{folder}{slash}{one}" for one in names}
 
 
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Directory:
     """One configured file, or all files of a directory that match `pattern`."""
 
@@ -57,6 +68,12 @@ class Directory:
         self.hot: list[int] = []
         self._times: dict[str, int] = {}  # of each directory at the last walk; -1: too young to be relied on
         self._looks_left = 0
+        self._said: set[str] = set()
+
+    def _say_once(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.warning("%s", what)
 
     def open(self) -> int:
         """A descriptor of the directory. Raises SourceError."""
@@ -122,6 +139,9 @@ class Directory:
                 wanted = self.wants(name)
                 # eve.json.1, eve.json-20260101.gz, eve.1.json: may be one of ours after a rotation
                 if not wanted and not any(name[:size] in stems for size in sizes):
+                    continue
+                if not name.isascii() and not _is_utf8(f"{directory}/{name}"):  # states have their path as text
+                    self._say_once(f"{f'{directory}/{name}'!r} in {self.root} is not followed: its name is no UTF-8")
                     continue
                 try:
                     s = os.stat(name, dir_fd=fd, follow_symlinks=False)

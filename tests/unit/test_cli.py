@@ -267,6 +267,30 @@ def test_a_purge_of_ids_from_stdin_takes_yes_for_nobody_can_be_asked(engine, flo
     assert [(asked.ids, asked.dry_run) for asked in engine.seen] == [(["e1", "e2"], False)]
 
 
+def test_a_purge_of_more_ids_than_a_message_holds_is_several(engine, flowkin, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"e{i}\n" for i in range(2_500))))
+    assert flowkin("purge", "-", "--yes", "--json").json()["events"] == 9
+    assert [len(asked.ids) for asked in engine.seen if isinstance(asked, Purge)] == [1_024, 1_024, 452]
+    assert [name for asked in engine.seen if isinstance(asked, Purge) for name in asked.ids][::2_499] == ["e0", "e2499"]
+
+
+@pytest.mark.parametrize("command", ["query_similar"])
+def test_ids_from_a_pipe_are_answered_as_they_come(engine, tmp_path, command):
+    """Nothing came before the ninth, or the end."""
+    environment = os.environ | {"FLOWKIN_DATA_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", command, "-", "--ndjson"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=environment, cwd=ROOT, text=True,
+    ) as asking:  # fmt: skip
+        assert asking.stdin is not None and asking.stdout is not None
+        for name in ("e1", "e2"):
+            asking.stdin.write(f"{name}\n")
+            asking.stdin.flush()
+            assert json.loads(asking.stdout.readline())["generation"] == 7
+        asking.stdin.close()
+        assert asking.wait(30) == 0
+
+
 @pytest.mark.parametrize("how", ["--yes", "--dry-run"])
 def test_a_purge_of_no_id_from_stdin_removes_nothing_and_says_so(engine, flowkin, monkeypatch, tmp_path, how):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
@@ -712,6 +736,16 @@ def test_a_reader_that_leaves_early_is_no_error(engine, tmp_path):
     command = f"{sys.executable} -m cli query_similar {'e1 ' * 400} --ndjson | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.stderr == "" and done.stdout.splitlines()[-1] == "0"
+
+
+@pytest.mark.parametrize("to", ["| true", "> /dev/full"])
+def test_an_error_keeps_its_status_where_nobody_listens(engine, tmp_path, to):
+    """Not 120, with a complaint of the interpreter."""
+    environment = os.environ | {"FLOWKIN_DATA_DIR": str(tmp_path)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    command = f"{sys.executable} -m cli query_similar e1 missing --json {to}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 3 and "Exception ignored" not in done.stderr
 
 
 def test_version_and_help():

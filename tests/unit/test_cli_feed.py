@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,12 @@ def items(first: int, count: int, raw: int = 10) -> list[FeaturedEvent]:
         FeaturedEvent(Event(event_id=f"e{i}", source="lab", ts=i, ts_start=i), b"", b"x" * raw)
         for i in range(first, first + count)
     ]
+
+
+def test_a_reject_of_a_file_whose_name_is_no_utf8_can_be_sent() -> None:
+    """One bad line in it cost the events of all files."""
+    reject = feed._bounded(Reject("logs/" + os.fsdecode(b"caf\xe9.json"), 3, "bad", b"r"))
+    assert encode(Ingest(1, "eve", [], [reject], "eve")) and reject.file == "logs/caf?.json"
 
 
 def part(first: int, count: int, raw: int = 10, rejects: int = 0, format: str = "ndjson") -> feed.Part:

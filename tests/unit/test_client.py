@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
 import signal
 import socket
@@ -817,6 +818,58 @@ def test_a_peer_that_does_not_read_is_not_read_and_then_closed(engine: Engine) -
         eventually(lambda: engine.open == 0)
         assert len(engine.seen) * 20_000 < QUICK.write_bytes_max
     assert engine.servers["read"].counters.errors == 1
+
+
+def test_more_answers_at_once_than_a_connection_holds_are_refused_and_those_it_holds_are_read(tmp_path: Path) -> None:
+    """A client that read all it could was closed for not reading: no kernel takes 4 MB within one turn of a loop."""
+    engine = Engine(tmp_path, QUICK._replace(pending_max=300, write_bytes_max=1 << 20, write_s=10.0))
+    with Raw(engine.query) as raw:
+        raw.send(*(Get(n, ["late"]) for n in range(1, 201)))
+        eventually(lambda: len(engine.late) == 200)
+
+        def answer() -> None:
+            for connection, request_id in engine.late:
+                connection.reply(Facts(request_id, 7, {"x": "x" * 20_000}))
+
+        engine.do(answer)
+        replies = [raw.reply() for _ in range(200)]
+        codes = [reply.code for reply in replies if isinstance(reply, Failure)]
+        assert {reply.request_id for reply in replies} == set(range(1, 201))
+        assert 0 < len(codes) < 190 and set(codes) == {ErrorCode.OVERLOADED}
+        raw.send(Ping(900))
+        assert raw.reply() == Pong(900, 7)
+    engine.stop()
+
+
+def test_a_forked_client_has_a_connection_of_its_own(client: Client, engine: Engine) -> None:
+    """With its parent's it took its parent's answers, whose requests have the same ids."""
+    client.ping()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if client.ping().generation == 7 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.ping().generation == 7
+    assert engine.servers["read"].counters.accepted == 2
+
+
+def test_an_hour_for_a_call_is_more_than_a_message_may_say(engine: Engine) -> None:
+    with Client(engine.query, timeout_ms=3_600_000) as client:
+        client.recent()
+
+    async def ask() -> None:
+        async with AsyncClient(engine.query, timeout_ms=3_600_000) as client:
+            await client.recent()
+
+    asyncio.run(ask())
+    assert [request.deadline_ms for request in engine.seen if isinstance(request, Recent)] == [600_000, 600_000]
+
+
+@pytest.mark.parametrize("kind", [*errors.BY_CODE.values(), errors.ConnectError, errors.ConnectionLostError])
+def test_an_error_crosses_to_another_process(kind: type[errors.ClientError]) -> None:
+    connects = issubclass(kind, errors.ConnectError)
+    error = kind("a.sock", "why") if connects else kind(ErrorCode.DENIED, "why", 5)  # type: ignore[arg-type]
+    other = copy.copy(error)
+    assert (type(other), vars(other), str(other)) == (kind, vars(error), "why")
 
 
 def test_a_peer_that_leaves_takes_its_requests_along(engine: Engine) -> None:

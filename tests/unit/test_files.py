@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -90,6 +91,25 @@ def test_directories_are_walked_in_order_and_links_are_not_followed(tmp_path: Pa
     assert [str(p.relative_to(root)) for p in walk(root)] == ["a.json", "b/y.log", "b/z.json", "c.json"]
     assert [str(p.relative_to(root)) for p in walk(root, "*.json")] == ["a.json", "b/z.json", "c.json"]
     assert walk(root / "a.json") == [root / "a.json"]
+
+
+def test_a_directory_that_may_not_be_read_is_an_error_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:  # root reads everything
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    for root in (tmp_path, tmp_path / "locked"):
+        with pytest.raises(SourceError, match="locked cannot be read: Permission denied"):
+            walk(root)
+    assert walk(tmp_path / "open") == []
 
 
 def test_a_file_that_goes_between_the_list_and_the_look_stops_no_walk(

@@ -548,6 +548,20 @@ def test_a_file_that_may_not_be_opened_is_said_to_be_so(tmp_path: Path, monkeypa
     watch.follower.close()
 
 
+def test_a_name_that_is_no_utf8_is_left_out_with_a_word_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its state could not be stored, and the source began anew for ever."""
+    append(tmp_path / os.fsdecode(b"caf\xe9.json"), lines(0, 3))
+    append(tmp_path / "café.json", lines(3, 6))
+    watch = Watch(tmp_path)
+    watch.poll()
+    watch.poll()
+    assert len(watch.seen) == 3
+    assert caplog.text.count("no UTF-8") == 1
+    watch.follower.close()
+
+
 def test_a_directory_that_comes_later_is_one(tmp_path: Path) -> None:
     """It was taken for a file of that name until the next start."""
     logs = tmp_path / "zeek"
