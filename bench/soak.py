@@ -157,13 +157,16 @@ def asking() -> None:
 
 
 def rounds(seed: int) -> Iterator[FeaturedEvent]:
-    """The same traffic without end, later each time, without free text."""
-    start_ns = START_NS
+    """The same traffic without end, later each time, without free text. The generator is not told the later time: who
+    talks to whom would go by that, and new pairs would come without end."""
+    later_ns = 0
     for turn in itertools.count():
-        for item in generate(ROUND_EVENTS, seed, start_ns):
-            item.event.event_id, item.event.text = f"{turn}-{item.event.event_id}", ""
+        for item in generate(ROUND_EVENTS, seed):
+            event = item.event
+            event.event_id, event.text = f"{turn}-{event.event_id}", ""
+            event.ts, event.ts_start = event.ts + later_ns, event.ts_start + later_ns
             yield item
-        start_ns = item.event.ts
+        later_ns = event.ts - START_NS
 
 
 class Slope(NamedTuple):
