@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 from cli.answers import annotation_of, event_of, identity, outcome
@@ -54,7 +53,9 @@ def whole(to: Writer, answer: Answer, generation: int, *, plan: bool = False) ->
         to.line(Span("too little is known of its behaviour", WARN), f" ({known}): --space sbert compares what is said")
         best = answer.query_flows[0] if answer.query_flows else None
         if best is not None and best.coverage >= KNOWN_MIN:
-            command = f"flowkin query_similar {shlex.quote(identity(best))}"
+            from shlex import quote
+
+            command = f"flowkin query_similar {quote(identity(best))}"
             to.line("more is known of its connection: ", Span(command, BOLD))
     else:
         to.line(Span("no event matches", WARN))
