@@ -14,6 +14,7 @@ Always true
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -113,11 +114,16 @@ class File:
 
     def __init__(self, path: Path) -> None:
         self.path, self._fd, self._failed = path, -1, False
+        self._torn = False  # the last line has no end
 
     def write(self, line: bytes) -> None:
+        data = (b"\n" if self._torn else b"") + line + b"\n"
         try:
             self._open()
-            os.write(self._fd, line + b"\n")
+            if written := os.write(self._fd, data):
+                self._torn = written < len(data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._failed = False
         except OSError as e:
             if not self._failed:

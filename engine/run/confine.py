@@ -64,6 +64,8 @@ FORBIDDEN = """
     settimeofday clock_settime clock_adjtime adjtimex stime
     shmget shmat msgget semget mq_open
 """
+SIGNAL_BY_FCNTL = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: who gets which signal when something comes
+SIGNAL_BY_IOCTL = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
 RINGS = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 UNKNOWN = ("clone3", "openat2")  # their arguments cannot be looked at; who asks is told to use the older call
 
@@ -239,6 +241,10 @@ def _seccomp() -> None:
             made.forbid(name, code=errno.ENOSYS)
         made.forbid("clone", _Compare(0, MASKED_EQ, CLONE_THREAD, 0))  # a process, no thread
         made.forbid("tgkill", _Compare(0, NE, os.getpid(), 0))
+        made.forbid("prlimit64", _Compare(0, NE, 0, 0))  # of CPU seconds: a way to kill another process
+        for call, commands in (("fcntl", SIGNAL_BY_FCNTL), ("ioctl", SIGNAL_BY_IOCTL)):
+            for command in commands:
+                made.forbid(call, _Compare(1, MASKED_EQ, 0xFFFFFFFF, command))
         for call, flags_at in (("open", 1), ("openat", 2)):
             for mode in (os.O_WRONLY, os.O_RDWR, os.O_ACCMODE):
                 made.forbid(call, _Compare(flags_at, MASKED_EQ, os.O_ACCMODE, mode))

@@ -144,6 +144,7 @@ class Drain:
                 if self._stopping and not self._ended:
                     self._stop()
                 self._hand_on()
+            self._audit.flush(all=True)  # who hears of the end kills this process
             self._channel.setblocking(True)
             self._channel.sendall(END)
         except ConnectionError:

@@ -63,6 +63,8 @@ SAME_SIGNAL_S = 0.5  # timeout(1) and others send SIGTERM twice at once, to us a
 LAST_WORDS = 8  # times as many messages as are taken at once of a worker that has ended
 REPORTS_MAX = 4 * SUMS_MAX  # lines for the audit log that a worker may send in SUM_S; it sums up itself
 CHECK_S_MAX = 10.0  # how long crashing readers wait for the ingest worker's checks
+DEATH_S_MAX = 5.0  # that is waited for killed workers at the end
+MEASURE_S_MIN = 1.0  # between two looks at the memory of all workers
 
 
 class _Slot:
@@ -81,6 +83,8 @@ class _Slot:
         self.due_s = math.inf
         self.kill_s = math.inf
         self.rolling = self.given_up = False
+        self.retried = False  # by a SIGHUP, after it was given up
+        self.killed = False  # and not dead yet
 
     @property
     def ready(self) -> bool:
@@ -144,6 +148,7 @@ class Supervisor:
         self.accept_failing = ""  # why the last accept failed; "": it did not
         self.roll: deque[_Slot] = deque()
         self.rolled: _Slot | None = None
+        self.measured_s = -math.inf
         self.rolls_for: handoff.Sender | None = None  # who waits for the end of it
         self.started = False  # every worker was ready once
         self.status: int | None = None  # set: stop with it
@@ -238,7 +243,7 @@ class Supervisor:
         sender.on_report = lambda line: self._on_report(slot, line)
         if slot is self.ingest:
             sender.on_roll = lambda: self._on_roll(sender)
-        slot.process, slot.sender, slot.kill_s = process, sender, math.inf
+        slot.process, slot.sender, slot.kill_s, slot.killed = process, sender, math.inf, False
         self.selector.register(slot.pidfd, selectors.EVENT_READ, lambda: self._reap(slot))
         self.selector.register(sender, selectors.EVENT_READ, lambda: self._hear(slot))
         log.info("%s started, pid %d", slot.role, process.pid)
@@ -280,10 +285,14 @@ class Supervisor:
         self.audit_file.write(encode_line(msgspec.structs.replace(found, process=slot.role)))
 
     def _on_measure(self, sender: handoff.Sender) -> None:
-        """For a worker that may not look at other processes: a confined reader."""
-        for slot in self.slots:
-            if slot.process is not None:
-                slot.beat.put(**memory_bytes(slot.process.pid))
+        """For a worker that may not look at other processes: a confined reader. However often one asks, it is looked
+        once in a while: the kernel goes through all that they have mapped."""
+        now_s = time.monotonic()
+        if now_s - self.measured_s >= MEASURE_S_MIN:
+            for slot in self.slots:
+                if slot.process is not None:
+                    slot.beat.put(**memory_bytes(slot.process.pid))
+            self.measured_s = time.monotonic()
         sender.send(handoff.MEASURED)
 
     def _on_roll(self, sender: handoff.Sender) -> None:
@@ -322,16 +331,20 @@ class Supervisor:
                 if reader.starts == 0:
                     reader.due_s = 0.0
         if slot is self.rolled and not slot.rolling:  # the new one
-            self.rolled = None
-            if not self.roll:
-                log.info("rolled")
-                notify.notify("READY=1")
-                self._tell_rolled(True)
+            self._rolled()
         if not self.started and all(slot.ready for slot in self.slots):
             self.started = True
             paths = " ".join(f"{kind}={path}" for kind, path in socket_paths(self.layout, self.config).items())
             print(f"READY pid={os.getpid()} readers={len(self.readers)} {paths}", file=sys.stderr, flush=True)
             notify.notify(f"READY=1\nSTATUS={len(self.readers)} readers")
+
+    def _rolled(self) -> None:
+        """The turn of the next one, if there is one."""
+        self.rolled = None
+        if not self.roll:
+            log.info("rolled")
+            notify.notify("READY=1")
+            self._tell_rolled(True)
 
     def _reap(self, slot: _Slot) -> None:
         status = self._bury(slot)
@@ -372,7 +385,9 @@ class Supervisor:
                 slot.due_s = now_s + after_s
             case GiveUp(reason, status):
                 slot.given_up = True
-                if slot is self.rolled:
+                if slot is self.rolled and slot.retried:
+                    self._rolled()  # it did not serve before either
+                elif slot is self.rolled:
                     self._stop_rolling(f"{slot.role} did not come back")
                 if not self.started:
                     log.error("the start is given up: %s", reason)
@@ -385,17 +400,18 @@ class Supervisor:
 
     def _look_for_hangs(self, now_s: float) -> None:
         for slot in self.slots:
-            if slot.process is None:
+            if slot.process is None or slot.killed:
                 continue
             patience = 1 if slot.sender is not None and slot.sender.ready else START_PATIENCE
             silent_ms = (self.turn_ns - max(slot.beat.stamp_ns, self.awake_ns)) / 1e6
             if silent_ms > self.config.hang_after_ms * patience:
                 log.error("%s gave no sign of life for %.1f s: killed", slot.role, silent_ms / 1e3)
-                slot.signal(signal.SIGKILL)
             elif now_s >= slot.kill_s:
                 log.warning("%s did not drain in time: killed", slot.role)
-                slot.signal(signal.SIGKILL)
-                slot.kill_s = math.inf
+            else:
+                continue
+            slot.signal(signal.SIGKILL)
+            slot.killed = True  # one that waits for a disk dies when that answers
 
     # ---- connections
 
@@ -491,7 +507,8 @@ class Supervisor:
         if self.rolled is not None or not self.roll:
             return
         slot = self.rolled = self.roll.popleft()
-        if slot.process is None:
+        slot.retried = slot.process is None
+        if slot.retried:
             slot.given_up, slot.due_s = False, 0.0
         else:
             slot.rolling, slot.kill_s = True, now_s + self.config.drain_ms / 1e3
@@ -540,9 +557,15 @@ class Supervisor:
     def _kill_all(self) -> None:
         for slot in self.slots:
             slot.signal(signal.SIGKILL)
+        end_s = time.monotonic() + DEATH_S_MAX
         for slot in self.slots:
             if slot.process is not None:
-                self._bury(slot)
+                try:
+                    slot.process.wait(max(0.0, end_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    log.critical("%s, pid %d, was killed and does not die: a disk?", slot.role, slot.process.pid)
+                else:
+                    self._bury(slot)
 
 
 # ---- what must be true before the first worker starts

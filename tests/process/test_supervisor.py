@@ -263,10 +263,8 @@ def test_a_worker_without_signs_of_life_is_killed_and_replaced(start: Callable[.
     else:
         with engine.client(timeout_ms=100) as client, pytest.raises(DeadlineError):
             client.get(["hang"])
-    start_s = time.monotonic()
     assert engine.restarted("reader-0", old)
-    assert time.monotonic() - start_s < 3
-    assert "gave no sign of life" in engine.log
+    assert engine.log.count("gave no sign of life") == 1
     with engine.client() as client:
         client.ping()
 
@@ -441,6 +439,20 @@ def test_one_reader_down_for_good_leaves_a_serving_engine_and_sighup_tries_again
     engine.process.send_signal(signal.SIGHUP)
     eventually(lambda: "rolled" in engine.log)
     assert sorted(engine.workers().values()) == ["ingest", "reader-0", "reader-1"]
+
+
+def test_a_worker_that_fails_again_at_a_sighup_keeps_no_other_from_its_turn(start: Callable[..., Engine]) -> None:
+    down = {"FAKE_READER_0": "boot_error_later", "FAKE_READER_1": "boot_error_later"}
+    engine = start("readers.count=3", env=down).ready()
+    for role in ("reader-0", "reader-1"):
+        os.kill(engine.pid(role), signal.SIGKILL)
+    eventually(lambda: engine.log.count("the others go on") == 2)
+    (engine.layout.data_dir / "reader-1.born").unlink()
+    before = engine.pid("reader-2")
+    engine.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "rolled" in engine.log)
+    assert sorted(engine.workers().values()) == ["ingest", "reader-1", "reader-2"]
+    assert engine.pid("reader-2") != before
 
 
 def test_sighup_rolls_the_readers_without_a_failed_read(start: Callable[..., Engine]) -> None:

@@ -70,6 +70,20 @@ def test_what_differs_too_much_becomes_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(json.loads(line).get("times", 1) for line in said) == 10_000
 
 
+def test_a_line_that_a_full_disk_cut_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, write = File(tmp_path / "audit.ndjson"), os.write
+    file.write(b'{"n": 1}')
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[:4]))
+        file.write(b'{"n": 2}')
+    file.write(b'{"n": 3}')
+    file.close()
+    assert (tmp_path / "audit.ndjson").read_bytes() == b'{"n": 1}\n{"n"\n{"n": 3}\n'
+    assert caplog.text.count("cannot be written") == 1
+
+
 def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "BYTES_MAX", 2_000)
     files = [File(tmp_path / "audit.ndjson") for _ in range(2)]  # as two processes have it
