@@ -29,6 +29,7 @@ MESSAGES_AT_ONCE = 64  # of one worker
 MESSAGE_BYTES_MAX = 1 << 17
 JOB, CONNECTION, SUSPECT, MEASURED, ROLLED = b"J", b"C", b"S", b"M", b"D"  # to the worker
 READY, COUNTS, CHECKED, REPORT, MEASURE, ROLL = b"R", b"N", b"K", b"A", b"W", b"L"  # from the worker
+LEAVING = b"V"  # from the worker, too: it takes no more connections
 FD = struct.Struct("=i")
 FD_SPACE = socket.CMSG_SPACE(FD.size)
 TOTALS = struct.Struct("<QQ")  # taken, closed
@@ -51,7 +52,7 @@ class Sender:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.sent = self.taken = self.closed = 0
-        self.ready = self.checked = False
+        self.ready = self.checked = self.leaving = False
         self.on_report: Callable[[bytes], None] = lambda line: None
         self.on_measure: Callable[[], None] = lambda: None
         self.on_roll: Callable[[], None] = lambda: None
@@ -107,6 +108,8 @@ class Sender:
                 self.taken, self.closed = TOTALS.unpack(body)
             elif kind == READY:
                 self.ready = True
+            elif kind == LEAVING:
+                self.leaving = True
             elif kind == CHECKED:
                 self.checked = True
             elif kind == REPORT:
@@ -157,8 +160,9 @@ class Receiver:
             self._receive()
 
     def send(self, kind: bytes) -> None:
-        """READY and CHECKED: sent once, and the channel is as good as empty then."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        """READY, CHECKED and LEAVING: sent once, and the channel is as good as empty then; where it is not, what leaves
+        is dealt connections until it is gone."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.sock.send(kind)
 
     def measure(self) -> bool:

@@ -88,7 +88,7 @@ class _Slot:
 
     @property
     def ready(self) -> bool:
-        return self.sender is not None and self.sender.ready and not self.rolling
+        return self.sender is not None and self.sender.ready and not (self.rolling or self.sender.leaving)
 
     def signal(self, number: int) -> None:
         if self.process is not None:

@@ -183,6 +183,8 @@ class Worker:
 
     def stop(self) -> None:
         """Leave, as at SIGTERM."""
+        if not self.stopping.is_set():
+            self._receiver.send(handoff.LEAVING)
         self._receiver.stop()
         self.stopping.set()
 

@@ -441,6 +441,33 @@ def test_one_reader_down_for_good_leaves_a_serving_engine_and_sighup_tries_again
     assert sorted(engine.workers().values()) == ["ingest", "reader-0", "reader-1"]
 
 
+def test_a_reader_that_leaves_by_itself_is_dealt_no_connection(start: Callable[..., Engine]) -> None:
+    """It has the fewest, so it was dealt those that it had just closed, and nobody read them until it was gone."""
+    engine = start("readers.count=2").ready()
+
+    def asked() -> str:
+        with engine.client(timeout_ms=20_000) as late:
+            role: str = late.info().facts["role"]
+            return role
+
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        held = [stack.enter_context(engine.client(timeout_ms=20_000)) for _ in range(6)]
+        client, leaving = held[0], held[0].info().facts["role"]
+        for one in held[1:]:
+            if one.info().facts["role"] == leaving:
+                one.close()
+        page = engine.layout.heartbeat(leaving)
+        before = heartbeat.read(page)
+        slow = pool.submit(client.call, lambda i, ms: Get(i, ["slow", "6000"], deadline_ms=ms))
+        eventually(lambda: before != heartbeat.read(page) and heartbeat.read(page).requests > before.requests)  # type: ignore[union-attr]
+        os.kill(engine.pid(leaving), signal.SIGTERM)
+        eventually(lambda: asked() != leaving)  # it may not have heard of it yet
+        assert leaving not in [asked() for _ in range(6)]
+        assert not slow.done()
+        slow.result(30)
+
+
 def test_a_worker_that_fails_again_at_a_sighup_keeps_no_other_from_its_turn(start: Callable[..., Engine]) -> None:
     down = {"FAKE_READER_0": "boot_error_later", "FAKE_READER_1": "boot_error_later"}
     engine = start("readers.count=3", env=down).ready()
