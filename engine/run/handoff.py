@@ -153,8 +153,14 @@ class Receiver:
         self.sock.setblocking(False)
         self._read()
 
+    def leave(self) -> None:
+        """Take no more connections, and have none dealt. What is on the way, and what comes before the supervisor has
+        heard, is closed: its peers were not welcomed yet, and connect again."""
+        self.on_connection = None
+        self.send(LEAVING)
+
     def stop(self) -> None:
-        """Take nothing more. What is on the way is closed: its peers were not welcomed yet, and connect again."""
+        """Read nothing more. Connections that are on the way are closed."""
         self.on_connection, self._stopped = None, True
         if self._ignore():
             self._receive()

@@ -184,8 +184,7 @@ class Worker:
     def stop(self) -> None:
         """Leave, as at SIGTERM."""
         if not self.stopping.is_set():
-            self._receiver.send(handoff.LEAVING)
-        self._receiver.stop()
+            self._receiver.leave()
         self.stopping.set()
 
     def _orphaned(self) -> None:
