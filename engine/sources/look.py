@@ -140,7 +140,7 @@ class Directory:
                 # eve.json.1, eve.json-20260101.gz, eve.1.json: may be one of ours after a rotation
                 if not wanted and not any(name[:size] in stems for size in sizes):
                     continue
-                if not name.isascii() and not _is_utf8(f"{directory}/{name}"):  # states have their path as text
+                if not _is_utf8(f"{directory}/{name}"):  # states have their path as text
                     self._say_once(f"{f'{directory}/{name}'!r} in {self.root} is not followed: its name is no UTF-8")
                     continue
                 try:

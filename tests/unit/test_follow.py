@@ -554,11 +554,14 @@ def test_a_name_that_is_no_utf8_is_left_out_with_a_word_and_stops_nothing(
     """Its state could not be stored, and the source began anew for ever."""
     append(tmp_path / os.fsdecode(b"caf\xe9.json"), lines(0, 3))
     append(tmp_path / "café.json", lines(3, 6))
+    odd = tmp_path / os.fsdecode(b"d\xe9")
+    odd.mkdir()
+    append(odd / "eve.json", lines(6, 9))
     watch = Watch(tmp_path)
     watch.poll()
     watch.poll()
     assert len(watch.seen) == 3
-    assert caplog.text.count("no UTF-8") == 1
+    assert caplog.text.count("no UTF-8") == 2
     watch.follower.close()
 
 
